@@ -1,0 +1,60 @@
+"""Packaging of vdm_jax: `pip install -e .`, with the extras tpu, gpu (CUDA 13), eval and test."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+JAX = ">=0.10"
+
+setup(
+    name="vdm_jax",
+    version="0.1.0",
+    description="Video diffusion models in JAX",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["vdm_jax", "vdm_jax.*"]),
+    package_data={"vdm_jax": ["checkpoints/*.safetensors"]},
+    zip_safe=False,
+    install_requires=[
+        # The network and its training.
+        f"jax{JAX}",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "einops>=0.8",
+        "chex>=0.1.90",
+        "jaxtyping>=0.3",
+        "numpy>=2.0",
+        "safetensors>=0.5",
+        # Data. Builders write and read array_record, so TensorFlow is never needed;
+        # importlib_resources is imported by tensorflow-datasets without being declared.
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6.0",
+        "array_record>=0.8",
+        "grain>=0.2.15",
+        "av>=14.0",
+        "pillow>=11.0",
+        # Launching and reporting.
+        "absl-py>=2.1",
+        "ml_collections>=1.0",
+        "rich>=13.0",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "tpu": [f"jax[tpu]{JAX}"],
+        "gpu": [f"jax[cuda13]{JAX}"],
+        "eval": ["scipy>=1.14"],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.9"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
