@@ -56,7 +56,7 @@ def truncated_snr(
     eps: Float[Array, "b ..."],
     logsnr: Float[Array, "b"],
 ) -> Float[Array, "b"]:
-    """max(|x̂ − x|², |ε̂ − ε|²), weight max(1, SNR) on x (Salimans & Ho 2022, eq. 9)."""
+    """max(|x̂ − x|², |ε̂ − ε|²), weight max(1, SNR) on x (Salimans & Ho 2022, §4)."""
     return jnp.maximum(
         x_mse(prediction, x, eps, logsnr),
         eps_mse(prediction, x, eps, logsnr),
@@ -71,7 +71,7 @@ def min_snr_gamma(
     *,
     gamma: float = 5.0,
 ) -> Float[Array, "b"]:
-    """Weight min(SNR, γ) on x, that is min(|ε̂ − ε|², γ |x̂ − x|²) (Hang et al. 2023, §3.4)."""
+    """Weight min(SNR, γ) on x, that is min(|ε̂ − ε|², γ |x̂ − x|²) (Hang et al. 2023)."""
     return jnp.minimum(jnp.exp(logsnr), gamma) * x_mse(prediction, x, eps, logsnr)
 
 
@@ -117,7 +117,7 @@ def make_loss(name: str, *, gamma: float = 5.0, sigma_data: float = 0.5) -> Loss
 def low_discrepancy_times(key: Key[Array, ""], n: int) -> Float[Array, "{n}"]:
     """n times in [0, 1], one in each interval [i/n, (i+1)/n), each uniform by itself.
 
-    One offset for all intervals (Kingma et al. 2021, appendix I.1). The order is random so that
+    One offset for all intervals (Kingma et al. 2021, Variational Diffusion Models). The order is random so that
     a part of the batch (a microbatch, a host's share) does not see one range of times only.
     """
     offset_key, order_key = jax.random.split(key)

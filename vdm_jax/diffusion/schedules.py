@@ -84,7 +84,7 @@ def flow_to_vp(z_rf: Float[Array, "b ..."], logsnr: Float[Array, "b"]) -> Float[
 def resolution_shift(reference: int, resolution: int) -> float:
     """The shift of λ that keeps the noise on a coarse pixel equal: 2 log(reference/resolution).
 
-    Hoogeboom et al. 2023, simple diffusion, eq. 4: averaging r × r pixels divides the noise by
+    Hoogeboom et al. 2023, simple diffusion: averaging r × r pixels divides the noise by
     r, so a larger image needs a lower λ at the same t for the same destruction.
     """
     return 2.0 * math.log(reference / resolution)

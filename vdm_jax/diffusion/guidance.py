@@ -1,0 +1,103 @@
+"""Guidance: functions from Denoiser to Denoiser, composed by nesting.
+
+`static_clip(classifier_free(denoiser, 2.0, null))` first guides, then clips; a sampler sees one
+Denoiser. For one z, x̂ and ε̂ are affine in each other, so a combination with weights of sum one
+may be taken in both at once: nothing is divided by α or σ, and λ may be ±20 or ±inf.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.diffusion.predictions import Prediction
+from vdm_jax.diffusion.process import Denoiser
+from vdm_jax.diffusion.schedules import expand
+
+
+def zero_null(cond: Any) -> Any:
+    """The null condition of a network without a learned one: zeros for every array of `cond`."""
+    return jax.tree.map(jnp.zeros_like, cond)
+
+
+def classifier_free(
+    denoiser: Denoiser,
+    scale: float | int | Float[Array, ""] | Float[Array, "b"],
+    null: Callable[[Any], Any] = zero_null,
+) -> Denoiser:
+    """ε_null + g (ε_cond − ε_null), one evaluation on the doubled batch (Ho & Salimans 2021).
+
+    Args:
+      denoiser: the conditional denoiser.
+      scale: g, a number or one for each example. The paper's (1+w) ε_cond − w ε_null is
+        g = 1 + w: 0 is unconditional, 1 conditional (the denoiser itself when given as a Python
+        number: nothing is doubled), above 1 amplified.
+      null: makes the null condition of the same structure and shapes from a condition, learned
+        (`Stage.null`) or zero. Every array of both has the batch as its first axis.
+
+    Returns:
+      The guided denoiser. It raises ValueError where the null condition or its shapes do not fit.
+    """
+    if isinstance(scale, (int, float)) and scale == 1:
+        return denoiser
+
+    def join(z: Array, cond_leaf: Array, null_leaf: Array) -> Array:
+        batch = z.shape[0]
+        if cond_leaf.shape != null_leaf.shape or cond_leaf.shape[:1] != (batch,):
+            raise ValueError(
+                f"classifier_free: condition of shape {cond_leaf.shape} and null condition of "
+                f"shape {null_leaf.shape} must be equal and begin with the batch size {batch}"
+            )
+        return jnp.concatenate([cond_leaf, null_leaf])
+
+    def guided(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
+        both = jax.tree.map(lambda c, n: join(z, jnp.asarray(c), jnp.asarray(n)), cond, null(cond))
+        doubled = denoiser(jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr]), both)
+        g = expand(jnp.asarray(scale, jnp.float32), z.ndim)
+
+        def combine(field: Array) -> Array:
+            conditional, unconditional = jnp.split(field, 2)
+            return unconditional + g * (conditional - unconditional)
+
+        half = jax.tree.map(lambda field: field[: z.shape[0]], doubled)
+        return dataclasses.replace(half, x=combine(doubled.x), eps=combine(doubled.eps))
+
+    return guided
+
+
+def static_clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Clips x̂ to [low, high], the range of the data, and recomputes ε̂ (Ho et al. 2020)."""
+    if not low < high:
+        raise ValueError(f"static_clip: low={low} must be below high={high}")
+
+    def clipped(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
+        prediction = denoiser(z, logsnr, cond)
+        return prediction.with_x(jnp.clip(prediction.x, low, high))
+
+    return clipped
+
+
+def dynamic_threshold(
+    denoiser: Denoiser, percentile: float = 0.995, minimum: float = 1.0
+) -> Denoiser:
+    """Clips x̂ to [−s, s] and divides it by s/minimum (Saharia et al. 2022, Imagen, §2.3).
+
+    s is the given quantile of an example's |x̂| over all its frames, and at least `minimum`, the
+    bound of the data.
+    """
+    if not 0.0 < percentile <= 1.0:
+        raise ValueError(f"dynamic_threshold: percentile={percentile} must be in (0, 1]")
+    if minimum <= 0.0:
+        raise ValueError(f"dynamic_threshold: minimum={minimum} must be positive")
+
+    def thresholded(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
+        prediction = denoiser(z, logsnr, cond)
+        x = prediction.x
+        s = jnp.quantile(jnp.abs(x).reshape(x.shape[0], -1), percentile, axis=1)
+        s = expand(jnp.maximum(s, minimum), x.ndim)
+        return prediction.with_x(jnp.clip(x, -s, s) * (minimum / s))
+
+    return thresholded
