@@ -1,0 +1,1 @@
+"""What generated clips are measured by."""
