@@ -56,13 +56,14 @@ if [ -x "$venv/bin/python" ] && version="$(python_version "$venv/bin/python")"; 
     version=""
   fi
 fi
-if [ -n "$version" ] && [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$identity" ]; then
+if [ -n "$version" ] && [ -f "$stamp" ]; then
   installed=" $(tail -n +2 "$stamp" | tr '\n' ' ') "
-  missing=0
+  current=0
+  [ "$(head -n 1 "$stamp")" = "$identity" ] && current=1
   for extra in ${wanted[@]+"${wanted[@]}"}; do
-    case "$installed" in *" $extra "*) ;; *) missing=1 ;; esac
+    case "$installed" in *" $extra "*) ;; *) current=0 ;; esac
   done
-  [ "$missing" = 0 ] && exit 0
+  [ "$current" = 1 ] && exit 0
 fi
 
 if [ -z "$version" ]; then

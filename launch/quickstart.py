@@ -1,0 +1,237 @@
+"""From nothing to generated videos: prepares data, trains, samples, and judges the samples.
+
+    bash launch/quickstart.sh [--minutes N] [--videos DIR] [--fresh] [--config.F=V ...]
+
+Trains configs/vdm/moving_shapes.py on the embedded data set, draws captions that were never
+trained on, and says where the videos are and what the judge reads in them. N minutes (default 15)
+are the wall time of everything after installing; training gets what the rest leaves. Run it again
+to go on: training that was interrupted resumes, training that is over is only sampled, and more
+minutes train further. With --videos it trains on the video files under DIR instead, captioned by
+.txt or .json files beside them or else by their folders' names, and draws captions found there.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import launch
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/vdm/moving_shapes.py"
+# Wall time that sampling and judging take after training, compilation included, on 2 cores.
+RESERVED_SECONDS = 150.0
+# Less than this is not worth another start of the trainer.
+LEAST_TRAINING_SECONDS = 20.0
+SAMPLES_A_CAPTION = 4
+MOST_CAPTIONS = 14
+STEPS, GUIDANCE = 64, 2.0
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM: the command that was running has saved and stopped."""
+
+
+def main(arguments: list[str]) -> int:
+    parser = launch.parser(__doc__)
+    parser.add_argument("--minutes", type=_minutes, default=15.0, metavar="N", help="default 15")
+    parser.add_argument("--videos", type=_directory, metavar="DIR", help="your own video files")
+    parser.add_argument("--fresh", action="store_true", help="start over")
+    options, overrides = parser.parse_known_args(arguments)
+    unknown = [text for text in overrides if not re.match(r"--config\.[^=]+=", text)]
+    if unknown:
+        parser.error(f"unrecognised: {' '.join(unknown)} (fields are set by --config.F=V)")
+    if options.videos is not None:
+        overrides = [
+            "--config.data.name=video_folder",
+            f"--config.data.data_dir={options.videos}",
+            *overrides,
+        ]
+    started = time.monotonic()
+
+    from vdm_jax import config as config_lib
+
+    os.chdir(ROOT)
+    config = config_lib.load_config(CONFIG, config_lib.split_overrides(overrides)[0])
+    workdir = workdir_of(options.videos)
+    if options.fresh and workdir.exists():
+        print(f"--fresh: removing {_shown(workdir)}")
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    try:
+        if options.videos is None:
+            print("\ndata")
+            _run(
+                "launch.prepare_data",
+                f"--data={config.data.name}",
+                f"--config={config.data.config}",
+                f"--data_dir={config.data.data_dir}",
+            )
+        _train(workdir, options.minutes, started, overrides)
+        out = _sample(workdir, choose_captions(config))
+    except Stopped:
+        print("stopped; the same command goes on from there")
+        return 130
+    _report(out, judged=options.videos is None)
+    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0
+
+
+def workdir_of(videos: Path | None) -> Path:
+    """Where a run lives: one place for the embedded data set, one for each video directory."""
+    if videos is None:
+        return ROOT / "runs" / "quickstart"
+    digest = hashlib.sha256(str(videos).encode()).hexdigest()[:6]
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", videos.name).strip("_") or "videos"
+    return ROOT / "runs" / f"quickstart_{slug}_{digest}"
+
+
+def training_seconds(minutes: float, spent: float, elapsed: float) -> float:
+    """Seconds left for training out of `minutes`, at least 0.
+
+    spent: seconds of training by earlier runs. elapsed: seconds of this run so far.
+    """
+    return max(0.0, 60.0 * minutes - RESERVED_SECONDS - spent - elapsed)
+
+
+def choose_captions(config) -> list[str]:
+    """What is sampled: held-out captions of the embedded data, common ones of the user's videos."""
+    if config.data.name == "moving_shapes":
+        from vdm_jax.data import shapes
+
+        captions = shapes.captions("held_out", 2 if config.data.config.endswith("_two") else 1)
+    else:
+        from vdm_jax.data import pipeline
+
+        counted = collections.Counter(pipeline.source_info(config).captions)
+        captions = [caption for caption, _ in counted.most_common(MOST_CAPTIONS)]
+    return captions[:: max(1, len(captions) // MOST_CAPTIONS)][:MOST_CAPTIONS]
+
+
+def _sample(workdir: Path, captions: list[str]) -> Path:
+    out = workdir / "final"
+    shutil.rmtree(out, ignore_errors=True)  # clips of other captions would stay among the new
+    out.mkdir()
+    prompts = out / "captions.txt"
+    prompts.write_text("".join(caption + "\n" for caption in captions), encoding="utf-8")
+    print("\nsamples")
+    _run(
+        "launch.sample",
+        f"--workdir={_shown(workdir)}",
+        f"--prompts_file={_shown(prompts)}",
+        f"--num_samples={SAMPLES_A_CAPTION}",
+        f"--steps={STEPS}",
+        f"--guidance={GUIDANCE:g}",
+        f"--out={_shown(out)}",
+    )
+    return out
+
+
+def _train(workdir: Path, minutes: float, started: float, overrides: list[str]) -> None:
+    record = workdir / "quickstart.json"
+    spent = json.loads(record.read_text())["trained_seconds"] if record.exists() else 0.0
+    seconds = training_seconds(minutes, spent, time.monotonic() - started)
+    if spent and seconds < LEAST_TRAINING_SECONDS:
+        print(
+            f"\ntraining: has had its {spent / 60:.1f} minutes of {minutes:g} already; "
+            f"sampling only (--minutes={2 * minutes:g} trains further, --fresh starts over)"
+        )
+        return
+    seconds = max(seconds, LEAST_TRAINING_SECONDS)
+    print(f"\ntraining for {seconds / 60:.1f} minutes; Ctrl-C saves and stops")
+    begun = time.monotonic()
+    try:
+        _run(
+            "launch.train",
+            f"--config={CONFIG}",
+            f"--workdir={_shown(workdir)}",
+            f"--config.train.minutes={seconds / 60:.3f}",
+            *overrides,
+        )
+    finally:
+        spent += time.monotonic() - begun
+        record.write_text(json.dumps({"trained_seconds": round(spent, 1)}) + "\n")
+
+
+def _report(out: Path, judged: bool) -> None:
+    count = len(list(out.glob("*.mp4")))
+    print(f"\n{count} videos:")
+    print(f"  GIF            {out / 'samples.gif'}")
+    print(f"  contact sheet  {out / 'contact_sheet.png'}")
+    print(f"  MP4s           {out}/*.mp4")
+    if not judged:
+        return
+    import numpy as np
+
+    from vdm_jax.evaluation import judge
+
+    with np.load(out / "samples.npz") as samples:
+        scores = judge.score(samples["video"], [str(text) for text in samples["prompts"]])
+    print(
+        f"the judge, on captions that were never trained on: colour {scores['color']:.0%}, shape "
+        f"{scores['shape']:.0%}, direction {scores['direction']:.0%}; all three right "
+        f"{scores['all']:.0%} of {count}"
+    )
+
+
+def _run(module: str, *arguments: str) -> None:
+    """Runs `python -m module arguments` in the repository and shows it.
+
+    Raises Stopped when it was interrupted; ends this process when it failed, having said why.
+    """
+    command = ["-m", module, *arguments]
+    print("$ python " + " ".join(command), flush=True)
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+    stopped = False
+
+    def stop(number: int, _) -> None:
+        nonlocal stopped
+        stopped = True
+        if number == signal.SIGTERM:  # Ctrl-C reaches the child from the terminal
+            process.send_signal(number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise Stopped
+    if code:
+        sys.exit(code if code > 0 else 1)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
+    return minutes
+
+
+def _directory(text: str) -> Path:
+    # quickstart.sh changes to the repository; the user means where they called it.
+    path = (Path(os.environ.get("VDM_JAX_CALLER_DIR", ".")) / Path(text).expanduser()).resolve()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is no directory")
+    return path
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    launch.run(main)
