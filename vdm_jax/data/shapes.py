@@ -188,16 +188,19 @@ def coverage(
     centre, radius = centre.astype(np.float32), radius.astype(np.float32)[:, None]
     lines = ((np.arange(size * SCANLINES) + 0.5) / SCANLINES).astype(np.float32)
     y = lines - centre[:, 1:]  # [n, lines]
-    inside = np.abs(y) <= radius
-    half_width = np.choose(
-        np.asarray(shape)[:, None],
-        [np.sqrt(np.maximum(radius**2 - y**2, 0)), radius + 0 * y, (y + radius) / 2],
-    )
-    half_width = np.where(inside, half_width, 0)[:, :, None]
-    x = np.arange(size, dtype=np.float32) - centre[:, :1]  # left edges, [n, w]
-    right = np.minimum(x[:, None, :] + 1, half_width)
-    overlap = np.maximum(right - np.maximum(x[:, None, :], -half_width), 0)
-    return overlap.reshape(len(centre), size, SCANLINES, size).mean(2)
+    circle, square = np.sqrt(np.maximum(radius**2 - y**2, 0)), np.broadcast_to(radius, y.shape)
+    half_width = np.choose(np.asarray(shape)[:, None], [circle, square, (y + radius) / 2])
+    half_width = np.where(np.abs(y) <= radius, half_width, 0)[:, :, None]
+    left = (np.arange(size, dtype=np.float32) - centre[:, :1])[:, None, :]  # pixels' left edges
+    out = np.empty((len(centre), size, size), np.float32)
+    chunk = max(1, 2**17 // (size * size * SCANLINES))  # what stays in the cache
+    for i in range(0, len(centre), chunk):
+        half, edge = half_width[i : i + chunk], left[i : i + chunk]
+        overlap = np.minimum(edge + 1, half)
+        overlap -= np.maximum(edge, -half)
+        np.maximum(overlap, 0, out=overlap)
+        out[i : i + chunk] = overlap.reshape(-1, size, SCANLINES, size).mean(2)
+    return out
 
 
 def render(
@@ -206,18 +209,20 @@ def render(
     """Draws n clips of `size` by `size` pixels on black, anti-aliased."""
     n, k = motion.radius.shape
     shape = np.array([[SHAPES.index(c.shape) for c in objects] for objects in scene])
-    color = np.array([[COLORS[c.color] for c in objects] for objects in scene], np.float32)
+    color = np.array([[COLORS[c.color] for c in objects] for objects in scene], np.uint8) // 255
     centres = motion.centres(num_frames) * size
-    video = np.zeros((n, num_frames, size, size, 3), np.float32)
+    video = np.zeros((n, num_frames, size, size, 3), np.uint8)
     for i in range(k):
         mask = coverage(
             np.repeat(shape[:, i], num_frames),
             centres[:, i].reshape(-1, 2),
             np.repeat(motion.radius[:, i] * size, num_frames),
             size,
-        ).reshape(n, num_frames, size, size, 1)
-        video += mask * color[:, i, None, None, None, :]  # objects never overlap: adding is exact
-    return np.round(video).clip(0, 255).astype(np.uint8)
+        )
+        mask = np.round(255 * mask).astype(np.uint8).reshape(n, num_frames, size, size, 1)
+        # Adding cannot overflow: boxes are apart, so no pixel is covered by more than a whole.
+        video += mask * color[:, i, None, None, None, :]
+    return video
 
 
 def render_clips(

@@ -1,0 +1,220 @@
+"""The judge of the moving-shapes data: reads colour, shape and direction from pixels, no network.
+
+A clip is read in four steps. Colours: pixels are sorted by hue, and a colour that covers enough of
+the frame is an object. Coverage: every pixel is unmixed into the colours found, which gives each
+object a map of how much of each pixel it covers. Shape: the coverage's area and centroid fix the
+size and place of a circle, a square and a triangle; each is drawn and the closest one wins, over
+the whole clip and over either half. Direction: from the centroids' path.
+
+What does not hold throughout is read as "none": a shape that vanishes, changes or fits nothing, a
+path that is too short, crooked or broken by a jump. Something on the frame that is no object of a
+known colour gives a further reading of three times "none", so that a clip with it is not right.
+"""
+
+import collections
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from vdm_jax.data.shapes import COLORS, DIRECTIONS, SHAPES, Combination, coverage, parse_caption
+
+NONE = "none"
+FACTORS = Combination._fields  # color, shape, direction
+
+# Lengths are in frame widths, areas in frame areas, brightness from 0 to 1.
+BRIGHT = 0.3  # foreground, well above a sample's noise
+SATURATED = 0.4  # below it a pixel has no hue
+MIN_AREA = 0.02  # of an object: half of the smallest triangle's
+MAX_AREA_CHANGE = 2.0  # of a frame against the clip's median
+MAX_MISFIT = 0.25  # of a shape: squared error over squared coverage
+MIN_DISPLACEMENT = 0.15  # about half of the least that is rendered
+MAX_SLANT = 0.5  # movement across the direction over movement along it
+MAX_STEP = 0.5  # of one frame over the whole displacement: more is a jump
+MAX_WOBBLE = 0.15  # r.m.s. distance from uniform motion over the whole displacement
+MIN_PRESENT = 0.75  # share of the frames that a colour or a path must be seen in
+
+
+class Reading(NamedTuple):
+    """What one object is seen to be; a factor is "none" where it cannot be told or changes."""
+
+    color: str
+    shape: str
+    direction: str
+
+
+def judge(video: UInt8[np.ndarray, "f h w 3"]) -> list[Reading]:
+    """Reads a clip: one Reading an object, larger objects first; empty for an empty clip.
+
+    Raises ValueError for anything but a square uint8 RGB clip of two or more frames.
+    """
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+        raise ValueError(f"video {video.dtype}{list(video.shape)}: must be uint8 [f, h, w, 3]")
+    if video.shape[1] != video.shape[2] or len(video) < 2:
+        raise ValueError(f"video {list(video.shape)}: must be square, with at least two frames")
+    pixels = video.astype(np.float32) / 255
+    hues = _hue_classes(pixels)
+    size = video.shape[1]
+    areas = np.stack([(hues == i).mean((1, 2)) for i in range(len(COLORS))], -1)  # [f, colours]
+    found = [i for i in np.argsort(-areas.mean(0), kind="stable") if areas[:, i].mean() >= MIN_AREA]
+    readings, explained = [], np.zeros(hues.shape, bool)
+    # Two objects at most are ever drawn, and only two colours unmix without ambiguity.
+    objects = found[:2]
+    for index, amount in zip(objects, _unmix(pixels, objects), strict=True):
+        near = _grow(hues == index, 1 + size // 32)
+        explained |= near
+        readings.append(_read_object(index, amount * near))
+    bright = pixels.max(-1) > BRIGHT
+    if (bright & ~explained).mean() >= MIN_AREA:
+        readings.append(Reading(NONE, NONE, NONE))
+    return readings
+
+
+def score(
+    videos: UInt8[np.ndarray, "n f h w 3"], captions: Sequence[str]
+) -> dict[str, float | int]:
+    """How often clips show what their captions say.
+
+    Returns `color`, `shape`, `direction`: the share of captioned objects with that factor right;
+    `all`: the share of clips with every factor of every object right and nothing else on the
+    frame; `n`: the number of clips. Raises ValueError for a caption of another form, and where
+    the numbers of clips and captions differ.
+    """
+    rights = {factor: [] for factor in FACTORS}
+    clips_right = []
+    for said, readings in _judged(videos, captions):
+        pairs = _match(said, readings)
+        for factor in FACTORS:
+            rights[factor] += [getattr(a, factor) == getattr(b, factor) for a, b in pairs]
+        agree = all(tuple(a) == tuple(b) for a, b in pairs)
+        clips_right.append(agree and len(readings) == len(said))
+    return {
+        **{factor: float(np.mean(right)) for factor, right in rights.items()},
+        "all": float(np.mean(clips_right)),
+        "n": len(clips_right),
+    }
+
+
+def confusion(
+    videos: UInt8[np.ndarray, "n f h w 3"], captions: Sequence[str]
+) -> dict[str, collections.Counter]:
+    """For each factor, how often (what the caption says, what is read) occurs, object by object."""
+    counts = {factor: collections.Counter() for factor in FACTORS}
+    for said, readings in _judged(videos, captions):
+        for a, b in _match(said, readings):
+            for factor in FACTORS:
+                counts[factor][getattr(a, factor), getattr(b, factor)] += 1
+    return counts
+
+
+def _judged(videos, captions):
+    if len(videos) != len(captions) or not len(videos):
+        raise ValueError(f"{len(videos)} videos and {len(captions)} captions: must be equal, not 0")
+    for video, caption in zip(videos, captions, strict=True):
+        yield parse_caption(caption), judge(video)
+
+
+def _match(said: Sequence[Combination], readings: Sequence[Reading]):
+    """Pairs every captioned object with a reading so that most agrees; what is missing is none."""
+    padded = [*readings, *[Reading(NONE, NONE, NONE)] * len(said)]
+
+    def agreement(order):
+        pairs = zip(itertools.chain(*said), itertools.chain(*order), strict=True)
+        return sum(a == b for a, b in pairs)
+
+    best = max(itertools.permutations(padded, len(said)), key=agreement)
+    return list(zip(said, best, strict=True))
+
+
+def _hue_classes(pixels: Float[np.ndarray, "f h w 3"]) -> np.ndarray:
+    """The index in COLORS of every bright, saturated pixel; -1 elsewhere."""
+    high, low = pixels.max(-1), pixels.min(-1)
+    chroma = high - low
+    vivid = (high > BRIGHT) & (chroma > SATURATED * high)
+    # Between its extremes 0 and 1 a hue is told by its middle channel; nearest corner wins.
+    unit = (pixels[vivid] - low[vivid, None]) / chroma[vivid, None]
+    colors = np.array(list(COLORS.values()), np.float32) / 255
+    classes = np.full(high.shape, -1)
+    classes[vivid] = np.abs(unit[:, None, :] - colors).sum(-1).argmin(-1)
+    return classes
+
+
+def _unmix(pixels: Float[np.ndarray, "f h w 3"], found: Sequence[int]) -> np.ndarray:
+    """How much of each of the colours `found` every pixel holds: [len(found), f, h, w]."""
+    if not found:
+        return np.zeros((0, *pixels.shape[:-1]), np.float32)
+    colors = np.array(list(COLORS.values()), np.float32)[list(found)] / 255  # [k, 3]
+    return np.moveaxis(np.clip(pixels @ np.linalg.pinv(colors), 0, 1), -1, 0)
+
+
+def _grow(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f h w"]:
+    """The mask and all pixels up to `pixels` away from it along rows and columns."""
+    for _ in range(pixels):
+        padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
+        rows = padded[:, :-2] | padded[:, 1:-1] | padded[:, 2:]
+        mask = rows[:, :, :-2] | rows[:, :, 1:-1] | rows[:, :, 2:]
+    return mask
+
+
+def _read_object(color: int, amount: Float[np.ndarray, "f h w"]) -> Reading:
+    size = amount.shape[-1]
+    # Generated objects are not always fully bright: full coverage is what most of it reaches.
+    solid = amount[amount > BRIGHT]
+    amount = np.clip(amount / max(np.quantile(solid, 0.75), BRIGHT), 0, 1) if solid.size else amount
+    area = amount.sum((1, 2))  # square pixels
+    median = np.median(area)
+    present = (area >= median / MAX_AREA_CHANGE) & (area > MIN_AREA * size**2 / 2)
+    steady = present.all() and (area <= median * MAX_AREA_CHANGE).all()
+    if present.mean() < MIN_PRESENT:
+        return Reading(NONE, NONE, NONE)
+    place = np.arange(size) + 0.5
+    centroid = np.stack([amount.sum(1) @ place, amount.sum(2) @ place], -1)
+    centroid = centroid / np.maximum(area, 1e-6)[:, None]
+    return Reading(
+        list(COLORS)[color],
+        _shape(amount, area, centroid) if steady else NONE,
+        _direction(np.flatnonzero(present), centroid[present] / size, len(amount)),
+    )
+
+
+def _shape(amount: np.ndarray, area: np.ndarray, centroid: np.ndarray) -> str:
+    """Draws each shape with the area and centroid seen in each frame; the nearest wins."""
+    frames, size, _ = amount.shape
+    misfits = []
+    for index, shape in enumerate(SHAPES):
+        radius = np.sqrt(area / {"circle": np.pi, "square": 4.0, "triangle": 2.0}[shape])
+        centre = centroid.copy()
+        if shape == "triangle":  # whose centroid lies below the middle of its bounding box
+            centre[:, 1] -= radius / 3
+        drawn = coverage(np.full(frames, index), centre, radius, size)
+        misfits.append(((drawn - amount) ** 2).sum((1, 2)) / (amount**2).sum((1, 2)))
+    misfits = np.array(misfits)  # [shapes, f]
+    best = int(misfits.mean(1).argmin())
+    half = frames // 2
+    if any(part.mean(1).argmin() != best for part in (misfits[:, :half], misfits[:, half:])):
+        return NONE
+    return SHAPES[best] if np.median(misfits[best]) <= MAX_MISFIT else NONE
+
+
+def _direction(times: np.ndarray, centroid: Float[np.ndarray, "t 2"], frames: int) -> str:
+    """The direction of uniform motion without jumps; times are the frames of the centroids."""
+    slope, start = np.polyfit(times, centroid, 1)
+    wobble = np.sqrt(((centroid - start - times[:, None] * slope) ** 2).sum(-1).mean())
+    travelled = slope * (frames - 1)  # over the clip, along x and y
+    along = int(np.abs(travelled).argmax())
+    distance = abs(travelled[along])
+    # The step from frame to frame, per frame passed where frames in between are missing.
+    steps = np.abs(np.diff(centroid, axis=0)).max(-1) / np.diff(times)
+    if (
+        distance < MIN_DISPLACEMENT
+        or abs(travelled[1 - along]) > MAX_SLANT * distance
+        or wobble > MAX_WOBBLE * distance
+        or (frames > 3 and steps.max() > MAX_STEP * distance)
+    ):
+        return NONE
+    unit = [0, 0]
+    unit[along] = int(np.sign(travelled[along]))
+    return next(name for name, step in DIRECTIONS.items() if step == tuple(unit))
