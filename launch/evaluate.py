@@ -1,0 +1,73 @@
+"""Scores a model on the embedded data set: samples held-out captions and lets the judge read them.
+
+    python -m launch.evaluate --workdir=DIR [--num_samples=128] [--steps=64] [--guidance=2]
+
+The captions are those of the split `held_out`, which training never shows, in turn. The judge
+measures colour, shape and direction from the pixels; `all` is the share of samples with every one
+of them right.
+"""
+
+import itertools
+import json
+import time
+
+import launch
+
+
+def main(arguments: list[str]) -> int:
+    parser = launch.parser(__doc__)
+    launch.add_model_arguments(parser)
+    parser.add_argument("--num_samples", type=launch.positive, default=128, help="default 128")
+    parser.add_argument("--steps", type=launch.positive, default=64, help="default 64")
+    parser.add_argument("--guidance", type=float, default=2.0, help="default 2")
+    parser.add_argument("--batch_size", type=launch.positive, help="samples computed at once")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON only")
+    options = parser.parse_args(arguments)
+    launch.setup(options.device, quiet=options.json)
+
+    import jax
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from vdm_jax.data import moving_shapes
+    from vdm_jax.evaluation import judge
+
+    model = launch.load_model(options)
+    if model.config.data.name != "moving_shapes":
+        raise ValueError(
+            f"data.name = {model.config.data.name!r}: the judge reads moving_shapes only"
+        )
+    objects = 2 if model.config.data.config.endswith("_two") else 1
+    captions = moving_shapes.captions("held_out", objects)
+    prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
+    sampler = model.sampler(
+        steps=options.steps, guidance=options.guidance, batch_size=options.batch_size
+    )
+    batches = -(-len(prompts) // min(sampler.batch_size, len(prompts)))
+    started = time.monotonic()
+    stream = sampler.stream(model.params, jax.random.key(options.seed), prompts)
+    videos = np.concatenate(
+        list(track(stream, "sampling", total=batches, transient=True, disable=options.json))
+    )
+    seconds = time.monotonic() - started
+    scores = {name: float(value) for name, value in judge.score(videos, prompts).items()}
+    scores["n"] = len(prompts)
+    scores |= {"steps": options.steps, "guidance": options.guidance, "seconds": round(seconds, 1)}
+    if options.json:
+        print(json.dumps(scores))
+        return 0
+
+    table = Table(title=f"{len(prompts)} samples of held-out captions, read by the judge")
+    for name in ("color", "shape", "direction", "all"):
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{scores[name]:.1%}" for name in ("color", "shape", "direction", "all")))
+    Console().print(table)
+    print(f"sampling took {seconds:.0f} s ({options.steps} steps, guidance {options.guidance:g})")
+    return 0
+
+
+if __name__ == "__main__":
+    launch.run(main)

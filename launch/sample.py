@@ -1,0 +1,104 @@
+"""Samples videos from prompts.
+
+    python -m launch.sample --workdir=DIR --prompt="a red circle moving left" --num_samples=4
+
+OUT receives an MP4 a sample, samples.gif (all side by side), contact_sheet.png (a row a sample)
+and samples.npz: `video`, uint8 b f h w c, and `prompts`, b texts. Without --workdir and --model
+the model that ships with the package is used. A sample depends on its place in the list of
+samples and on the seed, not on the batch size.
+"""
+
+import itertools
+import re
+from pathlib import Path
+
+import launch
+
+# A GIF and a sheet of more clips than this are not looked at any more; the MP4s and the npz are
+# always complete.
+_AT_A_GLANCE = 64
+
+
+def main(arguments: list[str]) -> int:
+    parser = launch.parser(__doc__)
+    launch.add_model_arguments(parser)
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
+    )
+    parser.add_argument("--prompts_file", metavar="FILE", help="further prompts, one a line")
+    parser.add_argument(
+        "--num_samples", type=launch.positive, default=1, help="samples of each prompt (default 1)"
+    )
+    parser.add_argument("--steps", type=launch.positive, help="denoising steps")
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1 = none")
+    parser.add_argument("--sampler", help="ddim or ancestral")
+    parser.add_argument("--eta", type=float, help="of ddim: 0 deterministic to 1 ancestral")
+    parser.add_argument("--num_frames", type=launch.positive, help="frames of a video")
+    parser.add_argument("--batch_size", type=launch.positive, help="samples computed at once")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--out", default="samples", metavar="OUT", help="default samples/")
+    options = parser.parse_args(arguments)
+    prompts = _prompts(options)
+    if not prompts:
+        parser.error("no prompt: give --prompt or --prompts_file")
+    launch.setup(options.device)
+
+    import jax
+    import numpy as np
+    from rich.progress import track
+
+    from vdm_jax import video_io
+
+    model = launch.load_model(options)
+    sampler = model.sampler(
+        steps=options.steps,
+        guidance=options.guidance,
+        sampler=options.sampler,
+        eta=options.eta,
+        num_frames=options.num_frames,
+        batch_size=options.batch_size,
+    )
+    model.stage.encode_prompts(prompts)  # an unknown word is told before anything is compiled
+    repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
+    print(f"{len(repeated)} samples, {sampler.steps} steps, guidance {sampler.guidance:g}")
+
+    out = Path(options.out)
+    fps = model.config.data.fps or 8
+    batches = -(-len(repeated) // min(sampler.batch_size, len(repeated)))
+    stream = sampler.stream(model.params, jax.random.key(options.seed), repeated)
+    numbered = itertools.count()
+    videos = []
+    for batch in track(stream, "sampling", total=batches, transient=True):
+        for video in batch:
+            index = next(numbered)
+            name = f"{index:04d}_{_slug(repeated[index])}.mp4"
+            video_io.write_mp4(out / name, video, fps=fps)
+            videos.append(video)
+    videos = np.stack(videos)
+
+    gif = video_io.write_gif(out / "samples.gif", video_io.grid(videos[:_AT_A_GLANCE]), fps=fps)
+    sheet = video_io.contact_sheet(
+        out / "contact_sheet.png", videos[:_AT_A_GLANCE], repeated[:_AT_A_GLANCE]
+    )
+    np.savez_compressed(out / "samples.npz", video=videos, prompts=np.array(repeated, dtype=str))
+    shown = f" (the first {_AT_A_GLANCE})" if len(videos) > _AT_A_GLANCE else ""
+    print(f"{gif}{shown}\n{sheet}{shown}\n{out / 'samples.npz'}\n{out}/*.mp4: {len(videos)} clips")
+    return 0
+
+
+def _prompts(options) -> list[str]:
+    prompts = list(options.prompt)
+    if options.prompts_file is not None:
+        path = Path(options.prompts_file)
+        if not path.is_file():
+            raise FileNotFoundError(f"--prompts_file={path}: there is no such file")
+        prompts += [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [prompt for prompt in prompts if prompt]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
+
+
+if __name__ == "__main__":
+    launch.run(main)

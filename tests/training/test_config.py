@@ -1,0 +1,167 @@
+"""Configurations: overrides, refusals, validation, JSON."""
+
+import ml_collections
+import pytest
+
+from vdm_jax import config as config_lib
+
+
+def make():
+    return ml_collections.ConfigDict(
+        {
+            "device": "any",
+            "model": {"channels": 32, "multipliers": (1, 2), "dropout": 0.1, "attention": ()},
+            "train": {
+                "steps": 10,
+                "batch_size": 8,
+                "accumulate": 1,
+                "learning_rate": 1e-3,
+                "schedule": "constant",
+                "sample_prompts": ("a red circle",),
+            },
+            "sample": {"clip": True},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("train.steps", "25", 25),
+        ("train.learning_rate", "1", 1.0),
+        ("train.schedule", "cosine", "cosine"),
+        ("model.multipliers", "(1,2,4)", (1, 2, 4)),
+        ("model.multipliers", "1,2,4", (1, 2, 4)),
+        ("model.multipliers", "3", (3,)),
+        ("model.attention", "8,16", (8, 16)),
+        ("train.sample_prompts", "a red circle, a blue square", ("a red circle", "a blue square")),
+        ("sample.clip", "false", False),
+    ],
+)
+def test_override_takes_the_type_of_the_field(field, text, value):
+    config = make()
+    config_lib.override(config, field, text)
+    section, name = field.split(".")
+    assert config[section][name] == value
+    assert type(config[section][name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "nearest"),
+    [
+        ("train.step", "train.steps"),
+        ("train.batchsize", "train.batch_size"),
+        ("steps", "train.steps"),
+        ("model.learning_rate", "train.learning_rate"),
+        ("divice", "device"),
+    ],
+)
+def test_unknown_field_names_the_nearest(field, nearest):
+    with pytest.raises(config_lib.ConfigError) as error:
+        config_lib.override(make(), field, "1")
+    assert f"--config.{field}: unknown field; the nearest is --config.{nearest}" in str(error.value)
+
+
+def test_a_section_is_no_field():
+    with pytest.raises(config_lib.ConfigError, match=r"is a section; its fields are train"):
+        config_lib.override(make(), "train", "1")
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "wanted"),
+    [
+        ("train.steps", "ten", "an integer"),
+        ("train.steps", "1.5", "an integer"),
+        ("train.learning_rate", "fast", "a number"),
+        ("sample.clip", "maybe", "a boolean"),
+        ("model.multipliers", "(1,2.5)", "a tuple such as (1, 2)"),
+        ("model.multipliers", "wide", "a tuple such as (1, 2)"),
+    ],
+)
+def test_ill_typed_value_names_field_value_and_type(field, text, wanted):
+    with pytest.raises(config_lib.ConfigError) as error:
+        config_lib.override(make(), field, text)
+    message = str(error.value)
+    assert field in message and text in message and wanted in message
+
+
+def test_command_line_is_split():
+    overrides, rest = config_lib.split_overrides(
+        ["--config=c.py", "--config.train.steps=5", "--workdir", "w", "--config.device", "cpu"]
+    )
+    assert overrides == {"train.steps": "5", "device": "cpu"}
+    assert rest == ["--config=c.py", "--workdir", "w"]
+    with pytest.raises(config_lib.ConfigError, match="no value given"):
+        config_lib.split_overrides(["--config.train.steps", "--workdir=w"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("device", "cuda", "one of any, cpu, gpu, tpu"),
+        ("train.steps", 0, ">= 1"),
+        ("train.learning_rate", 0.0, "> 0"),
+        ("train.learning_rate", float("nan"), "> 0"),
+        ("train.schedule", "linear", "one of constant, cosine"),
+        ("train.accumulate", 3, "must divide by train.accumulate = 3"),
+        ("model.dropout", float("inf"), "must be finite"),
+    ],
+)
+def test_values_are_validated_before_anything_is_compiled(field, value, allowed):
+    config = make()
+    section, _, name = field.rpartition(".")
+    target = config[section] if section else config
+    target[name] = value
+    with pytest.raises(config_lib.ConfigError) as error:
+        config_lib.validate(config)
+    assert field in str(error.value) and allowed in str(error.value)
+
+
+def test_validation_lists_every_mistake():
+    config = make()
+    config.train.steps = -1
+    config.device = "gpus"
+    with pytest.raises(config_lib.ConfigError, match=r"(?s)device.*train\.steps"):
+        config_lib.validate(config)
+
+
+def test_config_file_is_loaded_overridden_and_locked(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(
+        "import ml_collections\n"
+        "def get_config(steps='4'):\n"
+        "    return ml_collections.ConfigDict({'train': {'steps': int(steps)}})\n"
+    )
+    assert config_lib.load_config(path).train.steps == 4
+    assert config_lib.load_config(f"{path}:7").train.steps == 7
+    config = config_lib.load_config(path, {"train.steps": "9"})
+    assert config.train.steps == 9
+    with pytest.raises(AttributeError):
+        config.train.stepz = 1
+    with pytest.raises(config_lib.ConfigError, match="no such file"):
+        config_lib.load_config(tmp_path / "absent.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(config_lib.ConfigError, match="defines no get_config"):
+        config_lib.load_config(tmp_path / "empty.py")
+
+
+def test_json_round_trip():
+    config = make()
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again.to_dict() == config.to_dict()
+    assert type(again.model.multipliers) is tuple
+
+
+def test_only_fields_that_matter_forbid_resuming():
+    old, new = make(), make()
+    new.train.steps = 99
+    new.device = "cpu"
+    new.sample.clip = False
+    new.train.sample_prompts = ()
+    assert config_lib.resume_differences(old, new) == []
+    new.train.learning_rate = 0.5
+    new.model.width = 3
+    assert config_lib.resume_differences(old, new) == [
+        "model.width: '(absent)' -> 3",
+        "train.learning_rate: 0.001 -> 0.5",
+    ]

@@ -1,0 +1,219 @@
+"""The loop: resuming, stopping, refusing; on a stage of a few hundred parameters."""
+
+import itertools
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax.training import checkpoints, loop, metrics
+
+
+class Watched:
+    """A data set that records its batches and runs `at(k)` when batch k is read."""
+
+    def __init__(self, dataset, at=lambda k: None, change=lambda k, batch: batch):
+        self.dataset, self.at, self.change = dataset, at, change
+        self.batches = []
+
+    def __iter__(self):
+        iterator = iter(self.dataset)
+        outer = self
+
+        class Iterator(type(iterator)):
+            def __init__(self):
+                self.__dict__ = iterator.__dict__
+
+            def __next__(self):
+                batch = iterator.__next__()
+                outer.batches.append(batch)
+                outer.at(len(outer.batches))
+                return outer.change(len(outer.batches), batch)
+
+        return Iterator()
+
+
+def log_lines(workdir):
+    return [json.loads(line) for line in (workdir / metrics.LOG_NAME).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(stage, make_config, make_dataset, train_step, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    dataset = Watched(make_dataset())
+    result = loop.train(stage, make_config(), workdir, dataset, train_step=train_step)
+    return workdir, result, dataset.batches
+
+
+@pytest.mark.parametrize("stopped_at", [1, 4])
+def test_a_resumed_run_is_bit_identical(
+    stopped_at, uninterrupted, stage, make_config, make_dataset, train_step, tmp_path,
+    assert_trees_equal,
+):  # fmt: skip
+    workdir, whole, batches = uninterrupted
+    first = Watched(make_dataset())
+    config = make_config(steps=stopped_at)
+    assert loop.train(stage, config, tmp_path, first, train_step=train_step).step == stopped_at
+    second = Watched(make_dataset())
+    result = loop.train(stage, make_config(), tmp_path, second, train_step=train_step)
+
+    assert result.step == whole.step == 6 and result.reason == "steps"
+    assert_trees_equal(result.state, whole.state)  # parameters, EMA, optimiser and step
+    # The data too, across the end of the first epoch (ten clips, batches of four).
+    assert (len(first.batches), len(second.batches)) == (stopped_at, 6 - stopped_at)
+    assert_trees_equal(first.batches + second.batches, batches)
+    losses = {line["step"]: line["loss"] for line in log_lines(tmp_path)}
+    full = {line["step"]: line["loss"] for line in log_lines(workdir)}
+    assert set(losses) <= set(full) and losses[6] == full[6]
+
+
+def test_the_averaged_parameters_can_be_read_alone(uninterrupted, stage, assert_trees_equal):
+    workdir, result, _ = uninterrupted
+    abstract = jax.eval_shape(stage.init, jax.random.key(0))
+    assert_trees_equal(checkpoints.read_ema(workdir, abstract), result.state.ema)
+    assert not np.array_equal(
+        jax.tree.leaves(result.state.ema)[0], jax.tree.leaves(result.state.params)[0]
+    )
+    step, config = checkpoints.read_config(workdir)
+    assert step == 6 and config.train.learning_rate == 1e-2
+
+
+def test_the_log_has_each_step_once(uninterrupted, stage, make_config, make_dataset, train_step):
+    workdir, _, _ = uninterrupted
+    lines = log_lines(workdir)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert {"loss", "grad_norm", "learning_rate", "ema_decay", "x_mse"} <= set(lines[0])
+    # A run killed after logging step 8 whose last checkpoint is 6 logs 8 again, once.
+    with (workdir / metrics.LOG_NAME).open("a") as file:
+        file.write('{"step": 8, "loss": 1.0}\n{"step": 9, "lo')
+    metrics.MetricWriter(workdir, first_step=6).close()
+    assert [line["step"] for line in log_lines(workdir)] == [2, 4, 6]
+
+
+def test_a_bad_loss_stops_the_run_and_names_the_step(
+    stage, make_config, make_dataset, train_step, tmp_path, assert_trees_equal
+):
+    def poison(k, batch):
+        video = batch["video"].astype(np.float32)  # uint8 cannot hold a NaN
+        return {**batch, "video": video * np.nan if k == 4 else video}
+
+    dataset = Watched(make_dataset(), change=poison)
+    with pytest.raises(loop.NonFiniteError) as error:
+        loop.train(stage, make_config(steps=20), tmp_path, dataset, train_step=train_step)
+    message = str(error.value)
+    assert message.startswith("step 4: the loss is not finite") and str(tmp_path) in message
+    assert message.count("checkpoints/2") == 1
+    assert len(dataset.batches) <= 6  # a few steps late at most
+    # What is there is the checkpoint before, whole; and the log is still JSON.
+    assert checkpoints.read_config(tmp_path)[0] == 2
+    assert log_lines(tmp_path)[-1]["loss"] == "nan"
+
+    healthy = loop.train(
+        stage, make_config(steps=3), tmp_path, make_dataset(), train_step=train_step
+    )
+    assert healthy.step == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(healthy.state.params))
+
+
+def test_a_bad_step_at_a_checkpoint_is_not_saved(
+    stage, make_config, make_dataset, train_step, tmp_path
+):
+    def change(k, batch):
+        value = np.nan if k == 4 else 0.0  # checkpoints are due at 2, 4, ...
+        return {**batch, "video": np.full(batch["video"].shape, value, np.float32)}
+
+    with pytest.raises(loop.NonFiniteError, match="step 4"):
+        dataset = Watched(make_dataset(), change=change)
+        loop.train(stage, make_config(), tmp_path, dataset, train_step=train_step)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_the_run(
+    number, stage, make_config, make_dataset, train_step, tmp_path, capfd
+):
+    before = signal.getsignal(number)
+    dataset = Watched(make_dataset(), at=lambda k: k == 3 and os.kill(os.getpid(), number))
+    result = loop.train(stage, make_config(), tmp_path, dataset, train_step=train_step)
+    assert (result.step, result.reason) == (3, signal.Signals(number).name)
+    assert checkpoints.read_config(tmp_path)[0] == 3
+    assert "saving after this step" in capfd.readouterr().out
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_aborts(stage, make_config, make_dataset, train_step, tmp_path):
+    def twice(k):
+        if k == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        dataset = Watched(make_dataset(), at=twice)
+        loop.train(stage, make_config(), tmp_path, dataset, train_step=train_step)
+    assert checkpoints.read_config(tmp_path)[0] == 2
+
+
+def test_minutes_end_the_run(stage, make_config, make_dataset, train_step, tmp_path):
+    config = make_config(steps=10**6, minutes=0.5 / 60)
+    result = loop.train(stage, config, tmp_path, make_dataset(), train_step=train_step)
+    assert result.reason == "minutes" and 0 < result.step < 10**6
+    assert checkpoints.read_config(tmp_path)[0] == result.step
+
+
+def test_another_configuration_is_refused_naming_the_fields(
+    uninterrupted, stage, make_config, make_dataset, train_step
+):
+    workdir, _, _ = uninterrupted
+    config = make_config(learning_rate=0.5, steps=7)
+    with pytest.raises(checkpoints.CheckpointError) as error:
+        loop.train(stage, config, workdir, make_dataset(), train_step=train_step)
+    assert "train.learning_rate: 0.01 -> 0.5" in str(error.value)
+    assert "train.steps" not in str(error.value)
+
+
+def test_samples_are_written(stage, make_config, make_dataset, train_step, tmp_path):
+    config = make_config(steps=2, sample_every=2, sample_prompts=("red left", "green right"))
+    loop.train(stage, config, tmp_path, make_dataset(), train_step=train_step)
+    with Image.open(tmp_path / "samples" / "step_2.gif") as image:
+        assert image.n_frames == 3
+        assert image.width > image.height  # two clips side by side
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"GIF89a" in events and b"train/loss" in events
+
+
+def test_an_unknown_word_stops_the_run_before_the_first_step(
+    stage, make_config, make_dataset, train_step, tmp_path
+):
+    config = make_config(sample_every=2, sample_prompts=("purple left",))
+    dataset = Watched(make_dataset())
+    with pytest.raises(ValueError, match="purple"):
+        loop.train(stage, config, tmp_path, dataset, train_step=train_step)
+    assert not dataset.batches
+
+
+def test_a_wrong_batch_size_is_told(stage, make_config, make_dataset, train_step, tmp_path):
+    with pytest.raises(ValueError, match=r"train.batch_size = 4, but .* video \(3, 3, 4, 4, 3\)"):
+        dataset = make_dataset(batch_size=3)
+        loop.train(stage, make_config(), tmp_path, dataset, train_step=train_step)
+
+
+def test_damage_is_seen(stage, make_config, make_dataset, train_step, tmp_path):
+    """The array store itself restores an array that is not what was saved, without a word."""
+    loop.train(stage, make_config(steps=2), tmp_path, make_dataset(), train_step=train_step)
+    path = tmp_path / "checkpoints" / "2" / "fingerprint" / "metadata"
+    path.write_text(path.read_text().replace('"params/Dense_2/bias": ', '"params/Dense_2/bias": 1'))
+    with pytest.raises(checkpoints.CheckpointError, match=r"2 is damaged: .* params/Dense_2/bias"):
+        loop.train(stage, make_config(), tmp_path, make_dataset(), train_step=train_step)
+
+
+def test_progress_lines_without_a_terminal(capfd):
+    with metrics.ProgressReport(0, 100) as report:
+        for step in itertools.islice(itertools.count(1), 10):
+            report.step(step)
+        report.log(10, 0.5, 12.0)
+    line = capfd.readouterr().out.strip()
+    assert line.startswith("step 10/100  loss 0.5000  12.0 clips/s  ETA 0:00:0")

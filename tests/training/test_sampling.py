@@ -1,0 +1,141 @@
+"""Sampling a stage, and models as files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+
+from vdm_jax import config as config_lib
+from vdm_jax import pretrained, sampling, systems
+from vdm_jax.training import checkpoints, loop
+
+PROMPTS = ["red left", "green right", "red right", "green left", "red left"]
+
+
+@pytest.fixture(scope="module")
+def params(stage):
+    return stage.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def samples(stage, params):
+    """Five samples in one batch, with noise in every step."""
+    sampler = sampling.Sampler(stage=stage, steps=3, guidance=2.0, eta=1.0, batch_size=8)
+    return np.concatenate(list(sampler.stream(params, jax.random.key(7), PROMPTS)))
+
+
+def test_samples_do_not_depend_on_the_batch(stage, params, samples):
+    sampler = sampling.Sampler(stage=stage, steps=3, guidance=2.0, eta=1.0, batch_size=2)
+    batches = list(sampler.stream(params, jax.random.key(7), PROMPTS))
+    assert [len(batch) for batch in batches] == [2, 2, 1]  # the last one padded, and cut
+    again = np.concatenate(batches)
+    assert again.dtype == np.uint8 and again.shape == (5, 3, 4, 4, 3)
+    # Another batch is another compilation: equal to rounding, which can be one level of 255.
+    assert np.abs(again.astype(int) - samples).max() <= 1
+    assert np.mean(again != samples) < 0.01
+
+
+def test_samples_differ_by_place_prompt_and_key(stage, params, samples):
+    assert not np.array_equal(samples[0], samples[4])  # the same prompt in another place
+    sampler = sampling.Sampler(stage=stage, steps=3, guidance=2.0, eta=1.0, batch_size=8)
+    other = ["green left", *PROMPTS[1:]]
+    changed = np.concatenate(list(sampler.stream(params, jax.random.key(7), other)))
+    assert not np.array_equal(changed[0], samples[0])
+    np.testing.assert_array_equal(changed[1:], samples[1:])
+    moved = np.concatenate(list(sampler.stream(params, jax.random.key(8), PROMPTS)))
+    assert np.mean(moved != samples) > 0.5
+
+
+def test_the_callback_sees_every_step_of_every_batch(stage, params):
+    seen = []
+    sampler = sampling.Sampler(stage=stage, steps=3, batch_size=2, num_frames=5)
+    stream = sampler.stream(
+        params, jax.random.key(0), PROMPTS[:4], callback=lambda step, n: seen.append((step, n))
+    )
+    assert np.concatenate(list(stream)).shape == (4, 5, 4, 4, 3)
+    jax.effects_barrier()
+    assert sorted(seen) == sorted([(1, 3), (2, 3), (3, 3)] * 2)
+
+
+def test_samples_that_are_not_finite_are_refused(stage, params):
+    bad = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    sampler = sampling.Sampler(stage=stage, steps=2)
+    with pytest.raises(FloatingPointError, match=r"samples 0\.\.1 are not finite"):
+        list(sampler.stream(bad, jax.random.key(0), PROMPTS[:2]))
+
+
+def test_settings_are_checked(stage, make_config):
+    with pytest.raises(ValueError, match="threshold = 'hard': must be one of none, static"):
+        sampling.Sampler(stage=stage, threshold="hard")
+    with pytest.raises(ValueError, match="steps = 0"):
+        sampling.Sampler(stage=stage, steps=0)
+    with pytest.raises(ValueError, match="euler"):
+        sampling.Sampler(stage=stage, sampler="euler")
+    sampler = sampling.Sampler.from_config(stage, make_config().sample, steps=None, guidance=3.0)
+    assert (sampler.steps, sampler.guidance, sampler.sampler) == (2, 3.0, "ddim")
+
+
+@pytest.fixture
+def tiny_system(monkeypatch, stage):
+    monkeypatch.setattr(systems, "build", lambda config: stage)
+
+
+def test_a_model_file_holds_parameters_and_configuration(
+    tiny_system, stage, params, make_config, tmp_path, assert_trees_equal
+):
+    config = make_config()
+    path = pretrained.save_model(tmp_path / "models" / "tiny.safetensors", params, config)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert "Dense_0/kernel" in file.keys()  # noqa: SIM118 (it is no dictionary)
+        assert json.loads(file.metadata()["config"])["train"]["seed"] == 3
+    model = pretrained.load(path)
+    assert_trees_equal(model.params, params)
+    assert config_lib.to_dict(model.config) == config_lib.to_dict(config)
+
+    video = model.sample(jax.random.key(0), prompt="red left", num_samples=2)
+    assert video.shape == (2, 3, 4, 4, 3) and video.dtype == np.uint8
+    both = model.sample(jax.random.key(0), prompts=["red left", "red right"], steps=3)
+    assert both.shape == (2, 3, 4, 4, 3)
+    cond = jax.tree.map(jnp.asarray, stage.encode_prompts(["red left"]))
+    prediction = model.denoiser(jnp.zeros((1, 3, 4, 4, 3)), jnp.zeros(1), cond)
+    assert prediction.x.shape == (1, 3, 4, 4, 3)
+    assert model.schedule is stage.process.schedule
+    for arguments in ({}, {"prompt": "red left", "prompts": ["red left"]}, {"prompts": "red"}):
+        with pytest.raises(ValueError, match="prompt"):
+            model.sample(jax.random.key(0), **arguments)
+
+
+def test_a_working_directory_is_loaded_with_its_average(
+    tiny_system, stage, make_config, make_dataset, train_step, tmp_path, assert_trees_equal
+):
+    result = loop.train(
+        stage, make_config(steps=2), tmp_path, make_dataset(), train_step=train_step
+    )
+    model = pretrained.load(tmp_path)
+    assert_trees_equal(model.params, result.state.ema)
+    assert model.config.train.steps == 2
+
+
+def test_what_cannot_be_loaded_is_told(tiny_system, params, make_config, tmp_path, monkeypatch):
+    with pytest.raises(checkpoints.CheckpointError, match="nothing has been trained there"):
+        pretrained.load(tmp_path)
+    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path)
+    pretrained.save_model(tmp_path / "moving_shapes.safetensors", params, make_config())
+    assert pretrained.shipped_names() == ["moving_shapes"]
+    assert pretrained.load("moving_shapes").params.keys() == params.keys()
+    with pytest.raises(FileNotFoundError, match="the nearest is moving_shapes"):
+        pretrained.load("moving_shape")
+
+    wrong = {**params, "Dense_0": {"bias": params["Dense_0"]["bias"]}}
+    pretrained.save_model(tmp_path / "wrong.safetensors", wrong, make_config())
+    with pytest.raises(ValueError, match="do not match: Dense_0/kernel"):
+        pretrained.load(tmp_path / "wrong.safetensors")
+    with pytest.raises(ValueError, match="not finite, not saved"):
+        nan = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+        pretrained.save_model(tmp_path / "nan.safetensors", nan, make_config())
+    safetensors.numpy.save_file({"x": np.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="not a model of this package"):
+        pretrained.load(tmp_path / "other.safetensors")

@@ -1,0 +1,174 @@
+"""One update: EMA, accumulation, learning rate, refusal of what is not finite; fingerprints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vdm_jax.training import checkpoints, optimizer, state, step
+
+
+class Quadratic:
+    """A stage whose loss does not depend on the key: |w x - y|^2 over the batch."""
+
+    def init(self, key):
+        return {"w": jax.random.normal(key, (3, 2)), "b": jnp.zeros(2)}
+
+    def loss(self, params, batch, key):
+        error = batch["x"] @ params["w"] + params["b"] - batch["y"]
+        return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error))}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    keys = jax.random.split(jax.random.key(1))
+    return {"x": np.asarray(jax.random.normal(keys[0], (8, 3))), "y": np.ones((8, 2), np.float32)}
+
+
+def one_update(config, batch, updates=1):
+    stage, tx = Quadratic(), optimizer.make_optimizer(config.train)
+    current = state.create_state(stage, tx, config.train.seed)
+    update = step.make_train_step(stage, tx, config)
+    for _ in range(updates):
+        current, metrics = update(current, batch)
+    return current, metrics
+
+
+def test_accumulation_equals_the_whole_batch(make_config, batch):
+    whole, whole_metrics = one_update(make_config(accumulate=1), batch, updates=3)
+    split, split_metrics = one_update(make_config(accumulate=2), batch, updates=3)
+    for name in ("w", "b"):
+        np.testing.assert_allclose(split.params[name], whole.params[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(split.ema[name], whole.ema[name], rtol=1e-5, atol=1e-6)
+    for name in whole_metrics:
+        np.testing.assert_allclose(split_metrics[name], whole_metrics[name], rtol=1e-5)
+
+
+def test_ema_follows_its_formula(make_config, batch):
+    config = make_config(ema_decay=0.15)
+    stage, tx = Quadratic(), optimizer.make_optimizer(config.train)
+    current = state.create_state(stage, tx, 0)
+    update = step.make_train_step(stage, tx, config)
+    average = np.asarray(current.params["w"])
+    decays = []
+    for done in range(4):
+        current, metrics = update(current, batch)
+        decay = min(0.15, (1 + done) / (10 + done))
+        average = decay * average + (1 - decay) * np.asarray(current.params["w"])
+        np.testing.assert_allclose(current.ema["w"], average, rtol=1e-5)
+        decays.append(float(metrics["ema_decay"]))
+    np.testing.assert_allclose(decays, [0.1, 0.15, 0.15, 0.15], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_changes_nothing(bad, make_config, batch, assert_trees_equal):
+    class Bad(Quadratic):
+        def loss(self, params, batch, key):
+            value, metrics = super().loss(params, batch, key)
+            if bad == "loss":
+                return value + jnp.where(batch["poison"].any(), jnp.nan, 0.0), metrics
+            # A finite loss with a gradient that is not: the square root at zero.
+            zero = jnp.where(batch["poison"].any(), 0.0, 1.0) * params["b"][0] ** 2
+            return value + jnp.sqrt(zero), metrics
+
+    config = make_config()
+    stage, tx = Bad(), optimizer.make_optimizer(config.train)
+    update = step.make_train_step(stage, tx, config)
+    before = state.create_state(stage, tx, 0)
+    kept = jax.tree.map(np.array, before)
+    after, metrics = update(before, {**batch, "poison": np.ones(8, bool)})
+    assert metrics["finite"] == 0
+    if bad == "gradient":
+        assert np.isfinite(metrics["loss"])
+    assert_trees_equal(after, jax.tree.map(jnp.asarray, kept))
+
+
+def test_keys_are_of_seed_step_and_purpose():
+    keys = {
+        tuple(jax.random.key_data(state.derive_key(seed, update, purpose)).tolist())
+        for seed in (0, 1)
+        for update in (0, 1, 2)
+        for purpose in (state.INIT, state.LOSS, state.SAMPLE)
+    }
+    assert len(keys) == 18
+
+
+def test_learning_rate(make_config):
+    rate = optimizer.make_schedule(make_config(warmup_steps=4, steps=14).train)
+    np.testing.assert_allclose(
+        [rate(s) for s in range(6)], [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01], rtol=1e-6
+    )
+    cosine = optimizer.make_schedule(make_config(warmup_steps=4, steps=14, schedule="cosine").train)
+    np.testing.assert_allclose(
+        [cosine(s) for s in (3, 4, 9, 14)], [0.01, 0.01, 0.005, 0.0], rtol=1e-5, atol=1e-9
+    )
+    assert optimizer.make_schedule(make_config(warmup_steps=0).train)(0) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="train.warmup_steps = 9: must be smaller"):
+        optimizer.make_schedule(make_config(warmup_steps=9, steps=9, schedule="cosine").train)
+
+
+def test_decay_spares_biases_and_clipping_bounds_the_gradient(make_config):
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    config = make_config(weight_decay=0.5, warmup_steps=0, clip_norm=0.0)
+    tx = optimizer.make_optimizer(config.train)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert np.all(np.asarray(updates["w"]) < 0) and np.all(np.asarray(updates["b"]) == 0)
+
+    clipped = optimizer.make_optimizer(make_config(clip_norm=0.1).train)
+    grads = {"w": jnp.full((2, 2), 100.0), "b": jnp.zeros(2)}
+    _, opt_state = clipped.update(grads, clipped.init(params), params)
+    mu = optax.tree_utils.tree_get(opt_state, "mu")
+    assert optax.global_norm(mu) == pytest.approx(0.1 * (1 - 0.9), rel=1e-4)
+
+
+def test_fingerprint_sees_every_change():
+    tree = {
+        "a": jnp.arange(12.0).reshape(3, 4),
+        "b": jnp.arange(5, dtype=jnp.bfloat16),
+        "c": jnp.zeros((), jnp.int32),
+        "d": jnp.array([True, False]),
+    }
+    reference = checkpoints.fingerprint(tree)
+    assert set(reference) == set(tree)
+    assert checkpoints.fingerprint(jax.tree.map(jnp.copy, tree)) == reference
+    changed = {
+        "a": tree["a"].at[1, 2].set(np.nextafter(np.float32(6), np.float32(7))),
+        "b": tree["b"][::-1],
+        "c": tree["c"] + 1,
+        "d": ~tree["d"],
+    }
+    for name, value in changed.items():
+        assert checkpoints.fingerprint({**tree, name: value})[name] != reference[name], name
+
+
+def test_a_state_is_saved_as_it_was_when_the_next_update_overwrites_it(tmp_path, make_config):
+    """Files are written while training goes on in the same, donated memory."""
+
+    class Data:
+        def get_state(self):
+            return b"{}"
+
+        def set_state(self, saved):
+            assert saved == b"{}"
+
+        def start_prefetch(self):
+            pass
+
+    config = make_config()
+    big = {"w": jnp.arange(4_000_000, dtype=jnp.float32)}
+    current = state.TrainState(
+        step=jnp.ones((), jnp.int32), params=big, ema=jax.tree.map(jnp.copy, big), opt_state=()
+    )
+    expected = np.array(big["w"])
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 0 - 1, s), donate_argnums=0)
+    saves = checkpoints.Checkpoints(tmp_path)
+    saves.save(current, Data(), config)
+    abstract = jax.eval_shape(lambda: current)
+    for _ in range(20):
+        current = overwrite(current)
+    saves.wait()
+    restored = saves.restore(abstract, Data(), config)
+    saves.close()
+    np.testing.assert_array_equal(restored.params["w"], expected)
+    np.testing.assert_array_equal(restored.ema["w"], expected)

@@ -1,0 +1,94 @@
+"""Videos written to real files and read back."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax import video_io
+
+
+@pytest.fixture
+def clip():
+    """Five frames of 12 x 16 in which a red block moves right over blue."""
+    video = np.zeros((5, 12, 16, 3), np.uint8)
+    video[..., 2] = 200
+    for index, frame in enumerate(video):
+        frame[4:8, 2 * index : 2 * index + 4] = (220, 20, 20)
+    return video
+
+
+def test_mp4_round_trip(tmp_path, clip):
+    path = video_io.write_mp4(tmp_path / "sub" / "clip.mp4", clip, fps=6)
+    video, fps = video_io.read_video(path)
+    assert fps == 6
+    assert video.shape == (5, 192, 256, 3)  # enlarged 16 times: watchable
+    small = video[:, 8::16, 8::16]
+    assert np.abs(small.astype(int) - clip).mean() < 8  # lossy, colour at half resolution
+    assert np.abs(small.astype(int) - clip[::-1]).mean() > 12  # the motion is in it
+
+
+def test_mp4_is_what_every_player_opens(tmp_path, clip):
+    import av
+
+    path = video_io.write_mp4(tmp_path / "clip.mp4", clip[:, :11, :15], min_size=1)
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+        assert (context.height, context.width) == (12, 16)  # odd sides are completed
+
+
+def test_gif_round_trip(tmp_path, clip):
+    path = video_io.write_gif(tmp_path / "clip.gif", clip, fps=10, min_size=24)
+    video, fps = video_io.read_video(path)
+    assert fps == pytest.approx(10, rel=0.05)
+    np.testing.assert_allclose(video[:, ::2, ::2].astype(int), clip, atol=2)
+    with Image.open(path) as image:
+        assert image.n_frames == 5 and image.info["loop"] == 0
+
+
+def test_contact_sheet_shows_every_frame_and_the_captions(tmp_path, clip):
+    videos = np.stack([clip, 255 - clip])
+    path = video_io.contact_sheet(
+        tmp_path / "sheet.png", videos, ["a red block", "its negative"], frame_size=24
+    )
+    sheet = np.asarray(Image.open(path))
+    row = 18 + 24 + 2
+    assert sheet.shape[0] == 2 * row and sheet.shape[1] >= 5 * (32 + 2)
+    for index in range(2):
+        for column in range(5):
+            top, left = index * row + 18, column * 34
+            tile = sheet[top : top + 24 : 2, left : left + 32 : 2]
+            np.testing.assert_array_equal(tile, videos[index, column])
+        text = sheet[index * row : index * row + 18]
+        assert (text > 200).any()  # ink
+    other = video_io.contact_sheet(tmp_path / "o.png", videos, ["b", "c"], frame_size=24)
+    assert not np.array_equal(np.asarray(Image.open(other))[:18], sheet[:18])
+    with pytest.raises(ValueError, match="1 captions for 2 clips"):
+        video_io.contact_sheet(tmp_path / "x.png", videos, ["one"])
+
+
+def test_grid_places_clips_row_by_row(clip):
+    videos = np.stack([np.full_like(clip, value) for value in (10, 20, 30)])
+    tiled = video_io.grid(videos, columns=2, gap=1)
+    assert tiled.shape == (5, 25, 33, 3)
+    assert [tiled[0, 0, 0, 0], tiled[0, 0, 17, 0], tiled[0, 13, 0, 0]] == [10, 20, 30]
+    assert tiled[0, 13, 17, 0] == 0 and tiled[0, 12].max() == 0
+
+
+def test_to_uint8():
+    np.testing.assert_array_equal(
+        video_io.to_uint8(np.array([-1.5, -1.0, 0.0, 1.0, 2.0])), [0, 0, 128, 255, 255]
+    )
+    with pytest.raises(ValueError, match="not finite"):
+        video_io.to_uint8(np.array([np.nan]))
+
+
+def test_wrong_arrays_and_files_are_refused(tmp_path, clip):
+    with pytest.raises(ValueError, match=r"float32 \(5, 12, 16, 3\): must be a uint8"):
+        video_io.write_mp4(tmp_path / "x.mp4", clip.astype(np.float32))
+    with pytest.raises(ValueError, match="n f h w c"):
+        video_io.grid(clip)
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video at all")
+    with pytest.raises(ValueError, match=r"bad\.mp4: cannot be read"):
+        video_io.read_video(bad)

@@ -1,0 +1,334 @@
+"""Configurations: load a file, override fields from the command line, validate, save as JSON.
+
+A configuration is an `ml_collections.ConfigDict` returned by `get_config()` of a Python file
+under `configs/`. Every mistake that can be seen in it (a field that does not exist, a value of
+the wrong type, a choice that is not offered, a number out of range, sizes that do not divide) is
+a `ConfigError` raised before anything is compiled, naming the field, the value and what is
+allowed.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+# Fields that a resumed run may change: they decide for how long it trains, how often it reports
+# and where it runs, never what one update computes. An entry ending in "." names a whole section.
+MAY_CHANGE_ON_RESUME = (
+    "device",
+    "data.data_dir",
+    "train.steps",
+    "train.minutes",
+    "train.log_every",
+    "train.sample_every",
+    "train.sample_prompts",
+    "checkpoint.",
+    "sample.",
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the field and what is allowed."""
+
+
+def load_config(path: str | Path, overrides: Mapping[str, str] | None = None):
+    """Runs `get_config()` of the file at `path`, applies `overrides`, validates and locks.
+
+    `path` may end in `:argument`, which is passed to `get_config(argument)`. `overrides` maps
+    dotted fields to text as typed on a command line. Raises ConfigError.
+    """
+    path, argument = str(path), None
+    if not Path(path).exists() and ":" in path:
+        path, argument = path.rsplit(":", 1)
+    if not Path(path).is_file():
+        raise ConfigError(f"--config={path}: there is no such file{_files_near(path)}")
+    spec = importlib.util.spec_from_file_location(f"vdm_jax_config_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={path}: the file defines no get_config()")
+    config = module.get_config() if argument is None else module.get_config(argument)
+    for field, text in (overrides or {}).items():
+        override(config, field, text)
+    validate(config)
+    return config.lock()
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes `--config.field=value` and `--config.field value` out of a command line.
+
+    Returns the overrides by dotted field, and the arguments that are left, in order.
+    """
+    overrides, rest = {}, []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        field, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            if not queue or queue[0].startswith("--"):
+                raise ConfigError(f"--config.{field}: no value given; write --config.{field}=VALUE")
+            value = queue.pop(0)
+        overrides[field] = value
+    return overrides, rest
+
+
+def override(config, field: str, text: str) -> None:
+    """Sets the dotted `field` of `config` to `text`, read as the type of its present value."""
+    section = config
+    names = field.split(".")
+    for depth, name in enumerate(names):
+        is_last = depth == len(names) - 1
+        known = isinstance(section, ml_collections.ConfigDict) and name in section
+        if not known or (is_last and isinstance(section[name], ml_collections.ConfigDict)):
+            raise ConfigError(_unknown_field(config, field))
+        if not is_last:
+            section = section[name]
+    expected = section.get_type(names[-1])
+    with section.unlocked():
+        section[names[-1]] = _read(field, text, section[names[-1]], expected)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted field, value) for every leaf of a configuration."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def to_json(config) -> str:
+    """The configuration as JSON text; `from_json` gives back an equal configuration."""
+    return json.dumps(to_dict(config), indent=2)
+
+
+def to_dict(config) -> dict[str, Any]:
+    """The configuration as nested plain dictionaries (tuples become lists, as in JSON)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(text: str):
+    """A locked configuration from `to_json` text (lists become tuples)."""
+    return from_dict(json.loads(text))
+
+
+def from_dict(values: Mapping[str, Any]):
+    """A locked configuration from nested plain dictionaries (lists become tuples)."""
+    return ml_collections.ConfigDict(_lists_to_tuples(values)).lock()
+
+
+def resume_differences(saved, current) -> list[str]:
+    """The fields that forbid resuming a run of `saved` with `current`: "field: old -> new" each.
+
+    Fields of `MAY_CHANGE_ON_RESUME` are left out.
+    """
+    # Through JSON, so that a tuple equals the list that it was saved as.
+    old, new = dict(flatten(to_dict(saved))), dict(flatten(to_dict(current)))
+    absent = "(absent)"
+    return [
+        f"{field}: {old.get(field, absent)!r} -> {new.get(field, absent)!r}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field, absent) != new.get(field, absent) and not _may_change(field)
+    ]
+
+
+# --- validation ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Number:
+    """An allowed interval, closed unless `open_low` / `open_high`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def allows(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = "" if self.low == -math.inf else f"{'>' if self.open_low else '>='} {self.low:g}"
+        high = "" if self.high == math.inf else f"{'<' if self.open_high else '<='} {self.high:g}"
+        return " and ".join(part for part in (low, high) if part) or "a number"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    values: tuple[Any, ...]
+
+    def allows(self, value: Any) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(map(str, self.values))
+
+
+_POSITIVE = _Number(low=0, open_low=True)
+_COUNT = _Number(low=1)
+_NOT_NEGATIVE = _Number(low=0)
+_FRACTION = _Number(low=0, high=1)
+_DECAY = _Number(low=0, high=1, open_high=True)
+
+# What a value may be, in every configuration that has the field. What a part of the model or of
+# the process accepts is checked by that part, which knows; these are the fields of the trainer.
+_RULES = {
+    "device": _Choice(("any", "cpu", "gpu", "tpu")),
+    "data.num_frames": _COUNT,
+    "data.image_size": _COUNT,
+    "data.frame_stride": _COUNT,
+    "data.image_frames": _NOT_NEGATIVE,
+    "data.workers": _NOT_NEGATIVE,
+    "text.max_length": _COUNT,
+    "train.steps": _COUNT,
+    "train.minutes": _NOT_NEGATIVE,
+    "train.batch_size": _COUNT,
+    "train.seed": _Number(low=0, high=2**32 - 1),
+    "train.learning_rate": _POSITIVE,
+    "train.warmup_steps": _NOT_NEGATIVE,
+    "train.schedule": _Choice(("constant", "cosine")),
+    "train.beta1": _DECAY,
+    "train.beta2": _DECAY,
+    "train.weight_decay": _NOT_NEGATIVE,
+    "train.clip_norm": _NOT_NEGATIVE,
+    "train.accumulate": _COUNT,
+    "train.ema_decay": _DECAY,
+    "train.cond_dropout": _FRACTION,
+    "train.log_every": _COUNT,
+    "train.sample_every": _NOT_NEGATIVE,
+    "checkpoint.every": _COUNT,
+    "checkpoint.keep": _COUNT,
+    "sample.steps": _COUNT,
+    "sample.eta": _FRACTION,
+    "sample.gamma": _FRACTION,
+}
+
+
+def validate(config) -> None:
+    """Raises ConfigError, listing every value that is not allowed."""
+    fields = dict(flatten(config))
+    problems = [
+        f"{field} = {fields[field]!r}: must be {rule}"
+        for field, rule in _RULES.items()
+        if field in fields and not rule.allows(fields[field])
+    ]
+    problems += [
+        f"{field} = {value!r}: must be finite"
+        for field, value in fields.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    batch, accumulate = fields.get("train.batch_size"), fields.get("train.accumulate", 1)
+    if not problems and batch is not None and batch % accumulate:
+        problems.append(
+            f"train.batch_size = {batch}: must divide by train.accumulate = {accumulate} "
+            "(the batch of one update is split into that many microbatches)"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+# --- reading text -------------------------------------------------------------------------------
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _read(field: str, text: str, present: Any, expected: type) -> Any:
+    def refuse(wanted: str) -> ConfigError:
+        return ConfigError(f"--config.{field}={text}: {text!r} is not {wanted}")
+
+    if expected is bool:
+        if text.lower() not in _BOOLEANS:
+            raise refuse("a boolean (true or false)")
+        return _BOOLEANS[text.lower()]
+    if expected is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise refuse(f"an integer (the default is {present!r})") from None
+    if expected is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise refuse(f"a number (the default is {present!r})") from None
+    if expected is str:
+        return text
+    if expected in (tuple, list):
+        return _read_sequence(text, present, refuse)
+    # The default is None, which says nothing of the type: read a literal, or else plain text.
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _read_sequence(text: str, present: Sequence[Any], refuse) -> tuple[Any, ...]:
+    kinds = {type(item) for item in present}
+    wanted = f"a tuple such as {tuple(present)!r}" if present else "a tuple such as (1,2,4)"
+    # Plain texts, as typed: --config.train.sample_prompts="a red circle,a blue square".
+    texts = tuple(word.strip() for word in text.split(",") if word.strip())
+    if kinds == {str} and not text.strip().startswith(("(", "[")):
+        return texts
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if not present:
+            return texts
+        raise refuse(wanted) from None
+    value = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if kinds == {float}:
+        value = tuple(float(item) if type(item) is int else item for item in value)
+    if len(kinds) == 1 and any(type(item) is not next(iter(kinds)) for item in value):
+        raise refuse(wanted)
+    return value
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+def _unknown_field(config, field: str) -> str:
+    fields = [name for name, _ in flatten(config)]
+    inside = [name for name in fields if name.startswith(field + ".")]
+    if inside:
+        return f"--config.{field} is a section; its fields are {', '.join(inside)}"
+    # The same last name in another section is likelier meant than a similar whole path.
+    last = field.rsplit(".", 1)[-1]
+    same_name = [name for name in fields if name.rsplit(".", 1)[-1] == last]
+    near = same_name or difflib.get_close_matches(field, fields, n=1, cutoff=0.0)
+    return f"--config.{field}: unknown field; the nearest is --config.{near[0]}"
+
+
+def _files_near(path: str) -> str:
+    candidates = [str(found) for found in Path("configs").glob("*/*.py")]
+    near = difflib.get_close_matches(path, candidates, n=1, cutoff=0.0)
+    return f"; the nearest is {near[0]}" if near else ""
+
+
+def _may_change(field: str) -> bool:
+    return any(
+        field.startswith(name) if name.endswith(".") else field == name
+        for name in MAY_CHANGE_ON_RESUME
+    )
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _lists_to_tuples(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_lists_to_tuples(item) for item in value)
+    return value

@@ -1,0 +1,171 @@
+"""Trained models: load one from a working directory, a file or the package, and sample it."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Array, Key, PyTree, UInt8
+
+from vdm_jax import config as config_lib
+from vdm_jax import sampling, systems
+from vdm_jax.training import checkpoints
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+DEFAULT = "moving_shapes"
+_FORMAT = "vdm_jax/1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained stage with its parameters (the moving average) and its configuration.
+
+    The parts stand on their own: `model.schedule`, `model.denoiser` (a Denoiser with the
+    parameters bound), `model.stage.network`, `model.sampler(steps=…)`.
+    """
+
+    stage: Any
+    params: PyTree
+    config: Any
+
+    @property
+    def schedule(self) -> Any:
+        """The noise schedule: t in [0, 1] to log-SNR."""
+        return self.stage.process.schedule
+
+    @property
+    def denoiser(self) -> Any:
+        """The Denoiser `(z, logsnr [b], cond) -> Prediction`, without guidance."""
+        return self.stage.denoiser(self.params)
+
+    def sampler(self, **changes) -> sampling.Sampler:
+        """The sampler of the configuration with the fields of `sampling.Sampler` in `changes`."""
+        return sampling.Sampler.from_config(self.stage, self.config.sample, **changes)
+
+    def sample(
+        self,
+        key: Key[Array, ""],
+        prompt: str | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        num_samples: int = 1,
+        steps: int | None = None,
+        guidance: float | None = None,
+        num_frames: int | None = None,
+        callback: sampling.Callback | None = None,
+        **changes,
+    ) -> UInt8[np.ndarray, "n f h w c"]:
+        """Draws videos: `num_samples` of each prompt, in the order of the prompts.
+
+        Give `prompt` or `prompts`. What is None comes from the configuration (`config.sample`);
+        `changes` are further fields of `sampling.Sampler` (sampler, eta, gamma, threshold,
+        batch_size). callback(step, steps) is called as sampling goes on. The same key and
+        arguments give the same videos.
+        """
+        if (prompt is None) == (prompts is None):
+            raise ValueError("give either prompt (one text) or prompts (a list of texts)")
+        if num_samples < 1:
+            raise ValueError(f"num_samples = {num_samples}: must be at least 1")
+        texts = [prompt] if prompts is None else prompts
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"prompts = {texts!r}: must be a list of one text or more")
+        sampler = self.sampler(steps=steps, guidance=guidance, num_frames=num_frames, **changes)
+        repeated = [text for text in texts for _ in range(num_samples)]
+        return np.concatenate(list(sampler.stream(self.params, key, repeated, callback)))
+
+
+def load(source: str | Path = DEFAULT) -> Model:
+    """Loads a model: a working directory of training, a .safetensors file, or a shipped name."""
+    path = Path(source)
+    if path.is_dir():
+        return _load_workdir(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        return _load_file(path)
+    shipped = SHIPPED / f"{source}.safetensors"
+    if shipped.is_file():
+        return _load_file(shipped)
+    raise FileNotFoundError(
+        f"{str(source)!r} is no directory, no .safetensors file and no model of the package"
+        f"{_nearest(str(source))}"
+    )
+
+
+def shipped_names() -> list[str]:
+    """The names of the models that ship with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def save_model(path: str | Path, params: PyTree, config) -> Path:
+    """Writes parameters and configuration as one safetensors file.
+
+    Tensors are named by their path ("down_0/conv/kernel"); the metadata holds the configuration
+    as JSON.
+    """
+    tensors = {
+        jax.tree_util.keystr(key_path, simple=True, separator="/"): np.asarray(leaf)
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    bad = [name for name, leaf in tensors.items() if not np.isfinite(leaf).all()]
+    if bad:
+        raise ValueError(f"not finite, not saved: {', '.join(bad[:5])}")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": _FORMAT, "config": json.dumps(config_lib.to_dict(config))}
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def _load_workdir(workdir: Path) -> Model:
+    _, config = checkpoints.read_config(workdir)
+    stage = systems.build(config)
+    params = checkpoints.read_ema(workdir, _abstract_params(stage))
+    return Model(stage=stage, params=params, config=config)
+
+
+def _load_file(path: Path) -> Model:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(
+                f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
+                f"metadata, not {_FORMAT!r})"
+            )
+        config = config_lib.from_json(metadata["config"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    stage = systems.build(config)
+    abstract = _abstract_params(stage)
+    expected = jax.tree_util.tree_leaves_with_path(abstract)
+    names = [jax.tree_util.keystr(key_path, simple=True, separator="/") for key_path, _ in expected]
+    if set(names) != set(tensors):
+        odd = sorted(set(names) ^ set(tensors))
+        raise ValueError(f"{path}: tensors and network do not match: {', '.join(odd[:5])}")
+    leaves = []
+    for name, (_, leaf) in zip(names, expected, strict=True):
+        found = tensors[name]
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+            raise ValueError(
+                f"{path}: {name} is {found.dtype}{list(found.shape)}, "
+                f"the network wants {leaf.dtype}{list(leaf.shape)}"
+            )
+        leaves.append(jnp.asarray(found))
+    params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    return Model(stage=stage, params=params, config=config)
+
+
+def _abstract_params(stage) -> PyTree:
+    return jax.eval_shape(stage.init, jax.random.key(0))
+
+
+def _nearest(name: str) -> str:
+    names = shipped_names()
+    if not names:
+        return " (none ships with this installation)"
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"; shipped are {', '.join(names)}; the nearest is {near[0]}"

@@ -1,0 +1,144 @@
+"""From a stage, its parameters and prompts to videos: one compiled function, streamed in batches.
+
+Sample i is drawn with the key fold_in(key, i), alone in its noise, so it does not depend on the
+batch that it was computed in, nor on how many samples were asked for.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, UInt8
+
+from vdm_jax.diffusion import guidance, samplers
+
+# callback(step, steps), called while a batch is being sampled.
+Callback = Callable[[int, int], None]
+
+THRESHOLDS = ("none", "static", "dynamic")
+# What each step rule takes from a configuration, which lists the fields of all of them.
+_RULE_FIELDS = {"ddim": ("eta",), "ancestral": ("gamma",)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How a stage is sampled.
+
+    Attributes:
+      stage: what is sampled.
+      sampler: name of the step rule, see `diffusion.samplers.make_rule`.
+      steps: number of denoising steps.
+      guidance: classifier-free guidance g: ε_null + g (ε_cond − ε_null); 1 = no guidance.
+      eta: of "ddim", 0 deterministic to 1 ancestral.
+      gamma: of "ancestral", 0 lower to 1 upper bound of the variance.
+      threshold: of x̂ at each step: none, static (clipped to [-1, 1]) or dynamic (by percentile).
+      batch_size: samples computed at once; the last batch is padded and cut.
+      num_frames: frames of a sample, None = as trained.
+    """
+
+    stage: Any
+    sampler: str = "ddim"
+    steps: int = 64
+    guidance: float = 1.0
+    eta: float = 0.0
+    gamma: float = 0.3
+    threshold: str = "static"
+    batch_size: int = 16
+    num_frames: int | None = None
+
+    def __post_init__(self):
+        if self.threshold not in THRESHOLDS:
+            raise ValueError(
+                f"threshold = {self.threshold!r}: must be one of {', '.join(THRESHOLDS)}"
+            )
+        for name in ("steps", "batch_size", "num_frames"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}: must be at least 1")
+        _ = self.rule  # an unknown sampler, or a value out of its range, is told here
+
+    @classmethod
+    def from_config(cls, stage, sample, **changes) -> "Sampler":
+        """A sampler from the `sample` section of a configuration; `changes` that are None count
+        as not given."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        given = {name: value for name, value in sample.items() if name in fields}
+        given.update({name: value for name, value in changes.items() if value is not None})
+        return cls(stage=stage, **given)
+
+    @property
+    def video_shape(self) -> tuple[int, int, int, int]:
+        """(f, h, w, c) of one sample."""
+        frames, *rest = self.stage.video_shape
+        return (self.num_frames or frames, *rest)
+
+    @functools.cached_property
+    def rule(self) -> Any:
+        """The step rule."""
+        names = _RULE_FIELDS.get(self.sampler, ())
+        return samplers.make_rule(self.sampler, **{name: getattr(self, name) for name in names})
+
+    def denoiser(self, params: PyTree) -> Any:
+        """The stage's Denoiser under guidance and thresholding."""
+        denoiser = self.stage.denoiser(params)
+        denoiser = guidance.classifier_free(denoiser, self.guidance, self.stage.null)
+        if self.threshold == "static":
+            return guidance.static_clip(denoiser)
+        if self.threshold == "dynamic":
+            return guidance.dynamic_threshold(denoiser)
+        return denoiser
+
+    def stream(
+        self,
+        params: PyTree,
+        key: Key[Array, ""],
+        prompts: Sequence[str],
+        callback: Callback | None = None,
+    ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
+        """Yields videos of the prompts, in order, a batch at a time.
+
+        With a callback the compiled function cannot be kept in the persistent compilation cache.
+        Raises FloatingPointError when a sample is not finite.
+        """
+        size = min(self.batch_size, len(prompts))
+        compiled = self._compiled if callback is None else self._compile(callback)
+        for start in range(0, len(prompts), size):
+            chosen = list(prompts[start : start + size])
+            padded = chosen + [chosen[-1]] * (size - len(chosen))
+            indices = jnp.arange(start, start + size, dtype=jnp.uint32)
+            cond = jax.tree.map(jnp.asarray, self.stage.encode_prompts(padded))
+            video, finite = compiled(params, key, indices, cond)
+            if not np.all(finite[: len(chosen)]):
+                raise FloatingPointError(
+                    f"samples {start}..{start + len(chosen) - 1} are not finite: "
+                    "the parameters or the guidance are beyond use"
+                )
+            yield np.asarray(video[: len(chosen)])
+
+    @functools.cached_property
+    def _compiled(self) -> Callable:
+        return self._compile(None)
+
+    def _compile(self, callback: Callback | None) -> Callable:
+        def one(
+            params: PyTree, key: Key[Array, ""], index: Array, cond: PyTree
+        ) -> tuple[Float[Array, "f h w c"], Array]:
+            start_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
+            noise = jax.random.normal(start_key, (1, *self.video_shape))
+            video = samplers.sample(
+                steps_key,
+                self.denoiser(params),
+                self.rule,
+                samplers.logsnr_grid(self.stage.process.schedule, self.steps),
+                noise,
+                jax.tree.map(lambda leaf: leaf[None], cond),
+                callback,
+            )[0]
+            levels = jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5)
+            return levels.astype(jnp.uint8), jnp.all(jnp.isfinite(video))
+
+        return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))

@@ -1,0 +1,1 @@
+"""Training of one stage: state, optimiser, step, checkpoints, metrics and the loop."""

@@ -1,0 +1,184 @@
+"""What a run tells: a JSONL log, TensorBoard, a progress bar or plain lines."""
+
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+LOG_NAME = "metrics.jsonl"
+
+# Metrics of the moment; of all others a log line holds the mean since the line before.
+_INSTANTANEOUS = frozenset({"learning_rate", "ema_decay"})
+
+
+class Averager:
+    """Means of the metrics of several steps, on the host."""
+
+    def __init__(self):
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if name in _INSTANTANEOUS:
+                self._sums[name] = value
+            else:
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call, which starts anew."""
+        means = {
+            name: total if name in _INSTANTANEOUS else total / self._count
+            for name, total in self._sums.items()
+        }
+        self._sums, self._count = {}, 0
+        return means
+
+
+class MetricWriter:
+    """Writes `workdir/metrics.jsonl` and TensorBoard events in `workdir/tensorboard`.
+
+    A run that resumes at `first_step` drops what an interrupted run logged after it, so that each
+    step stands in the log once.
+    """
+
+    def __init__(self, workdir: str | Path, first_step: int = 0):
+        self.path = Path(workdir) / LOG_NAME
+        kept = [line for line in _lines(self.path) if _step_of(line) <= first_step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+        self._file = self.path.open("a", buffering=1)
+        self._tensorboard = SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of the log and one point of every curve."""
+        values = {"step": step, **{name: _jsonable(value) for name, value in values.items()}}
+        self._file.write(json.dumps(values) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float) and name != "step":
+                self._tensorboard.add_scalar(f"train/{name}", value, step)
+
+    def video(self, step: int, tag: str, video: np.ndarray, fps: float) -> None:
+        """An animated image in TensorBoard. video: uint8 `f h w c`."""
+        # SummaryWriter.add_video wants moviepy and, without it, silently writes nothing.
+        frames = [Image.fromarray(pixels) for pixels in video]
+        encoded = io.BytesIO()
+        frames[0].save(
+            encoded,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=round(1000 / fps),
+            loop=0,
+        )
+        image = Summary.Image(
+            height=video.shape[1],
+            width=video.shape[2],
+            colorspace=3,
+            encoded_image_string=encoded.getvalue(),
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._tensorboard.file_writer.add_summary(summary, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+class ProgressReport:
+    """A bar on a terminal, a line a log point elsewhere. Use as a context manager.
+
+    A run ends at `steps` or after `seconds` of wall time (0 = no limit), whichever is first; both
+    the bar and the ETA follow the nearer end.
+    """
+
+    def __init__(self, first_step: int, steps: int, seconds: float = 0, out: TextIO | None = None):
+        self._out = out or sys.stdout
+        self._first, self._steps, self._seconds = first_step, steps, seconds
+        self._console = Console(file=self._out, highlight=False)
+        self._bar = None
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("step {task.fields[step]}/{task.fields[steps]}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(
+                "", total=1.0, step=first_step, steps=steps, text="compiling the first step"
+            )
+
+    def __enter__(self) -> "ProgressReport":
+        self._start = time.monotonic()
+        self._text = "compiling the first step"
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def step(self, step: int) -> None:
+        """Step `step` is done."""
+        if self._bar:
+            self._bar.update(self._task, completed=self._share(step)[0], step=step, text=self._text)
+
+    def log(self, step: int, loss: float, clips_per_second: float) -> None:
+        """New figures at `step`: mean loss since the last ones, speed."""
+        eta = self._share(step)[1]
+        self._text = f"loss {loss:.4f}  {clips_per_second:.1f} clips/s  ETA {_clock(eta)}"
+        if self._bar:
+            self.step(step)
+        else:
+            self.message(f"step {step}/{self._steps}  {self._text}")
+
+    def message(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def _share(self, step: int) -> tuple[float, float]:
+        """(share done, seconds left) by whichever end is nearer."""
+        elapsed = time.monotonic() - self._start
+        done = (step - self._first) / max(self._steps - self._first, 1)
+        left = elapsed * (1 - done) / done if done else math.inf
+        if self._seconds and self._seconds - elapsed < left:
+            return min(elapsed / self._seconds, 1.0), max(self._seconds - elapsed, 0.0)
+        return done, left
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "-:--:--"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def _jsonable(value) -> float | str:
+    # JSON has no NaN: a reader other than Python's would refuse the line.
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # half a line, of a run that was killed while writing it

@@ -1,0 +1,159 @@
+"""Videos as files: MP4 and GIF writing, contact sheets, reading back.
+
+Videos here are numpy uint8 arrays: one clip `f h w c`, a list of clips `n f h w c`, c = 3 (RGB).
+"""
+
+import fractions
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from einops import rearrange, repeat
+from PIL import Image, ImageDraw, ImageFont
+
+# Clips smaller than this are enlarged by a whole factor: a 16-pixel video cannot be watched.
+MIN_WATCHABLE = 192
+_INK, _PAPER = (235, 235, 235), (24, 24, 24)
+
+
+def to_uint8(video) -> np.ndarray:
+    """Floats in [-1, 1] to uint8 0..255 (rounded, clipped); uint8 stays as it is. Any shape."""
+    video = np.asarray(video)
+    if video.dtype == np.uint8:
+        return video
+    if not np.isfinite(video).all():
+        raise ValueError("the video has values that are not finite")
+    return np.clip(np.rint((video.astype(np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def enlarge(video: np.ndarray, min_size: int = MIN_WATCHABLE) -> np.ndarray:
+    """Repeats pixels by the smallest whole factor that makes the shorter side >= min_size.
+
+    video: uint8 `... h w c`; one that is large enough comes back unchanged.
+    """
+    factor = max(1, math.ceil(min_size / min(video.shape[-3:-1])))
+    return repeat(video, "... h w c -> ... (h fh) (w fw) c", fh=factor, fw=factor)
+
+
+def grid(videos: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """Clips `n f h w c` side by side as one clip `f H W c`, filled row by row, black gaps."""
+    videos = _check(videos, 5)
+    count = len(videos)
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    missing = -count % columns
+    videos = np.pad(videos, ((0, missing), (0, 0), (0, gap), (0, gap), (0, 0)))
+    tiled = rearrange(videos, "(row col) f h w c -> f (row h) (col w) c", col=columns)
+    return tiled[:, : tiled.shape[1] - gap, : tiled.shape[2] - gap]
+
+
+def write_mp4(
+    path: str | Path, video: np.ndarray, fps: float = 8, min_size: int = MIN_WATCHABLE
+) -> Path:
+    """Writes one clip uint8 `f h w c` as H.264 in yuv420p, which every player opens.
+
+    Small clips are enlarged (see `enlarge`); an odd side is completed by repeating its last row
+    or column, because yuv420p stores colour at half resolution.
+    """
+    video = enlarge(_check(video, 4), min_size)
+    height, width = video.shape[1:3]
+    video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    path = _parent_made(path)
+    with av.open(str(path), "w", format="mp4") as container:
+        rate = fractions.Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # crf 12: hard pixel edges of small videos stay crisp; the files are tiny all the same.
+        stream.options = {"crf": "12", "preset": "veryfast"}
+        for pixels in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_gif(
+    path: str | Path, video: np.ndarray, fps: float = 8, min_size: int = MIN_WATCHABLE
+) -> Path:
+    """Writes one clip uint8 `f h w c` as an endless GIF (256 colours a frame), small ones enlarged.
+
+    Pillow stores frames that do not change as one frame that stands longer.
+    """
+    frames = [Image.fromarray(pixels) for pixels in enlarge(_check(video, 4), min_size)]
+    path = _parent_made(path)
+    frames[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        disposal=1,
+    )
+    return path
+
+
+def contact_sheet(
+    path: str | Path, videos: np.ndarray, captions: Sequence[str], frame_size: int = 64
+) -> Path:
+    """Writes a PNG that shows clips at a glance: a row a clip, its frames in order, its caption.
+
+    videos: uint8 `n f h w c`; captions: n texts, drawn above their rows; frame_size: least
+    shorter side of a frame on the sheet, in pixels.
+    """
+    videos = enlarge(_check(videos, 5), frame_size)
+    if len(captions) != len(videos):
+        raise ValueError(f"{len(captions)} captions for {len(videos)} clips")
+    count, frames, height, width, _ = videos.shape
+    gap, text_height = 2, 18
+    font = ImageFont.load_default(size=13)
+    row_height = text_height + height + gap
+    longest = max(math.ceil(font.getlength(caption)) for caption in captions)
+    size = (max(frames * (width + gap), longest + 8), count * row_height)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, (video, caption) in enumerate(zip(videos, captions, strict=True)):
+        top = row * row_height
+        draw.text((4, top + 1), caption, fill=_INK, font=font)
+        for column, pixels in enumerate(video):
+            sheet.paste(Image.fromarray(pixels), (column * (width + gap), top + text_height))
+    path = _parent_made(path)
+    sheet.save(path, format="PNG")
+    return path
+
+
+def read_video(path: str | Path) -> tuple[np.ndarray, float]:
+    """Decodes a whole video file: (uint8 `f h w c`, frames per second).
+
+    Any container and codec of FFmpeg, GIF too. Raises ValueError naming the file when it holds no
+    video that can be decoded.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            rate = stream.average_rate or stream.guessed_rate
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path}: cannot be read as a video ({error})") from error
+    if not frames:
+        raise ValueError(f"{path}: holds no frame")
+    return np.stack(frames), float(rate) if rate else 0.0
+
+
+def _check(video: np.ndarray, rank: int) -> np.ndarray:
+    names = "n f h w c"[-(2 * rank - 1) :]
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != rank or video.shape[-1] != 3 or 0 in video.shape:
+        raise ValueError(
+            f"video is {video.dtype} {video.shape}: must be a uint8 array `{names}` with c = 3 "
+            "and nothing empty (to_uint8 converts floats in [-1, 1])"
+        )
+    return video
+
+
+def _parent_made(path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
