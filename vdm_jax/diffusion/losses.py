@@ -117,8 +117,8 @@ def make_loss(name: str, *, gamma: float = 5.0, sigma_data: float = 0.5) -> Loss
 def low_discrepancy_times(key: Key[Array, ""], n: int) -> Float[Array, "{n}"]:
     """n times in [0, 1], one in each interval [i/n, (i+1)/n), each uniform by itself.
 
-    One offset for all intervals (Kingma et al. 2021, Variational Diffusion Models). The order is random so that
-    a part of the batch (a microbatch, a host's share) does not see one range of times only.
+    One offset for all intervals (Kingma et al. 2021, Variational Diffusion Models). The order is
+    random so that a part of the batch (a microbatch, a host's share) sees the whole range.
     """
     offset_key, order_key = jax.random.split(key)
     strata = jax.random.permutation(order_key, n).astype(jnp.float32)

@@ -14,7 +14,7 @@ preconditioned network output (Karras et al. 2022, table 1) with σ_data = 1 is 
 """
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,7 @@ from jaxtyping import Array, Float
 
 from vdm_jax.diffusion.schedules import alpha_sigma, expand
 
-Kind = Literal["x", "eps", "v", "score", "velocity"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS = ("x", "eps", "v", "score", "velocity")
 
 
 def _divide(numerator: Float[Array, "b ..."], denominator: Float[Array, "..."]):
@@ -87,7 +86,7 @@ def check_kind(kind: str) -> None:
 
 
 def to_prediction(
-    kind: Kind,
+    kind: str,
     output: Float[Array, "b ..."],
     z: Float[Array, "b ..."],
     logsnr: Float[Array, "b"],
@@ -122,7 +121,7 @@ def to_prediction(
 
 
 def target(
-    kind: Kind,
+    kind: str,
     x: Float[Array, "b ..."],
     eps: Float[Array, "b ..."],
     logsnr: Float[Array, "b"],

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vdm_jax.diffusion import losses, schedules
-from vdm_jax.diffusion.predictions import Kind, Prediction, check_kind, to_prediction
+from vdm_jax.diffusion.predictions import Prediction, check_kind, to_prediction
 from vdm_jax.diffusion.schedules import Schedule, alpha_sigma, expand
 
 Denoiser = Callable[[Array, Array, Any], Prediction]
@@ -34,7 +34,7 @@ class Process:
     """
 
     schedule: Schedule = schedules.CosineSchedule()
-    prediction: Kind = "v"
+    prediction: str = "v"
     loss_name: str = "v_mse"
     training_schedule: Schedule | None = None
     min_snr_gamma: float = 5.0

@@ -7,7 +7,7 @@ infinite: the lower bound of the reverse variance is σ̃² = c σ_s², the uppe
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ class DDIM:
     """
 
     eta: float = 0.0
-    form: Literal["x_eps", "angular"] = "x_eps"
+    form: str = "x_eps"
 
     def __post_init__(self):
         if not 0.0 <= self.eta <= 1.0:
@@ -161,7 +161,7 @@ def make_rule(name: str, **kwargs) -> Rule:
 def logsnr_grid(
     schedule: Schedule,
     steps: int,
-    end: Literal["clean", "append", "schedule"] = "clean",
+    end: str = "clean",
 ) -> Float[Array, "{steps}+1"]:
     """The `steps` + 1 increasing log-SNRs of a sampler, uniform in the schedule's time.
 

@@ -1,0 +1,223 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.diffusion import samplers, schedules
+from vdm_jax.diffusion.predictions import to_prediction
+from vdm_jax.diffusion.samplers import DDIM, Ancestral, logsnr_grid, make_rule, sample
+from vdm_jax.diffusion.schedules import alpha_sigma
+
+RULES = [DDIM(), DDIM(form="angular"), DDIM(eta=0.7), Ancestral(), Ancestral(gamma=1.0)]
+VARIANCE = 0.25
+
+
+def denoiser(z, logsnr, cond):
+    """Optimal for x ~ N(0, VARIANCE) in every element."""
+    alpha, sigma = (schedules.expand(c, z.ndim) for c in alpha_sigma(logsnr))
+    return to_prediction(
+        "v", z * alpha * sigma * (1 - VARIANCE) / (alpha**2 * VARIANCE + sigma**2), z, logsnr
+    )
+
+
+def noise(*shape):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def one_step(rule, z, t, s, key=0):
+    """The rule's step from `t` to `s`, and the x̂ that it was given."""
+
+    def denoise(z, logsnr):
+        return denoiser(z, jnp.broadcast_to(logsnr, z.shape[:1]), None)
+
+    t, s = jnp.float32(t), jnp.float32(s)
+    step = jax.jit(lambda key, z: rule.step(key, denoise, z, rule.init(z), t, s)[0])
+    return step(jax.random.key(key), z), denoise(z, t).x
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("t", "s"), [(-3.0, -1.0), (1.0, 1.5)])
+def test_ancestral_step_is_vdms_posterior(gamma, t, s):
+    n = 40_000
+    z = jnp.full((n, 1), 0.8)
+    out, x = one_step(Ancestral(gamma=gamma), z, t, s)
+    alpha_t, sigma_t, alpha_s, sigma_s = (
+        float(c) for level in (t, s) for c in alpha_sigma(jnp.float32(level))
+    )
+    ratio = np.exp(t - s)
+    mean = ratio * alpha_s / alpha_t * 0.8 + (1 - ratio) * alpha_s * float(x[0, 0])
+    variance = ((1 - ratio) * sigma_s**2) ** (1 - gamma) * ((1 - ratio) * sigma_t**2) ** gamma
+    # Five standard errors: σ/√n of the mean, √(2/n) of the variance, relative.
+    np.testing.assert_allclose(out.mean(), mean, atol=5 * np.sqrt(variance / n))
+    np.testing.assert_allclose(out.var(), variance, rtol=5 * np.sqrt(2 / n))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_step_is_equation_twelve(eta):
+    n, t, s = 40_000, -1.0, 0.5
+    z = jnp.full((n, 1), 0.8)
+    out, x = one_step(DDIM(eta=eta), z, t, s)
+    alpha_t, sigma_t, alpha_s, sigma_s = (
+        float(c) for level in (t, s) for c in alpha_sigma(jnp.float32(level))
+    )
+    variance = eta**2 * (sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)
+    eps = (0.8 - alpha_t * float(x[0, 0])) / sigma_t
+    mean = alpha_s * float(x[0, 0]) + np.sqrt(sigma_s**2 - variance) * eps
+    np.testing.assert_allclose(out.mean(), mean, atol=5 * np.sqrt(variance / n) + 1e-6)
+    np.testing.assert_allclose(out.var(), variance, rtol=5 * np.sqrt(2 / n), atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_the_step_to_clean_data_returns_x_exactly(rule):
+    z = noise(4, 3)
+    out, x = one_step(rule, z, -1.0, np.inf)
+    np.testing.assert_allclose(out, x, atol=2e-7)
+
+
+@pytest.mark.parametrize("level", [-np.inf, -20.0, 0.0, 20.0, np.inf])
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_a_step_of_no_length_changes_nothing(rule, level):
+    z = noise(4, 3)
+    np.testing.assert_allclose(one_step(rule, z, level, level)[0], z, atol=1e-6)
+
+
+def scans(jaxpr):
+    return [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+
+
+@pytest.mark.parametrize("rule", RULES[:1] + RULES[3:4], ids=repr)
+def test_sampling_is_one_scan_that_stacks_nothing(rule):
+    grid = logsnr_grid(schedules.CosineSchedule(), 50)
+    jaxpr = jax.make_jaxpr(lambda key, grid, z: sample(key, denoiser, rule, grid, z))(
+        jax.random.key(0), grid, noise(2, 3)
+    )
+    (scan,) = scans(jaxpr)
+    assert scan.params["length"] == 50
+    assert len(scan.outvars) == scan.params["num_carry"]
+
+
+def test_the_grid_is_an_argument_of_the_compiled_sampler():
+    traces = []
+
+    def counted(z, logsnr, cond):
+        traces.append(logsnr.shape)
+        return denoiser(z, logsnr, cond)
+
+    run = jax.jit(lambda grid, z: sample(jax.random.key(0), counted, DDIM(), grid, z))
+    for name in ("cosine", "linear_beta", "rectified_flow"):
+        run(logsnr_grid(schedules.make_schedule(name), 8), noise(2, 3)).block_until_ready()
+    assert traces == [(2,)]
+
+
+def test_callback_reports_every_step_in_order():
+    reports = []
+    grid = logsnr_grid(schedules.CosineSchedule(), 5)
+    run = jax.jit(
+        lambda z: sample(
+            jax.random.key(0),
+            denoiser,
+            Ancestral(),
+            grid,
+            z,
+            callback=lambda step, steps: reports.append((step, steps)),
+        )
+    )
+    with_callback = run(noise(2, 3))
+    jax.effects_barrier()
+    assert reports == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    without = sample(jax.random.key(0), denoiser, Ancestral(), grid, noise(2, 3))
+    np.testing.assert_allclose(with_callback, without, atol=1e-6)
+
+
+def test_the_key_decides_the_noise():
+    grid = logsnr_grid(schedules.CosineSchedule(), 5)
+    run = jax.jit(lambda key, z: sample(key, denoiser, Ancestral(), grid, z))
+    first, again, other = (run(jax.random.key(seed), noise(2, 3)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).min() > 1e-4
+
+
+def test_condition_reaches_the_denoiser_in_every_step():
+    def shifted(z, logsnr, cond):
+        return to_prediction("x", jnp.broadcast_to(cond["mean"][:, None], z.shape), z, logsnr)
+
+    grid = logsnr_grid(schedules.CosineSchedule(), 5)
+    mean = jnp.array([-0.5, 0.25])
+    out = sample(jax.random.key(0), shifted, DDIM(), grid, noise(2, 3), {"mean": mean})
+    np.testing.assert_allclose(out, np.tile(mean[:, None], (1, 3)), atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Multistep:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): a rule with a state, of second order."""
+
+    def init(self, z):
+        return {"x": jnp.zeros_like(z), "h": jnp.float32(0)}
+
+    def step(self, key, denoise, z, state, logsnr_t, logsnr_s):
+        x = denoise(z, logsnr_t).x
+        (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(logsnr_t), alpha_sigma(logsnr_s)
+        h = 0.5 * (logsnr_s - logsnr_t)
+        slope = jnp.where(state["h"] > 0, h / jnp.maximum(2 * state["h"], 1e-9), 0.0)
+        extrapolated = x + slope * (x - state["x"])
+        z = sigma_s / sigma_t * z - alpha_s * jnp.expm1(-h) * extrapolated
+        return z, {"x": x, "h": h}
+
+
+def test_rules_with_a_state_fit_and_keep_their_order():
+    # DDIM is of first order and the multistep rule of second on the same grids.
+    assert isinstance(Multistep(), samplers.Rule)
+    alpha, sigma = (float(c) for c in alpha_sigma(jnp.float32(4.0)))
+    errors = {}
+    for rule in (DDIM(), Multistep()):
+        for steps in (16, 32, 64):
+            grid = jnp.linspace(-4.0, 4.0, steps + 1)
+            out = jax.jit(lambda g, z, r=rule: sample(jax.random.key(0), denoiser, r, g, z))(
+                grid, jnp.ones((1, 1))
+            )
+            start, end = (
+                np.sqrt(a**2 * VARIANCE + s**2) for a, s in ((sigma, alpha), (alpha, sigma))
+            )
+            errors[rule, steps] = abs(float(out[0, 0]) - end / start)  # the exact flow is linear
+    for rule, order in ((DDIM(), 1), (Multistep(), 2)):
+        slope = np.log2(errors[rule, 16] / errors[rule, 64]) / 2
+        assert abs(slope - order) < 0.25, (rule, slope)
+
+
+def test_grids():
+    schedule = schedules.EDMSchedule()
+    np.testing.assert_allclose(
+        logsnr_grid(schedule, 4, "schedule"), schedule(jnp.linspace(1, 0, 5)), rtol=1e-6
+    )
+    clean = logsnr_grid(schedule, 4)
+    np.testing.assert_allclose(clean[:-1], schedule(jnp.array([1, 0.75, 0.5, 0.25])), rtol=1e-5)
+    assert clean[-1] == np.inf
+    edm = logsnr_grid(schedule, 4, "append")
+    np.testing.assert_allclose(edm[:-1], schedule(jnp.array([1, 2 / 3, 1 / 3, 0])), rtol=1e-5)
+    assert edm[-1] == np.inf
+    assert logsnr_grid(schedule, 1).shape == (2,)
+    assert logsnr_grid(schedule, 1, "append").shape == (2,)
+    assert np.all(np.diff(clean) > 0)
+
+
+def test_bad_settings_are_refused():
+    assert make_rule("ddim", eta=0.5) == DDIM(eta=0.5)
+    assert make_rule("ancestral") == Ancestral(gamma=0.3)
+    with pytest.raises(ValueError, match=r"sampler='euler' is unknown; allowed: ddim, ancestral"):
+        make_rule("euler")
+    with pytest.raises(ValueError, match=r"no field gamma; allowed: eta, form"):
+        make_rule("ddim", gamma=0.3)
+    with pytest.raises(ValueError, match=r"eta=1\.5 must be in \[0, 1\]"):
+        DDIM(eta=1.5)
+    with pytest.raises(ValueError, match=r"form='polar'.*x_eps, angular"):
+        DDIM(form="polar")
+    with pytest.raises(ValueError, match=r"gamma=-0\.1"):
+        Ancestral(gamma=-0.1)
+    with pytest.raises(ValueError, match="steps=0"):
+        logsnr_grid(schedules.CosineSchedule(), 0)
+    with pytest.raises(ValueError, match=r"end='zero'.*clean, append, schedule"):
+        logsnr_grid(schedules.CosineSchedule(), 4, "zero")
+    with pytest.raises(ValueError, match=r"shape \(1,\)"):
+        sample(jax.random.key(0), denoiser, DDIM(), jnp.zeros(1), jnp.zeros((1, 1)))
