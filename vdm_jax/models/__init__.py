@@ -1,0 +1,1 @@
+"""Networks: linen modules, pure functions of (z, logsnr, cond). They know nothing of training."""

@@ -1,0 +1,128 @@
+"""What a network is told beside z: the log-SNR, text, labels and each frame's place in the clip."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import repeat
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.models import layers
+
+Cond = Mapping[str, Array]
+"""Keys, all optional as far as the network has no use for them:
+
+- tokens int32 (b, l), token_mask bool (b, l): the clip's text;
+- label int32 (b,): the clip's class;
+- image_tokens (b, k, l), image_token_mask (b, k, l), image_label (b, k): those of the k images
+  appended to the clip;
+- keep bool (b,): False where the condition is replaced by the null condition of guidance;
+  absent, all are kept.
+"""
+
+NULL_CONDITIONS = ("learned", "zero")
+
+
+class ConditionEmbedding(nn.Module):
+    """Embeds the condition: a vector a frame, and text tokens for cross-attention.
+
+    Attributes:
+      dim: width of the vector.
+      vocab_size, max_length: of the text; vocab_size 0 is a network without text.
+      num_labels: 0 is a network without labels.
+      null_condition: what stands for a dropped condition, a learned embedding or zeros.
+      frame_positions: whether the vector also says which frame of the clip it is for, by a
+        sinusoidal embedding (any number of frames can be asked for).
+    """
+
+    dim: int
+    vocab_size: int = 0
+    max_length: int = 0
+    num_labels: int = 0
+    null_condition: str = "learned"
+    frame_positions: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, logsnr: Float[Array, "b"], cond: Cond, frames: int, num_images: int = 0
+    ) -> tuple[
+        Float[Array, "bf dim"], Float[Array, "b items l dim"] | None, Bool[Array, "b items l"] | None
+    ]:
+        """The vectors (batch and frames folded, images last), the tokens and their mask.
+
+        Raises ValueError where `cond` lacks what the network was built for.
+        """
+        if self.null_condition not in NULL_CONDITIONS:
+            raise ValueError(
+                f"null_condition = {self.null_condition!r}: allowed are {NULL_CONDITIONS}"
+            )
+        batch = logsnr.shape[0]
+        # Frequencies from 1 to 1/100 resolve the useful range of log-SNR, about [-20, 20].
+        h = layers.sinusoidal_embedding(logsnr, self.dim, max_period=100.0)
+        h = layers.dense(self.dim, dtype=self.dtype, name="logsnr_in")(h)
+        h = layers.dense(self.dim, dtype=self.dtype, name="logsnr_out")(nn.swish(h))
+        h = h[:, None]  # b, items, dim; items are the clip and the images
+        keep = cond.get("keep", jnp.ones(batch, bool))
+        tokens = mask = None
+        if self.vocab_size:
+            tokens, mask, pooled = self._text(cond, keep, num_images)
+            h = h + pooled
+        if self.num_labels:
+            label = self._items(cond, "label", num_images)
+            embedded = self._embed(self.num_labels, "labels")(label)
+            h = h + self._drop(embedded, keep, "null_label")
+        h = jnp.broadcast_to(h, (batch, 1 + num_images, self.dim))
+        h = jnp.concatenate(
+            [repeat(h[:, 0], "b d -> b f d", f=frames - num_images), h[:, 1:]], axis=1
+        )
+        if self.frame_positions:
+            h = h + self._positions(frames, num_images)
+        # A nonlinear layer after the sum, so that what a word does can depend on the frame.
+        h = layers.dense(self.dim, dtype=self.dtype, name="mix_in")(nn.swish(h))
+        h = layers.dense(self.dim, dtype=self.dtype, name="mix_out")(nn.swish(h))
+        return h.reshape(-1, self.dim), tokens, mask
+
+    def _items(self, cond: Cond, key: str, num_images: int) -> Array:
+        wanted = [key] + ([f"image_{key}"] if num_images else [])
+        missing = [k for k in wanted if k not in cond]
+        if missing:
+            raise ValueError(
+                f"cond lacks {', '.join(missing)}; it has: {', '.join(cond) or 'nothing'}"
+            )
+        items = [cond[key][:, None]]
+        if num_images:
+            items.append(cond[f"image_{key}"])
+        return jnp.concatenate(items, axis=1)
+
+    def _embed(self, size: int, name: str) -> nn.Embed:
+        init = layers.named(nn.initializers.normal(1.0), layers.VOCAB, layers.OUT)
+        return nn.Embed(size, self.dim, embedding_init=init, dtype=self.dtype, name=name)
+
+    def _drop(self, value: Array, keep: Bool[Array, "b"], name: str) -> Array:
+        if self.null_condition == "learned":
+            init = layers.named(nn.initializers.normal(1.0), layers.CHANNELS)
+            null = self.param(name, init, (self.dim,)).astype(value.dtype)
+        else:
+            null = jnp.zeros((), value.dtype)
+        return jnp.where(jnp.expand_dims(keep, range(1, value.ndim)), value, null)
+
+    def _text(self, cond: Cond, keep: Bool[Array, "b"], num_images: int):
+        ids = self._items(cond, "tokens", num_images)
+        mask = self._items(cond, "token_mask", num_images)
+        tokens = self._embed(self.vocab_size, "words")(ids)
+        init = layers.named(nn.initializers.normal(0.02), None, layers.CHANNELS)
+        tokens += self.param("word_positions", init, (self.max_length, self.dim)).astype(self.dtype)
+        tokens = self._drop(tokens, keep, "null_text")
+        weights = mask[..., None] / mask.sum(-1, keepdims=True)[..., None]
+        pooled = (tokens * weights.astype(tokens.dtype)).sum(axis=-2)
+        return tokens, mask, layers.dense(self.dim, dtype=self.dtype, name="pooled_text")(pooled)
+
+    def _positions(self, frames: int, num_images: int) -> Float[Array, "f dim"]:
+        clip = layers.sinusoidal_embedding(
+            jnp.arange(frames - num_images), self.dim, max_period=1000.0
+        )
+        clip = layers.dense(self.dim, dtype=self.dtype, name="frame_position")(clip)
+        init = layers.named(nn.initializers.normal(0.02), layers.CHANNELS)
+        image = self.param("image_position", init, (self.dim,)).astype(clip.dtype)
+        return jnp.concatenate([clip, jnp.tile(image, (num_images, 1))])

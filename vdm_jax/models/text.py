@@ -1,0 +1,91 @@
+"""Text on the host: captions to token ids. The network embeds the ids itself.
+
+A `TextEncoder` is what data pipelines and samplers call; the small word-level one serves the
+embedded data sets.
+"""
+
+import collections
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+PAD, UNKNOWN = "<pad>", "<unk>"
+
+
+class TextEncoder(Protocol):
+    """Captions to what a network takes as its text condition, on the host."""
+
+    max_length: int
+    vocab_size: int
+
+    def encode(self, captions: Sequence[str], *, strict: bool = False) -> dict[str, np.ndarray]:
+        """`tokens` int32 (n, max_length) and `token_mask` bool (n, max_length).
+
+        With `strict`, a caption that cannot be represented raises ValueError.
+        """
+
+
+class WordEncoder:
+    """One token a word, from a fixed vocabulary.
+
+    `vocabulary_size` is the most words the vocabulary may have: it fixes the size of the
+    network's table, whatever words the data turns out to hold.
+    """
+
+    def __init__(self, words: Iterable[str], *, max_length: int, vocabulary_size: int):
+        self.words = tuple(words)
+        self.max_length = max_length
+        self.vocab_size = vocabulary_size + 2
+        self._ids = {word: i for i, word in enumerate((PAD, UNKNOWN, *self.words))}
+        if len(self._ids) != len(self.words) + 2:
+            raise ValueError("text.vocabulary: words must be distinct and not <pad> or <unk>")
+        if len(self.words) > vocabulary_size:
+            raise ValueError(
+                f"text.vocabulary_size = {vocabulary_size}: text.vocabulary has "
+                f"{len(self.words)} words"
+            )
+
+    @classmethod
+    def from_texts(
+        cls, captions: Iterable[str], *, max_length: int, vocabulary_size: int
+    ) -> "WordEncoder":
+        """The encoder of the most frequent words of `captions` (ties in alphabetical order)."""
+        counts = collections.Counter(word for text in captions for word in split_words(text))
+        words = sorted(counts, key=lambda word: (-counts[word], word))[:vocabulary_size]
+        return cls(words, max_length=max_length, vocabulary_size=vocabulary_size)
+
+    def encode(self, captions: Sequence[str], *, strict: bool = False) -> dict[str, np.ndarray]:
+        """See `TextEncoder`. Without `strict` unknown words become `<unk>` and long captions
+        are cut; with it both raise ValueError, naming the word or the length."""
+        tokens = np.zeros((len(captions), self.max_length), np.int32)
+        mask = np.zeros((len(captions), self.max_length), bool)
+        for row, caption in enumerate(captions):
+            words = split_words(caption)
+            if strict:
+                self._check(caption, words)
+            ids = [self._ids.get(word, 1) for word in words][: self.max_length]
+            tokens[row, : len(ids)] = ids
+            # An empty caption still attends to one (padding) token: attention over no token at
+            # all is undefined.
+            mask[row, : max(len(ids), 1)] = True
+        return {"tokens": tokens, "token_mask": mask}
+
+    def _check(self, caption: str, words: list[str]) -> None:
+        for word in words:
+            if word not in self._ids:
+                raise ValueError(
+                    f"prompt {caption!r}: the model does not know the word {word!r}; "
+                    f"it knows: {', '.join(self.words)}"
+                )
+        if len(words) > self.max_length:
+            raise ValueError(
+                f"prompt {caption!r}: {len(words)} words; at most text.max_length = "
+                f"{self.max_length} are allowed"
+            )
+
+
+def split_words(caption: str) -> list[str]:
+    """The lower-case words of a caption, without punctuation."""
+    return re.findall(r"[\w']+", caption.lower())

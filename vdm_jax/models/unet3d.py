@@ -1,0 +1,189 @@
+"""The 3D U-Net of Video Diffusion Models (Ho & Salimans et al. 2022, section 3), factorised over
+space and time: space-only convolutions, attention over space, then attention over time."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from vdm_jax.models import attention, layers
+from vdm_jax.models.conditioning import Cond, ConditionEmbedding
+
+SKIPS = ("block", "level")
+
+
+class UNet3D(nn.Module):
+    """z, log-SNR and condition to a raw output of z's shape.
+
+    Level i works at height and width / (patch_size * 2^i), with `channels * channel_mult[i]`
+    channels and `num_res_blocks` residual blocks on the way down. At the levels named in
+    `attention_levels` each residual block is followed by spatial attention, attention to the
+    text's tokens if there is text, and temporal attention. Images appended to a clip
+    (`num_images`) are untouched by temporal layers.
+
+    Attributes:
+      skips: what the way up is given from the way down. block: every block's output, and one
+        block more a level to take them (Ho et al. 2020). level: each level's last output, with
+        attention after a level's last block only, each level going up in the channels of the
+        next finer one, and a last block that also takes the first features.
+      head_dim: features of an attention head; there are channels / head_dim heads.
+      heads: if not 0, that number of heads at every level instead.
+      coordinates: whether the input also holds each pixel's place (CoordConv).
+      initial_kernel: size of the first convolution.
+      initial_temporal: whether temporal attention follows the first convolution too.
+      vocab_size, max_length, num_labels, null_condition, frame_positions: see
+        `ConditionEmbedding`.
+      dtype: of the computation; parameters are float32 always.
+      remat: see `layers.remat`.
+    """
+
+    channels: int = 64
+    channel_mult: tuple[int, ...] = (1, 2, 4, 8)
+    num_res_blocks: int = 2
+    attention_levels: tuple[int, ...] = (1, 2, 3)
+    head_dim: int = 64
+    heads: int = 0
+    patch_size: int = 1
+    out_channels: int = 3
+    norm_groups: int = 32
+    dropout: float = 0.0
+    spatial_attention: str = "softmax"
+    skips: str = "block"
+    coordinates: bool = False
+    initial_kernel: int = 3
+    initial_temporal: bool = False
+    vocab_size: int = 0
+    max_length: int = 0
+    num_labels: int = 0
+    null_condition: str = "learned"
+    frame_positions: bool = False
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Float[Array, "b f h w c"],
+        logsnr: Float[Array, "b"],
+        cond: Cond,
+        *,
+        num_images: int = 0,
+        train: bool = False,
+    ) -> Float[Array, "b f h w out"]:
+        """`f` counts the clip's frames and, last, `num_images` independent images.
+
+        Raises ValueError where the shape does not fit the levels or `cond` lacks something.
+        """
+        self._check(z, num_images)
+        frames = z.shape[1]
+        embedding, tokens, token_mask = ConditionEmbedding(
+            dim=4 * self.channels,
+            vocab_size=self.vocab_size,
+            max_length=self.max_length,
+            num_labels=self.num_labels,
+            null_condition=self.null_condition,
+            frame_positions=self.frame_positions,
+            dtype=self.dtype,
+            name="condition",
+        )(logsnr, cond, frames, num_images)
+
+        block_type = layers.remat(layers.ResidualBlock, self.remat, static_argnums=(3,))
+        spatial_type = layers.remat(attention.SpatialAttention, self.remat)
+        temporal_type = layers.remat(
+            attention.TemporalAttention, self.remat, static_argnums=(2, 3)
+        )
+        cross_type = layers.remat(attention.CrossAttention, self.remat, static_argnums=(4,))
+        widths = [self.channels * m for m in self.channel_mult]
+        last = len(widths) - 1
+
+        by_block = self.skips == "block"
+
+        def block(h, width, name):
+            make = block_type(width, self.norm_groups, self.dropout, self.dtype, name=name)
+            return make(h, embedding, not train)
+
+        def attend(h, name, kind=self.spatial_attention):
+            sizes = self._heads(h.shape[-1])
+            spatial = spatial_type(
+                *sizes, kind, self.norm_groups, self.dtype, name=f"{name}_spatial"
+            )
+            h = spatial(h)
+            if tokens is not None:
+                cross = cross_type(*sizes, self.norm_groups, self.dtype, name=f"{name}_text")
+                h = cross(h, tokens, token_mask, num_images)
+            return temporal(h, name)
+
+        def temporal(h, name):
+            sizes = self._heads(h.shape[-1])
+            make = temporal_type(*sizes, self.norm_groups, self.dtype, name=f"{name}_temporal")
+            return make(h, frames, num_images)
+
+        p = self.patch_size
+        h = rearrange(z, "b f (h p) (w q) c -> (b f) h w (p q c)", p=p, q=p).astype(self.dtype)
+        if self.coordinates:
+            grid = jnp.broadcast_to(layers.coordinate_grid(*h.shape[1:3]), (*h.shape[:3], 2))
+            h = jnp.concatenate([h, grid.astype(self.dtype)], axis=-1)
+        h = layers.conv(self.channels, self.initial_kernel, dtype=self.dtype, name="input_conv")(h)
+        if self.initial_temporal:
+            h = temporal(h, "input")
+        first = h
+
+        skips = [h] if by_block else []
+        for level, width in enumerate(widths):
+            for i in range(self.num_res_blocks):
+                h = block(h, width, f"down_{level}_block_{i}")
+                ends = by_block or i == self.num_res_blocks - 1
+                if ends and level in self.attention_levels:
+                    h = attend(h, f"down_{level}_attention_{i}")
+                if ends:
+                    skips.append(h)
+            if level < last:
+                h = layers.Downsample(width, self.dtype, name=f"down_{level}_resize")(h)
+                if by_block:
+                    skips.append(h)
+
+        h = block(h, widths[-1], "middle_block_0")
+        h = attend(h, "middle_attention", kind="softmax")
+        h = block(h, widths[-1], "middle_block_1")
+
+        for level in reversed(range(len(widths))):
+            width = widths[level] if by_block else widths[max(level - 1, 0)]
+            blocks = self.num_res_blocks + by_block
+            for i in range(blocks):
+                if by_block or i == 0:
+                    h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, width, f"up_{level}_block_{i}")
+                if (by_block or i == blocks - 1) and level in self.attention_levels:
+                    h = attend(h, f"up_{level}_attention_{i}")
+            if level:
+                h = layers.Upsample(width, self.dtype, name=f"up_{level}_resize")(h)
+        if not by_block:
+            h = block(jnp.concatenate([h, first], axis=-1), widths[0], "output_block")
+
+        h = nn.swish(layers.group_norm(h.shape[-1], self.norm_groups, "output_norm")(h))
+        # The last layer runs in float32 and starts at zero: the output is what the loss sees.
+        h = layers.conv(
+            self.out_channels * p * p, dtype=jnp.float32, zero=True, name="output_conv"
+        )(h)
+        return rearrange(h, "(b f) h w (p q c) -> b f (h p) (w q) c", f=frames, p=p, q=p)
+
+    def _heads(self, channels: int) -> tuple[int, int]:
+        if self.heads:
+            return self.heads, self.head_dim
+        return max(1, channels // self.head_dim), min(channels, self.head_dim)
+
+    def _check(self, z: Array, num_images: int) -> None:
+        if self.skips not in SKIPS:
+            raise ValueError(f"skips = {self.skips!r}: allowed are {SKIPS}")
+        if z.ndim != 5:
+            raise ValueError(f"z has shape {z.shape}: expected (batch, frames, height, width, c)")
+        multiple = self.patch_size * 2 ** (len(self.channel_mult) - 1)
+        for name, size in zip(("height", "width"), z.shape[2:4], strict=True):
+            if size % multiple:
+                raise ValueError(
+                    f"{name} = {size} must be a multiple of {multiple} "
+                    f"(patch_size {self.patch_size} x 2^{len(self.channel_mult) - 1} levels)"
+                )
+        if not 0 <= num_images <= z.shape[1]:
+            raise ValueError(f"num_images = {num_images}: the video has {z.shape[1]} frames")

@@ -1,0 +1,133 @@
+"""A stage: one trainable diffusion model. Training trains stages, sampling samples them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, UInt8
+
+from vdm_jax.diffusion.process import Denoiser, Process
+from vdm_jax.models.conditioning import Cond
+from vdm_jax.models.text import TextEncoder
+
+Batch = Mapping[str, Array]
+"""What a data pipeline yields: "video" uint8 (b, f, h, w, c); "tokens", "token_mask" (b, l) or
+"label" (b,) where the stage has text or labels; for joint training "images" uint8 (b, k, h, w, c)
+with "image_tokens", "image_token_mask" (b, k, l) or "image_label" (b, k)."""
+
+_IMAGE_KEYS = ("image_tokens", "image_token_mask", "image_label")
+_CLIP_KEYS = ("tokens", "token_mask", "label")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Network, diffusion process, and how the network's condition is made from a batch.
+
+    Attributes:
+      network: linen module `(z, logsnr, cond, *, num_images, train) -> raw output`.
+      process: noise, prediction and loss.
+      video_shape: (f, h, w, c) of the clips it is trained on.
+      text_encoder: for stages with text.
+      num_labels: classes, for stages with labels.
+      cond_dropout: chance of the null condition in training, for guidance.
+    """
+
+    network: nn.Module
+    process: Process
+    video_shape: tuple[int, int, int, int]
+    text_encoder: TextEncoder | None = None
+    num_labels: int = 0
+    cond_dropout: float = 0.1
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """Parameters (float32), drawn from `key`."""
+        return nn.meta.unbox(self._boxed_init(key))
+
+    def logical_axes(self) -> PyTree:
+        """For each parameter its logical axis names, as a PartitionSpec; nothing is computed."""
+        return nn.get_partition_spec(jax.eval_shape(self._boxed_init, jax.random.key(0)))
+
+    def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
+        z = jnp.zeros((1, *self.video_shape))
+        return self.network.init(key, z, jnp.zeros(1), self._example_cond())["params"]
+
+    def _example_cond(self) -> Cond:
+        cond = {}
+        if self.text_encoder is not None:
+            cond |= jax.tree.map(jnp.asarray, dict(self.text_encoder.encode([""])))
+        if self.num_labels:
+            cond["label"] = jnp.zeros(1, jnp.int32)
+        return cond
+
+    def conditioning(self, batch: Batch) -> dict[str, Array]:
+        """The network's condition in a batch of data, all kept."""
+        keys = _CLIP_KEYS + (_IMAGE_KEYS if "images" in batch else ())
+        cond = {key: batch[key] for key in keys if key in batch}
+        return {**cond, "keep": jnp.ones(len(batch["video"]), bool)}
+
+    def null(self, cond: Cond) -> Cond:
+        """The same condition with every example's replaced by the null condition."""
+        return {**cond, "keep": jnp.zeros_like(cond["keep"])}
+
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The condition of prompts, one an example, all kept. Raises ValueError where a prompt
+        cannot be said to this model."""
+        if self.text_encoder is None:
+            raise ValueError("prompts were given, but this model was trained without text")
+        return {
+            **self.text_encoder.encode(prompts, strict=True),
+            "keep": np.ones(len(prompts), bool),
+        }
+
+    def loss(
+        self, params: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The training loss, averaged over the batch, and scalar metrics."""
+        video = batch["video"]
+        if video.shape[1:] != self.video_shape:
+            raise ValueError(
+                f"batch: video has shape {video.shape[1:]}, the stage wants {self.video_shape} "
+                "(frames, height, width, channels)"
+            )
+        images = batch.get("images")
+        num_images = 0 if images is None else images.shape[1]
+        x = from_uint8(video if images is None else jnp.concatenate([video, images], axis=1))
+        process_key, keep_key, dropout_key = jax.random.split(key, 3)
+        cond = self.conditioning(batch)
+        if self.cond_dropout:
+            cond["keep"] = jax.random.bernoulli(keep_key, 1 - self.cond_dropout, (len(x),))
+
+        def network_fn(z, logsnr):
+            return self.network.apply(
+                {"params": params},
+                z,
+                logsnr,
+                cond,
+                num_images=num_images,
+                train=True,
+                rngs={"dropout": dropout_key},
+            )
+
+        losses, metrics = self.process.loss(process_key, network_fn, x)
+        return losses.mean(), metrics
+
+    def denoiser(self, params: PyTree) -> Denoiser:
+        """The network with `params` bound, as a Denoiser of clips."""
+
+        def network_fn(z, logsnr, cond):
+            return self.network.apply({"params": params}, z, logsnr, cond)
+
+        return self.process.denoiser(network_fn)
+
+
+def from_uint8(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """0..255 to [-1, 1], float32."""
+    return video.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(video: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    """[-1, 1] to 0..255, values outside clipped."""
+    return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)

@@ -1,0 +1,16 @@
+"""The systems of the field, one file each, composed of the library's parts."""
+
+from vdm_jax.stage import Stage
+from vdm_jax.systems import vdm
+
+SYSTEMS = {"vdm": vdm.build}
+
+
+def build(config) -> Stage:
+    """The stage that a configuration describes; `config.system` names the system.
+
+    Raises ValueError where a field's value is not allowed.
+    """
+    if config.system not in SYSTEMS:
+        raise ValueError(f"system = {config.system!r}: allowed are {', '.join(SYSTEMS)}")
+    return SYSTEMS[config.system](config)

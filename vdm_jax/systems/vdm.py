@@ -1,0 +1,134 @@
+"""Video Diffusion Models (Ho, Salimans, Gritsenko, Chan, Norouzi & Fleet 2022).
+
+One 3D U-Net, factorised over space and time (section 3), trained on clips with independent images
+appended to them (section 3.1), in continuous time with the cosine schedule (section 2). Sampled
+with classifier-free guidance by the ancestral sampler or DDIM.
+"""
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vdm_jax.diffusion.process import make_process
+from vdm_jax.models.text import WordEncoder
+from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.stage import Stage
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def build(config: ConfigDict) -> Stage:
+    """The model: 3D U-Net and process. Raises ValueError where a value is not allowed."""
+    model = config.model.to_dict()
+    dtype = model.pop("dtype")
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype = {dtype!r}: allowed are {', '.join(DTYPES)}")
+    text_encoder = _text_encoder(config.text)
+    if text_encoder is not None:
+        model |= {"vocab_size": text_encoder.vocab_size, "max_length": text_encoder.max_length}
+    size = config.data.image_size
+    return Stage(
+        network=UNet3D(**model, dtype=DTYPES[dtype]),
+        process=make_process(config.process),
+        video_shape=(config.data.num_frames, size, size, model["out_channels"]),
+        text_encoder=text_encoder,
+        num_labels=model["num_labels"],
+        cond_dropout=config.train.cond_dropout,
+    )
+
+
+def _text_encoder(text: ConfigDict) -> WordEncoder | None:
+    if text.encoder == "none":
+        return None
+    if text.encoder != "words":
+        raise ValueError(f"text.encoder = {text.encoder!r}: allowed are none, words")
+    return WordEncoder(
+        text.vocabulary, max_length=text.max_length, vocabulary_size=text.vocabulary_size
+    )
+
+
+def default_config() -> ConfigDict:
+    """Every field of a VDM configuration, with the defaults that all of them share."""
+    return ConfigDict(
+        {
+            "system": "vdm",
+            "device": "any",
+            "model": {
+                "channels": 128,
+                "channel_mult": (1, 2, 4, 8),
+                "num_res_blocks": 2,
+                "attention_levels": (1, 2, 3),
+                "head_dim": 64,
+                "heads": 0,
+                "patch_size": 1,
+                "out_channels": 3,
+                "norm_groups": 32,
+                "dropout": 0.0,
+                "spatial_attention": "softmax",
+                "skips": "block",
+                "coordinates": False,
+                "initial_kernel": 3,
+                "initial_temporal": False,
+                "num_labels": 0,
+                "null_condition": "learned",
+                "frame_positions": False,
+                "dtype": "bfloat16",
+                "remat": "none",
+            },
+            "process": {
+                "schedule": "cosine",
+                "logsnr_min": -20.0,
+                "logsnr_max": 20.0,
+                "logsnr_shift": 0.0,
+                "prediction": "v",
+                "loss": "v_mse",
+            },
+            # Where the vocabulary is empty, training fills it with the data's most frequent words.
+            "text": {
+                "encoder": "none",
+                "max_length": 32,
+                "vocabulary_size": 8192,
+                "vocabulary": (),
+            },
+            "data": {
+                "name": "moving_shapes",
+                "config": "",
+                "data_dir": "data",
+                "split": "train",
+                "num_frames": 16,
+                "image_size": 64,
+                "frame_stride": 1,
+                "fps": 0.0,
+                "image_frames": 0,
+                "workers": 4,
+            },
+            "train": {
+                "steps": 100_000,
+                "minutes": 0.0,
+                "batch_size": 128,
+                "seed": 0,
+                "learning_rate": 2e-4,
+                "schedule": "constant",
+                "warmup_steps": 1000,
+                "beta1": 0.9,
+                "beta2": 0.99,
+                "weight_decay": 0.0,
+                "clip_norm": 1.0,
+                "accumulate": 1,
+                "ema_decay": 0.9999,
+                "cond_dropout": 0.1,
+                "log_every": 100,
+                "sample_every": 10_000,
+                "sample_prompts": (),
+            },
+            "checkpoint": {"every": 5000, "keep": 3},
+            "sample": {
+                "sampler": "ancestral",
+                "steps": 256,
+                "guidance": 1.0,
+                "eta": 0.0,
+                "gamma": 0.3,
+                "threshold": "static",
+                "batch_size": 16,
+            },
+        }
+    )
