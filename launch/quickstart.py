@@ -14,6 +14,7 @@ import argparse
 import collections
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/vdm/moving_shapes.py"
+DEFAULT_MINUTES = 15.0
 # Wall time that sampling and judging take after training, compilation included, on 2 cores.
 RESERVED_SECONDS = 150.0
 # Less than this is not worth another start of the trainer.
@@ -34,6 +36,16 @@ LEAST_TRAINING_SECONDS = 20.0
 SAMPLES_A_CAPTION = 4
 MOST_CAPTIONS = 14
 STEPS, GUIDANCE = 64, 2.0
+# Real videos show little at 16 x 16 and in a third of a second, and have more words.
+VIDEO_OVERRIDES = (
+    "--config.data.name=video_folder",
+    "--config.data.config=",
+    "--config.data.image_size=32",
+    "--config.data.fps=8",
+    "--config.text.vocabulary_size=1024",
+    "--config.text.max_length=16",
+    "--config.train.sample_every=0",
+)
 
 
 class Stopped(Exception):
@@ -42,7 +54,9 @@ class Stopped(Exception):
 
 def main(arguments: list[str]) -> int:
     parser = launch.parser(__doc__)
-    parser.add_argument("--minutes", type=_minutes, default=15.0, metavar="N", help="default 15")
+    parser.add_argument(
+        "--minutes", type=_minutes, default=DEFAULT_MINUTES, metavar="N", help="default 15"
+    )
     parser.add_argument("--videos", type=_directory, metavar="DIR", help="your own video files")
     parser.add_argument("--fresh", action="store_true", help="start over")
     options, overrides = parser.parse_known_args(arguments)
@@ -50,11 +64,8 @@ def main(arguments: list[str]) -> int:
     if unknown:
         parser.error(f"unrecognised: {' '.join(unknown)} (fields are set by --config.F=V)")
     if options.videos is not None:
-        overrides = [
-            "--config.data.name=video_folder",
-            f"--config.data.data_dir={options.videos}",
-            *overrides,
-        ]
+        own = (*VIDEO_OVERRIDES, f"--config.data.data_dir={options.videos}")
+        overrides = [*own, *overrides]
     started = time.monotonic()
 
     from vdm_jax import config as config_lib
@@ -76,8 +87,9 @@ def main(arguments: list[str]) -> int:
                 f"--config={config.data.config}",
                 f"--data_dir={config.data.data_dir}",
             )
-        _train(workdir, options.minutes, started, overrides)
-        out = _sample(workdir, choose_captions(config))
+        _train(workdir, options.minutes, started, [_steps(config, options.minutes), *overrides])
+        trained = config_lib.from_json((workdir / "config.json").read_text())
+        out = _sample(workdir, choose_captions(trained))
     except Stopped:
         print("stopped; the same command goes on from there")
         return 130
@@ -104,17 +116,27 @@ def training_seconds(minutes: float, spent: float, elapsed: float) -> float:
 
 
 def choose_captions(config) -> list[str]:
-    """What is sampled: held-out captions of the embedded data, common ones of the user's videos."""
+    """What is sampled: held-out captions of the embedded data, common ones of the user's videos.
+
+    config: as saved by training, with the vocabulary. Words that it does not have are left out.
+    """
     if config.data.name == "moving_shapes":
         from vdm_jax.data import shapes
 
         captions = shapes.captions("held_out", 2 if config.data.config.endswith("_two") else 1)
-    else:
-        from vdm_jax.data import pipeline
+        return captions[:: max(1, len(captions) // MOST_CAPTIONS)][:MOST_CAPTIONS]
 
-        counted = collections.Counter(pipeline.source_info(config).captions)
-        captions = [caption for caption, _ in counted.most_common(MOST_CAPTIONS)]
-    return captions[:: max(1, len(captions) // MOST_CAPTIONS)][:MOST_CAPTIONS]
+    from vdm_jax.data import pipeline
+    from vdm_jax.models import text
+
+    known = set(config.text.vocabulary)
+    counted = collections.Counter(
+        " ".join([word for word in text.split_words(caption) if word in known])
+        for caption in pipeline.source_info(config).captions
+    )
+    longest = config.text.max_length
+    cut = [" ".join(caption.split()[:longest]) for caption, _ in counted.most_common()]
+    return [caption for caption in dict.fromkeys(cut) if caption][:MOST_CAPTIONS]
 
 
 def _sample(workdir: Path, captions: list[str]) -> Path:
@@ -160,6 +182,12 @@ def _train(workdir: Path, minutes: float, started: float, overrides: list[str]) 
     finally:
         spent += time.monotonic() - begun
         record.write_text(json.dumps({"trained_seconds": round(spent, 1)}) + "\n")
+
+
+def _steps(config, minutes: float) -> str:
+    """The configuration's steps are meant for the default minutes; more minutes have more."""
+    factor = max(1, math.ceil(minutes / DEFAULT_MINUTES))
+    return f"--config.train.steps={factor * config.train.steps}"
 
 
 def _report(out: Path, judged: bool) -> None:
