@@ -1,0 +1,159 @@
+"""Batches against the source: every clip once an epoch, and positions exact to the example."""
+
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from vdm_jax.data.pipeline import ClipDataset
+from vdm_jax.data.source import ClipSource, DataError
+from vdm_jax.models.text import WordEncoder
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+class Numbered(ClipSource):
+    """Clip i is filled with i, and its caption says i; a frame too is told by its fill."""
+
+    video_shape = (3, 4, 4, 3)
+    num_labels = 11
+
+    def __init__(self, count=11):
+        self._count = count
+
+    def __len__(self):
+        return self._count
+
+    def read(self, index, rng=None):
+        video = np.full(self.video_shape, index, np.uint8)
+        if rng is not None:  # stands for a random crop: draws must be resumed too
+            video[0, 0, 0, 0] = rng.integers(256)
+        return {"video": video, "caption": NUMBERS[index], "label": index}
+
+    def captions(self):
+        return NUMBERS[: self._count]
+
+
+ENCODER = WordEncoder(NUMBERS, max_length=2, vocabulary_size=11)
+
+
+def dataset(batch_size=4, **kwargs):
+    kwargs = {"text_encoder": ENCODER, "seed": 5, **kwargs}
+    return ClipDataset(Numbered(), batch_size=batch_size, **kwargs)
+
+
+def take(dataset, batches):
+    iterator = iter(dataset)
+    try:
+        return [next(iterator) for _ in range(batches)]
+    finally:
+        iterator.close()
+
+
+def assert_same(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name].dtype == b[name].dtype, name
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_batch_has_what_is_documented():
+    (batch,) = take(dataset(image_frames=2), 1)
+    shapes = {name: (value.shape, str(value.dtype)) for name, value in batch.items()}
+    assert shapes == {
+        "video": ((4, 3, 4, 4, 3), "uint8"),
+        "tokens": ((4, 2), "int32"),
+        "token_mask": ((4, 2), "bool"),
+        "label": ((4,), "int32"),
+        "images": ((4, 2, 4, 4, 3), "uint8"),
+        "image_tokens": ((4, 2, 2), "int32"),
+        "image_token_mask": ((4, 2, 2), "bool"),
+    }
+    numbers = batch["video"][:, -1, -1, -1, -1]
+    np.testing.assert_array_equal(batch["label"], numbers)
+    np.testing.assert_array_equal(batch["tokens"][:, 0], numbers + 2)  # after <pad> and <unk>
+    images = batch["images"][:, :, -1, -1, -1]
+    np.testing.assert_array_equal(batch["image_tokens"][:, :, 0], images + 2)
+
+
+def test_without_text_there_are_no_tokens():
+    (batch,) = take(dataset(text_encoder=None), 1)
+    assert batch.keys() == {"video", "label"}
+
+
+def test_images_are_of_other_clips():
+    for batch in take(dataset(image_frames=8), 10):
+        clips = batch["video"][:, -1, -1, -1, -1]
+        assert (batch["images"][:, :, -1, -1, -1] != clips[:, None]).all()
+
+
+def test_every_epoch_has_every_clip_once_in_another_order():
+    labels = np.concatenate([batch["label"] for batch in take(dataset(), 11)]).reshape(4, 11)
+    for epoch in labels:
+        assert sorted(epoch) == list(range(11))
+    assert len({tuple(epoch) for epoch in labels}) == 4
+    other = np.concatenate([batch["label"] for batch in take(dataset(seed=6), 11)])
+    assert (labels.ravel() != other).any()
+
+
+def test_in_order_the_remainder_is_dropped():
+    batches = list(dataset(train=False))
+    assert [batch["label"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_processes_share_the_global_batch():
+    whole = take(dataset(), 4)
+    parts = [take(dataset(process_index=i, process_count=2), 4) for i in range(2)]
+    for k, batch in enumerate(whole):
+        for i in range(2):
+            assert len(parts[i][k]["label"]) == 2
+            # Bit for bit, random draws too: process i has every second row.
+            assert_same([{n: v[i::2] for n, v in batch.items()}], [parts[i][k]])
+
+
+@pytest.mark.parametrize("position", [0, 1, 5])
+def test_a_restored_iterator_goes_on_exactly(position, tmp_path):
+    def handlers(path):
+        return ocp.CheckpointManager(path / "data")
+
+    iterator = iter(dataset(image_frames=1))
+    for _ in range(position):
+        next(iterator)
+    with handlers(tmp_path) as manager:
+        manager.save(1, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+    expected = [next(iterator) for _ in range(4)]
+
+    restored = iter(dataset(image_frames=1))
+    next(restored)
+    with handlers(tmp_path) as manager:
+        args = ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(restored))
+        manager.restore(1, args=args)
+    assert_same(expected, [next(restored) for _ in range(4)])
+    for it in (iterator, restored):
+        it.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers):
+    """The stream is that of no worker at all, and so is a position taken with workers."""
+    expected = take(dataset(), 8)
+    several = iter(dataset(workers=workers))
+    assert_same(expected[:3], [next(several) for _ in range(3)])
+    plain = iter(dataset())
+    plain.set_state(several.get_state())
+    several.set_state(iter(dataset()).get_state())
+    assert_same(expected[:2], [next(several) for _ in range(2)])
+    assert_same(expected[3:], [next(plain) for _ in range(5)])
+    several.close()
+    plain.close()
+
+
+def test_bad_numbers_are_named():
+    with pytest.raises(DataError, match="batch_size = 4.*3"):
+        dataset(process_count=3)
+    with pytest.raises(DataError, match="process_index = 2"):
+        dataset(process_count=2, process_index=2)
+    with pytest.raises(DataError, match="only 11 clips"):
+        dataset(batch_size=12, train=False)

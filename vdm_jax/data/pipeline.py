@@ -1,0 +1,280 @@
+"""From a source of clips to batches: shuffled, sharded, tokenised, resumable to the example.
+
+Every example is a function of (seed, its position in the stream), and a batch of its number: the
+stream is the same for any number of worker processes, and for any number of hosts each host reads
+its own rows of the same global batches. So the whole state of an iterator is the number of batches
+that it has given.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import absl.flags
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from vdm_jax.data.source import ClipSource, DataError
+from vdm_jax.models.text import TextEncoder, WordEncoder
+
+Batch = dict[str, np.ndarray]
+
+
+def make_source(data: ConfigDict, split: str | None = None) -> ClipSource:
+    """The source that a configuration's `data` section names, opened. Raises DataError.
+
+    `data.name` is "video_folder" (of which `data_dir` is the folder) or a TFDS data set of
+    `vdm_jax.data.tfds_source.DATASETS` (of which `data_dir` is TFDS's directory).
+    """
+    # Imported when needed: TFDS and PyAV take their time.
+    if data.name == "video_folder":
+        from vdm_jax.data.video_folder import VideoFolder
+
+        return VideoFolder(
+            data.data_dir,
+            num_frames=data.num_frames,
+            image_size=data.image_size,
+            frame_stride=data.frame_stride,
+            fps=data.fps,
+        )
+    from vdm_jax.data.tfds_source import DATASETS, TFDSSource
+
+    if data.name not in DATASETS:
+        raise DataError(
+            f"data.name = {data.name!r}: allowed are video_folder, {', '.join(DATASETS)}"
+        )
+    if data.fps:
+        raise DataError(
+            f"data.fps = {data.fps:g}: {data.name} does not say its frame rate; "
+            "use data.frame_stride"
+        )
+    return TFDSSource(
+        data.name,
+        config=data.config,
+        data_dir=data.data_dir,
+        split=split or data.split,
+        num_frames=data.num_frames,
+        image_size=data.image_size,
+        frame_stride=data.frame_stride,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """What a source holds; `captions` has at least one of every kind."""
+
+    num_examples: int
+    captions: Sequence[str]
+    video_shape: tuple[int, int, int, int]
+    num_labels: int
+    summary: str
+
+
+def source_info(config: ConfigDict, split: str | None = None) -> SourceInfo:
+    """Opens the source of `config.data` and describes it. Raises DataError."""
+    source = make_source(config.data, split)
+    return SourceInfo(
+        num_examples=len(source),
+        captions=source.captions(),
+        video_shape=source.video_shape,
+        num_labels=source.num_labels,
+        summary=source.summary(),
+    )
+
+
+def with_vocabulary(config: ConfigDict) -> ConfigDict:
+    """The configuration with the data's most frequent words, where it needs a vocabulary and has
+    none; else the configuration itself."""
+    if config.text.encoder != "words" or config.text.vocabulary:
+        return config
+    words = WordEncoder.from_texts(
+        source_info(config).captions,
+        max_length=config.text.max_length,
+        vocabulary_size=config.text.vocabulary_size,
+    ).words
+    if not words:
+        raise DataError(
+            f"text.encoder = 'words', but the captions of data.name = {config.data.name!r} have "
+            "no words: give captions, or set text.encoder = 'none'"
+        )
+    filled = config.copy_and_resolve_references()
+    with filled.unlocked():
+        filled.text.vocabulary = words
+    return filled.lock() if config.is_locked else filled
+
+
+def make_dataset(
+    config: ConfigDict,
+    split: str | None = None,
+    *,
+    text_encoder: TextEncoder | None,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    train: bool = True,
+    report: Callable[[str], Any] | None = print,
+) -> "ClipDataset":
+    """The batches of `config.data`; `split` overrides `data.split`. See `ClipDataset`.
+
+    batch_size: of the global batch, all processes together. report: is given the source's summary
+    once, so that what was skipped is seen. Raises DataError.
+    """
+    source = make_source(config.data, split)
+    if report is not None:
+        report(f"data: {source.summary()}")
+    wanted = config.model.num_labels if "model" in config else 0
+    if wanted and source.num_labels != wanted:
+        raise DataError(
+            f"model.num_labels = {wanted}: {config.data.name} has {source.num_labels} labels"
+        )
+    return ClipDataset(
+        source,
+        text_encoder=text_encoder,
+        batch_size=batch_size,
+        seed=seed,
+        image_frames=config.data.image_frames,
+        workers=config.data.workers,
+        process_index=process_index,
+        process_count=process_count,
+        train=train,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Example:
+    """Makes one example from a clip's number. Runs in the worker processes."""
+
+    source: ClipSource
+    text_encoder: TextEncoder | None
+    image_frames: int
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        clip = self.source.read(int(index), rng)
+        example = {"video": clip["video"], **self._tokens([clip["caption"]], "", squeeze=True)}
+        if "label" in clip:
+            example["label"] = np.int32(clip["label"])
+        if self.image_frames:
+            # Of other clips, so that images widen the batch instead of repeating it.
+            others = rng.integers(1, max(len(self.source), 2), self.image_frames) + index
+            images = [self.source.read_frame(int(i % len(self.source)), rng) for i in others]
+            example["images"] = np.stack([image["image"] for image in images])
+            example |= self._tokens([image["caption"] for image in images], "image_")
+        return example
+
+    def _tokens(self, captions: list[str], prefix: str, squeeze: bool = False) -> Batch:
+        if self.text_encoder is None:
+            return {}
+        encoded = self.text_encoder.encode(captions)
+        return {prefix + name: ids[0] if squeeze else ids for name, ids in encoded.items()}
+
+
+class ClipDataset:
+    """Batches of clips, endless and shuffled anew each epoch (train), or once in order.
+
+    A batch has `video` uint8 [b, f, h, w, 3]; with a text encoder `tokens` int32 [b, L] and
+    `token_mask` bool [b, L]; of a source with labels `label` int32 [b]; with image_frames = k
+    `images` uint8 [b, k, h, w, 3] of random other clips with `image_tokens` and
+    `image_token_mask` [b, k, L]. b is batch_size / process_count.
+
+    Training batches run across the ends of epochs, so every clip is seen equally often; in order,
+    the remainder that does not fill a batch is dropped.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        *,
+        text_encoder: TextEncoder | None,
+        batch_size: int,
+        seed: int = 0,
+        image_frames: int = 0,
+        workers: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        train: bool = True,
+    ):
+        if batch_size < 1 or batch_size % process_count:
+            raise DataError(
+                f"train.batch_size = {batch_size}: must be positive and divide by the number of "
+                f"processes, {process_count}"
+            )
+        if not 0 <= process_index < process_count:
+            raise DataError(f"process_index = {process_index}: must be 0 to {process_count - 1}")
+        if len(source) < batch_size and not train:
+            raise DataError(
+                f"train.batch_size = {batch_size}: the data has only {len(source)} clips"
+            )
+        self.source = source
+        self.workers = workers
+        examples = grain.MapDataset.range(len(source)).seed(seed)
+        if train:
+            examples = examples.shuffle().repeat()
+        else:
+            examples = examples[: len(source) - len(source) % batch_size]
+        # Randomness before sharding: an example's draws do not depend on who reads it.
+        examples = examples.random_map(
+            _Example(source=source, text_encoder=text_encoder, image_frames=image_frames)
+        )
+        mine = examples[process_index::process_count]
+        self._batches = mine.batch(batch_size // process_count, drop_remainder=True)
+
+    def __iter__(self) -> "ClipIterator":
+        return ClipIterator(self)
+
+    def starting_at(self, batch: int) -> grain.IterDataset:
+        """The stream from batch number `batch` on, as a grain data set."""
+        if self.workers and not absl.flags.FLAGS.is_parsed():
+            # Worker processes are given this process's flags, and most programs here have none.
+            absl.flags.FLAGS([sys.argv[0]])
+        batches = self._batches[batch:].to_iter_dataset(
+            grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        )
+        if self.workers:
+            # Workers take batches in turn: their order is that of a single process.
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+            )
+        return batches
+
+
+class ClipIterator(Iterator[Batch]):
+    """Iterates over a `ClipDataset`, with its position to be saved and restored.
+
+    It has what `grain.checkpoint` asks of an iterator. A position may be restored with another
+    number of workers, and on every process of another number of processes.
+    """
+
+    def __init__(self, dataset: ClipDataset):
+        self._dataset = dataset
+        self._given = 0
+        self._stream: Any = None
+
+    def __next__(self) -> Batch:
+        self.start_prefetch()
+        batch = next(self._stream)
+        self._given += 1
+        return batch
+
+    def get_state(self) -> bytes:
+        """The position: how many batches were given, as JSON."""
+        return json.dumps({"batches_given": self._given}).encode()
+
+    def set_state(self, state: bytes) -> None:
+        """Goes to a position of `get_state`; the next batch is the one that would have come."""
+        self.close()
+        self._given = int(json.loads(state)["batches_given"])
+
+    def start_prefetch(self) -> None:
+        """Starts reading ahead, if it is not going on already."""
+        if self._stream is None:
+            self._stream = iter(self._dataset.starting_at(self._given))
+
+    def close(self) -> None:
+        """Stops reading ahead and ends the worker processes; the position stays."""
+        if self._stream is not None and hasattr(self._stream, "close"):
+            self._stream.close()
+        self._stream = None

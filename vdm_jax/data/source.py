@@ -1,0 +1,83 @@
+"""What every source of clips has in common: random access to captioned clips of one shape."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+
+class DataError(ValueError):
+    """Data that is missing, not usable, or not as the configuration says; the message says which."""
+
+
+class ClipSource(abc.ABC):
+    """Random access to clips. Pickled into worker processes, so files are opened on first use."""
+
+    video_shape: tuple[int, int, int, int]
+    num_labels: int = 0  # 0: examples have no "label"
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of clips."""
+
+    @abc.abstractmethod
+    def read(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """The clip: {"video": uint8 [f, h, w, 3], "caption": str[, "label": int]}.
+
+        Where a stored video is longer than a clip, `rng` chooses the part; without it the middle.
+        """
+
+    @abc.abstractmethod
+    def captions(self) -> Sequence[str]:
+        """Captions of the source, at least one of every kind: what a vocabulary is made from."""
+
+    def read_frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One random frame of the clip: {"image": uint8 [h, w, 3], "caption": str}."""
+        example = self.read(index, rng)
+        frame = rng.integers(len(example["video"]))
+        return {"image": example["video"][frame], "caption": example["caption"]}
+
+    def summary(self) -> str:
+        """One or more lines for people: how many clips, and what was skipped and why."""
+        return f"{len(self)} clips"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        return self.read(index)
+
+
+def window(
+    length: int, num_frames: int, stride: int, rng: np.random.Generator | None = None
+) -> slice:
+    """Which frames of a video of `length` frames are a clip of `num_frames`, `stride` apart.
+
+    `rng` chooses the start; without it the middle of the video is taken. Raises DataError for a
+    video that is too short.
+    """
+    span = (num_frames - 1) * stride + 1
+    if span > length:
+        raise DataError(
+            f"data.num_frames = {num_frames} at data.frame_stride = {stride} takes {span} frames, "
+            f"but the video has {length}"
+        )
+    spare = length - span
+    start = spare // 2 if rng is None else int(rng.integers(spare + 1))
+    return slice(start, start + span, stride)
+
+
+def fit(frames: UInt8[np.ndarray, "f h w c"], size: int) -> UInt8[np.ndarray, "f {size} {size} 3"]:
+    """Centre square of every frame, resized (anti-aliased); grey becomes RGB."""
+    if frames.shape[-1] == 1:
+        frames = np.repeat(frames, 3, axis=-1)
+    height, width = frames.shape[1:3]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    frames = frames[:, top : top + side, left : left + side]
+    if side == size:
+        return np.ascontiguousarray(frames)
+    resample = Image.Resampling.BICUBIC
+    return np.stack([Image.fromarray(f).resize((size, size), resample) for f in frames])
