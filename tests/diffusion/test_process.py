@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion import losses, predictions, schedules
+from vdm_jax.diffusion import predictions, schedules
 from vdm_jax.diffusion.process import Process, make_process
 from vdm_jax.diffusion.schedules import alpha_sigma
 
@@ -14,28 +14,28 @@ SHAPE = (4, 2, 3, 3, 1)
 X = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, SHAPE), jnp.float32)
 
 
-@pytest.mark.parametrize("kind", predictions.KINDS)
-def test_loss_of_the_true_target_is_zero_and_of_another_is_not(kind):
-    process = Process(
-        prediction=kind, schedule=schedules.CosineSchedule(logsnr_min=-6.0, logsnr_max=6.0)
-    )
+def test_loss_of_the_true_target_is_zero_and_of_another_is_not():
+    schedule = schedules.CosineSchedule(logsnr_min=-6.0, logsnr_max=6.0)
 
     @jax.jit
     def run(offset):
-        def oracle(z, logsnr):  # knows x, so it knows the noise too
-            alpha, sigma = (c.reshape(-1, 1, 1, 1, 1) for c in alpha_sigma(logsnr))
-            return offset + predictions.target(kind, X, (z - alpha * X) / sigma, logsnr)
+        def one(kind):
+            def oracle(z, logsnr):  # knows x, so it knows the noise too
+                alpha, sigma = (c.reshape(-1, 1, 1, 1, 1) for c in alpha_sigma(logsnr))
+                return offset + predictions.target(kind, X, (z - alpha * X) / sigma, logsnr)
 
-        return process.loss(jax.random.key(0), oracle, X)
+            return Process(prediction=kind, schedule=schedule).loss(jax.random.key(0), oracle, X)
 
-    loss, metrics = run(0.0)
-    assert loss.shape == (4,)
-    assert loss.max() < 1e-8
-    assert set(metrics) == {"x_mse", "eps_mse"}
-    assert max(metrics.values()) < 1e-8
-    wrong, metrics = run(0.5)
-    assert wrong.min() > 1e-3
-    assert min(metrics.values()) > 1e-3
+        return {kind: one(kind) for kind in predictions.KINDS}
+
+    for kind, (loss, metrics) in run(0.0).items():
+        assert loss.shape == (4,)
+        assert loss.max() < 1e-8, kind
+        assert set(metrics) == {"x_mse", "eps_mse"}
+        assert max(metrics.values()) < 1e-8, kind
+    for kind, (loss, metrics) in run(0.5).items():
+        assert loss.min() > 1e-3, kind
+        assert min(metrics.values()) > 1e-3, kind
 
 
 def test_loss_is_the_named_one_at_the_sampled_noise():
@@ -143,16 +143,3 @@ def test_configuration_errors_name_the_field():
         make_process({"schedule": "linear_beta", "logsnr_min": -15.0})
     # Fields of other schedules at their defaults do not disturb: configurations list them all.
     assert make_process({"schedule": "linear_beta", "logsnr_min": -20.0, "logsnr_shift": 0.0})
-
-
-def test_every_loss_and_kind_is_finite_with_finite_gradients_over_the_whole_range():
-    for kind in predictions.KINDS:
-        for name in losses.LOSSES:
-            process = Process(prediction=kind, loss_name=name)
-
-            def mean_loss(scale, process=process):
-                return process.loss(jax.random.key(0), lambda z, _: scale * z, X)[0].mean()
-
-            value, gradient = jax.jit(jax.value_and_grad(mean_loss))(0.3)
-            assert np.isfinite(value), (kind, name)
-            assert np.isfinite(gradient), (kind, name)

@@ -142,8 +142,8 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def make_process(config: Mapping[str, Any]) -> Process:
-    """A process from a flat configuration (a dict or an ml_collections.ConfigDict).
+def make_process(config: Any) -> Process:
+    """A process from a flat configuration, a dict or an ml_collections.ConfigDict.
 
     Fields: `schedule` (cosine, linear_beta, scaled_linear_beta, edm, rectified_flow),
     `prediction`, `loss`, `training` ("schedule", or "log_normal" with `P_mean`, `P_std`),
