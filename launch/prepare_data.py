@@ -4,7 +4,7 @@
 
 moving_shapes is rendered here, in seconds to minutes by size. The other TFDS data sets (ucf101,
 moving_mnist, bair_robot_pushing_small, robonet, starcraft_video, davis) are downloaded from where
-their authors keep them. Folders of video files need no preparation: --config.data.name=video_folder.
+their authors keep them. Folders of video files need no preparation (data.name = "video_folder").
 """
 
 import time

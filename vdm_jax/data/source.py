@@ -10,7 +10,7 @@ from PIL import Image
 
 
 class DataError(ValueError):
-    """Data that is missing, not usable, or not as the configuration says; the message says which."""
+    """Data that is missing, unusable, or not as configured; the message says which."""
 
 
 class ClipSource(abc.ABC):

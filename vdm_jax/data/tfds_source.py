@@ -127,6 +127,15 @@ class TFDSSource(ClipSource):
         frame_stride: int = 1,
     ):
         """Raises DataError where the data set is not prepared or does not fit the numbers."""
+        self._arguments = {
+            "name": name,
+            "config": config,
+            "data_dir": data_dir,
+            "split": split,
+            "num_frames": num_frames,
+            "image_size": image_size,
+            "frame_stride": frame_stride,
+        }
         builder = make_builder(name, config, data_dir)
         self._dataset = DATASETS[name]
         self._stride = frame_stride
@@ -170,6 +179,10 @@ class TFDSSource(ClipSource):
                     raise DataError(f"data.{field} = {wanted}: {self.name} has {there}")
         elif stored[0] is not None:
             window(stored[0], frames, self._stride)
+
+    def __reduce__(self):
+        # Pickled as its arguments: worker processes make their own builder, without TensorFlow.
+        return functools.partial(TFDSSource, **self._arguments), ()
 
     def __len__(self) -> int:
         return len(self._examples)

@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-
 _Video = tfds.features.Video  # by this name: it is swapped for PNGVideo where builders are made
 
 
@@ -61,3 +60,8 @@ class PNGVideo(_Video):
     def _fully_qualified_class_name(self) -> str:
         # What is written into features.json: prepared data is TFDS's own, readable without us.
         return f"{_Video.__module__}.{_Video.__name__}"
+
+    @property
+    def dtype(self) -> Any:
+        # The parent's is a TensorFlow dtype; it is asked for when features.json is written.
+        return self.np_dtype

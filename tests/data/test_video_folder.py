@@ -1,0 +1,205 @@
+"""VideoFolder on files that the tests write: good ones of every kind, and bad ones of every kind."""
+
+import json
+import pickle
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vdm_jax.data import pipeline
+from vdm_jax.data.source import DataError
+from vdm_jax.data.video_folder import VideoFolder
+
+CODECS = {
+    ".mp4": "libx264",
+    ".webm": "libvpx-vp9",
+    ".avi": "mpeg4",
+    ".gif": "gif",
+    ".mpg": "mpeg2video",
+}
+
+
+def write(path, frames=24, fps=8, width=32, height=32, times=None):
+    """A video whose frame k is filled with grey 8 k + 16; times: in 1/fps seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            CODECS[path.suffix], rate=25 if path.suffix == ".mpg" else fps
+        )
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "rgb8" if path.suffix == ".gif" else "yuv420p"
+        stream.codec_context.gop_size = 10
+        for k in range(frames):
+            picture = np.full((height, width, 3), 8 * k + 16, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture).reformat(format=stream.pix_fmt)
+            frame.pts = k if times is None else times[k]
+            frame.time_base = Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(video):
+    """Which frames they are, by their grey."""
+    assert video.dtype == np.uint8
+    return [round((frame.mean() - 16) / 8) for frame in video.astype(float)]
+
+
+def folder(path, **kwargs):
+    return VideoFolder(path, **{"num_frames": 4, "image_size": 16, **kwargs})
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_every_kind_of_file_gives_its_frames_exactly(suffix, tmp_path):
+    write(tmp_path / f"clip{suffix}")
+    source = folder(tmp_path)
+    assert not source.skipped and len(source) == 6
+    # Out of order, as shuffled training reads: every clip seeks.
+    for i in (4, 0, 5, 2, 1, 3):
+        assert source[i]["video"].shape == (4, 16, 16, 3)
+        assert numbers(source[i]["video"]) == [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3]
+        frame = source.read_frame(i, np.random.default_rng(i))["image"]
+        assert frame.shape == (16, 16, 3) and numbers(frame[None])[0] in range(4 * i, 4 * i + 4)
+
+
+def test_stride_and_frame_rate_choose_frames(tmp_path):
+    write(tmp_path / "clip.mp4")
+    assert numbers(folder(tmp_path, frame_stride=2)[1]["video"]) == [8, 10, 12, 14]
+    assert numbers(folder(tmp_path, fps=4)[1]["video"]) == [8, 10, 12, 14]
+    assert numbers(folder(tmp_path, fps=4, frame_stride=2)[0]["video"]) == [0, 4, 8, 12]
+    assert numbers(folder(tmp_path, fps=6)[0]["video"]) == [0, 1, 2, 4]
+    more = folder(tmp_path, fps=16)
+    assert numbers(more[0]["video"]) == [0, 0, 1, 1]
+    assert "frames are repeated" in more.summary()
+    assert "repeated" not in folder(tmp_path, fps=8).summary()
+
+
+def test_frames_are_scaled_and_cropped_to_the_middle(tmp_path):
+    path = tmp_path / "wide.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 32, "yuv444p"
+        picture = np.zeros((32, 96, 3), np.uint8)
+        picture[:, 32:64] = 255  # the centre square is white
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    video = folder(tmp_path)[0]["video"]
+    assert video[:, :, 2:-2].min() > 230 and video.shape == (4, 16, 16, 3)
+
+
+def test_captions(tmp_path):
+    write(tmp_path / "running_dogs" / "a.mp4")
+    write(tmp_path / "b.mp4").with_suffix(".txt").write_text("a cat sleeps\n\na cat rests\n")
+    write(tmp_path / "c.mp4").with_suffix(".json").write_text('{"caption": "über alles"}')
+    write(tmp_path / "d.mp4").with_suffix(".json").write_text('["one", "two"]')
+    source = folder(tmp_path, num_frames=24)
+    found = {i: source[i]["caption"] for i in range(4)}
+    assert list(found.values()) == ["a cat sleeps", "über alles", "one", "running dogs"]
+    rng = np.random.default_rng(0)
+    assert {source.read(0, rng)["caption"] for _ in range(20)} == {"a cat sleeps", "a cat rests"}
+    assert sorted(source.captions()) == sorted(
+        ["a cat sleeps", "a cat rests", "über alles", "one", "two", "running dogs"]
+    )
+
+
+def test_bad_files_are_skipped_by_name_and_reason(tmp_path):
+    write(tmp_path / "good.mp4")
+    write(tmp_path / "short.mp4", frames=3)
+    write(tmp_path / "single.gif", frames=1)
+    write(tmp_path / "variable.mp4", times=[k + 20 * (k > 12) for k in range(24)])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "noise.webm").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "cut.mp4").write_bytes(write(tmp_path / "x.mp4").read_bytes()[:700])
+    (tmp_path / "x.mp4").unlink()
+    (tmp_path / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:3,\ngood.mp4\n#EXT-X-ENDLIST\n")
+    for name, text in (
+        ("json", "{"),
+        ("number", "3"),
+        ("object", '{"title": "a"}'),
+        ("blank", '""'),
+    ):
+        write(tmp_path / f"bad_{name}.mp4").with_suffix(".json").write_text(text)
+    (tmp_path / "notes.md").write_text("no video, and none of our business")
+    (tmp_path / "folder.mp4").mkdir()
+    source = folder(tmp_path)
+    assert [file.path for file in source.files] == [str(tmp_path / "good.mp4")]
+    reasons = {path.rsplit("/", 1)[1]: why for path, why in source.skipped.items()}
+    assert "too short: 3 frames at 8 fps, a clip takes 4" in reasons.pop("short.mp4")
+    assert "too short: 1 frames" in reasons.pop("single.gif")
+    assert "variable frame rate" in reasons.pop("variable.mp4")
+    for name in ("empty.mp4", "noise.webm", "cut.mp4", "playlist.mp4"):
+        assert "unreadable" in reasons.pop(name)
+    for name in ("json", "number", "object", "blank"):
+        assert "caption" in reasons.pop(f"bad_{name}.mp4")
+    assert not reasons
+    assert "skipped 11 files" in source.summary() and "variable.mp4" in source.summary()
+
+
+def test_a_file_damaged_later_does_not_stop_a_run(tmp_path):
+    write(tmp_path / "a.mp4")
+    damaged = write(tmp_path / "b.mp4")
+    source = folder(tmp_path)
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    with pytest.warns(UserWarning, match="b.mp4.*another clip"):
+        assert numbers(source[6]["video"]) == [0, 1, 2, 3]  # b's first, but it is a's
+    (tmp_path / "a.mp4").unlink()
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="no clip can be decoded"):
+        source[0]
+
+
+def test_no_usable_file_is_an_error_that_says_why(tmp_path):
+    with pytest.raises(DataError, match="there is no such directory"):
+        folder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no video file \(\.mp4"):
+        folder(tmp_path)
+    write(tmp_path / "short.mp4", frames=3)
+    with pytest.raises(DataError, match="no usable file(.|\n)*short.mp4: too short"):
+        folder(tmp_path)
+
+
+def test_through_the_pipeline_with_workers(tmp_path):
+    write(tmp_path / "red" / "a.mp4")
+    write(tmp_path / "blue" / "b.webm")
+    (tmp_path / "broken.avi").write_bytes(b"broken")
+    config = ConfigDict(
+        {
+            "data": {
+                "name": "video_folder",
+                "data_dir": str(tmp_path),
+                "split": "train",
+                "num_frames": 4,
+                "image_size": 16,
+                "frame_stride": 1,
+                "fps": 0.0,
+                "image_frames": 2,
+                "workers": 1,
+            },
+            "text": {"encoder": "words", "max_length": 3, "vocabulary_size": 9, "vocabulary": ()},
+        }
+    )
+    config = pipeline.with_vocabulary(config)
+    assert sorted(config.text.vocabulary) == ["blue", "red"]
+    encoder = pipeline.WordEncoder(config.text.vocabulary, max_length=3, vocabulary_size=9)
+    reports = []
+    dataset = pipeline.make_dataset(
+        config, text_encoder=encoder, batch_size=2, seed=0, report=reports.append
+    )
+    assert "12 clips" in reports[0] and "broken.avi: unreadable" in reports[0]
+    iterator = iter(dataset)
+    batch = next(iterator)
+    iterator.close()
+    assert batch["video"].shape == (2, 4, 16, 16, 3)
+    assert batch["images"].shape == (2, 2, 16, 16, 3)
+    assert batch["image_tokens"].shape == (2, 2, 3)
+
+
+def test_a_source_is_pickled_as_it_is(tmp_path):
+    write(tmp_path / "a.mp4")
+    source = folder(tmp_path)
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[2]["video"], source[2]["video"])
+    assert json.dumps(copy.skipped) == "{}"
