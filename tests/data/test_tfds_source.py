@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
+from launch import prepare_data
 from vdm_jax.data import moving_shapes, pipeline, shapes, tfds_source
 from vdm_jax.data.source import DataError
 from vdm_jax.data.tfds_source import DATASETS, TFDSSource, make_builder
@@ -174,6 +175,17 @@ def test_moving_shapes_from_disk_to_batch(shapes_dir):
     assert batch["video"].shape == (4, 8, 16, 16, 3) and batch["tokens"].shape == (4, 6)
     info = pipeline.source_info(config, "held_out")
     assert info.num_examples == 14 and info.captions == shapes.captions("held_out")
+
+
+def test_the_command_prepares_once(shapes_dir, capsys):
+    arguments = ["--data=moving_shapes", "--config=16x16x8", f"--data_dir={shapes_dir}/new"]
+    for done in ("took", "was there"):
+        assert prepare_data.main(arguments) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert "train 20, held_out 14 clips" in last and done in last
+    assert prepare_data.main(["--data=video_folder"]) == 0
+    with pytest.raises(DataError, match="ucf101"):
+        prepare_data.main(["--data=ucf"])
 
 
 def test_mistakes_say_what_to_do(shapes_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""VideoFolder on files that the tests write: good ones of every kind, and bad ones of every kind."""
+"""VideoFolder on files that the tests write: every kind of good one and of bad one."""
 
 import json
 import pickle
@@ -133,7 +133,7 @@ def test_bad_files_are_skipped_by_name_and_reason(tmp_path):
     assert "variable frame rate" in reasons.pop("variable.mp4")
     for name in ("empty.mp4", "noise.webm", "cut.mp4", "playlist.mp4"):
         assert "unreadable" in reasons.pop(name)
-    for name in ("json", "number", "object", "blank"):
+    for name in bad_json:
         assert "caption" in reasons.pop(f"bad_{name}.mp4")
     assert not reasons
     assert "skipped 11 files" in source.summary() and "variable.mp4" in source.summary()

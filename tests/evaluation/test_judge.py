@@ -63,7 +63,7 @@ def clip(what, displacement=(-0.5, 0), start=(0.72, 0.5), radius=3.5 / 16, frame
     motion = Motion(
         radius=np.array([[radius]]),
         start=np.array([[start]]),
-        displacement=np.array([[displacement]]),
+        displacement=np.array([[displacement]], float),
     )
     return render([[what]], motion, 16, frames)[0]
 

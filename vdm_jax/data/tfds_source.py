@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -93,6 +94,8 @@ def prepare(builder: Any) -> None:
 
     Raises DataError where that fails, for example without a network.
     """
+    if not sys.stderr.isatty():  # TFDS's bars fill log files
+        tfds.disable_progress_bar()
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever a download or an archive may raise

@@ -45,10 +45,10 @@ class Reading(NamedTuple):
     direction: str
 
 
-def judge(video: UInt8[np.ndarray, "f h w 3"]) -> list[Reading]:
-    """Reads a clip: one Reading an object, larger objects first; empty for an empty clip.
+def judge(video: np.ndarray) -> list[Reading]:
+    """Reads a clip, uint8 [f, h, w, 3].
 
-    Raises ValueError for anything but a square uint8 RGB clip of two or more frames.
+    Returns one Reading an object, larger objects first; none for a clip that shows nothing. Raises ValueError for anything but a square uint8 RGB clip of two or more frames.
     """
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
@@ -59,7 +59,8 @@ def judge(video: UInt8[np.ndarray, "f h w 3"]) -> list[Reading]:
     hues = _hue_classes(pixels)
     size = video.shape[1]
     areas = np.stack([(hues == i).mean((1, 2)) for i in range(len(COLORS))], -1)  # [f, colours]
-    found = [i for i in np.argsort(-areas.mean(0), kind="stable") if areas[:, i].mean() >= MIN_AREA]
+    share = areas.mean(0)
+    found = [int(i) for i in np.argsort(-share, kind="stable") if share[i] >= MIN_AREA]
     readings, explained = [], np.zeros(hues.shape, bool)
     # Two objects at most are ever drawn, and only two colours unmix without ambiguity.
     objects = found[:2]
