@@ -116,12 +116,8 @@ def test_bad_files_are_skipped_by_name_and_reason(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(write(tmp_path / "x.mp4").read_bytes()[:700])
     (tmp_path / "x.mp4").unlink()
     (tmp_path / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:3,\ngood.mp4\n#EXT-X-ENDLIST\n")
-    for name, text in (
-        ("json", "{"),
-        ("number", "3"),
-        ("object", '{"title": "a"}'),
-        ("blank", '""'),
-    ):
+    bad_json = {"json": "{", "number": "3", "object": '{"title": "a"}', "blank": '""'}
+    for name, text in bad_json.items():
         write(tmp_path / f"bad_{name}.mp4").with_suffix(".json").write_text(text)
     (tmp_path / "notes.md").write_text("no video, and none of our business")
     (tmp_path / "folder.mp4").mkdir()

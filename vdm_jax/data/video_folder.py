@@ -150,8 +150,8 @@ class VideoFolder(ClipSource):
             wanted = [math.floor(start + frame * step + 1e-6) for frame in frames]
             try:
                 video = decode(file, wanted, self.video_shape[1])
-            except (av.error.FFmpegError, OSError, DataError) as error:
-                warnings.warn(f"{file.path}: {error}; another clip is used", stacklevel=2)
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                warnings.warn(f"{file.path}: {_plainly(error)}; another clip is used", stacklevel=2)
                 continue
             captions = self._captions[number]
             caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
@@ -243,8 +243,8 @@ def _look_at(path: Path) -> tuple[VideoFile, tuple[str, ...]] | _Unusable:
         return _probe(str(path), stat.st_mtime_ns, stat.st_size), _sidecar(path)
     except _Unusable as reason:
         return reason
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        return _Unusable(f"unreadable: {error}")
+    except Exception as error:  # whatever a damaged file makes a demuxer or a codec raise
+        return _Unusable(f"unreadable: {_plainly(error)}")
 
 
 @functools.cache

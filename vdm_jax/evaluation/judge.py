@@ -48,7 +48,8 @@ class Reading(NamedTuple):
 def judge(video: np.ndarray) -> list[Reading]:
     """Reads a clip, uint8 [f, h, w, 3].
 
-    Returns one Reading an object, larger objects first; none for a clip that shows nothing. Raises ValueError for anything but a square uint8 RGB clip of two or more frames.
+    Returns one Reading an object, larger objects first; none for a clip that shows nothing. Raises
+    ValueError for anything but a square RGB clip of two or more frames.
     """
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
