@@ -247,6 +247,11 @@ def _look_at(path: Path) -> tuple[VideoFile, tuple[str, ...]] | _Unusable:
         return _Unusable(f"unreadable: {_plainly(error)}")
 
 
+def _plainly(error: Exception) -> str:
+    """An error's text, without the number and the path that PyAV adds."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 @functools.cache
 def _probe(path: str, mtime: int, size: int) -> VideoFile:
     """Reads frame times and decodes the first frame. Cached while the file stays the same."""
