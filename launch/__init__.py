@@ -24,13 +24,18 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs `main(arguments)` as a process: a mistake of the user is told without a traceback."""
+    """Runs `main(arguments)` as a process: a mistake of the user is told without a traceback.
+
+    With VDM_JAX_TRACEBACK=1 in the environment it is told with one.
+    """
     try:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
         print("aborted", file=sys.stderr)
         sys.exit(130)
     except _expected_errors() as error:
+        if os.environ.get("VDM_JAX_TRACEBACK"):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(code or 0)
@@ -51,9 +56,6 @@ def setup(device: str, quiet: bool = False) -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS([sys.argv[0]])  # the data workers read absl flags
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
-
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -69,6 +71,8 @@ def setup(device: str, quiet: bool = False) -> None:
         jax.config.update("jax_default_device", devices[0])
     kind = "" if platform == "cpu" else f" {devices[0].device_kind}"
     note = " (no accelerator found)" if device == "any" and platform == "cpu" else ""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
     if not quiet:
         print(f"device: {len(devices)} x {platform}{kind}{note}", flush=True)
 

@@ -6,7 +6,9 @@ Shapes only: nothing is allocated or compiled, so a network of billions takes se
 of one evaluation of one video.
 """
 
+import dataclasses
 import json
+import sys
 
 import launch
 
@@ -33,18 +35,18 @@ def main(arguments: list[str]) -> int:
     table = Table(title=f"{options.config}: {frames} frames of {height} x {width}")
     columns = ("level", "resolution", "channels", "attention", "parameters", "GFLOPs")
     for column in columns:
-        table.add_column(column, justify="left" if column in columns[:1] else "right")
+        table.add_column(column, justify="left" if column == "level" else "right", no_wrap=True)
     for row in report["levels"]:
         table.add_row(
             str(row["level"]),
-            " x ".join(map(str, _as_tuple(row["resolution"]))),
+            row["resolution"],
             str(row["channels"]),
-            str(row["attention"] or "-"),
+            row["attention"],
             f"{row['parameters']:,}",
             f"{row['flops'] / 1e9:,.2f}",
         )
     table.add_row("total", "", "", "", f"{report['parameters']:,}", f"{report['flops'] / 1e9:,.2f}")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"parameters: {report['parameters']:,}")
     return 0
 
@@ -55,25 +57,25 @@ def describe(config) -> dict:
     `parameters` is counted from the shapes of the stage's real initialisation.
     """
     import jax
+    import numpy as np
 
     from vdm_jax import systems
-    from vdm_jax.models import unet3d
+    from vdm_jax.models import flops
     from vdm_jax.training import state
 
     jax.config.update("jax_platforms", "cpu")  # evaluating shapes wants no accelerator
     stage = systems.build(config)
-    levels = unet3d.level_table(stage.network, stage.video_shape)
+    cond = {} if stage.text_encoder is None else dict(stage.encode_prompts([""]))
+    if stage.num_labels:
+        cond["label"] = np.zeros(1, np.int32)
+    levels = flops.level_table(stage.network, stage.video_shape, cond)
     params = jax.eval_shape(stage.init, jax.random.key(0))
     return {
         "parameters": state.count_parameters(params),
-        "flops": sum(row["flops"] for row in levels),
+        "flops": sum(row.flops for row in levels),
         "video_shape": list(stage.video_shape),
-        "levels": levels,
+        "levels": [dataclasses.asdict(row) for row in levels],
     }
-
-
-def _as_tuple(value) -> tuple:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 if __name__ == "__main__":

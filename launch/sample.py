@@ -39,8 +39,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", default="samples", metavar="OUT", help="default samples/")
     options = parser.parse_args(arguments)
     prompts = _prompts(options)
-    if not prompts:
-        parser.error("no prompt: give --prompt or --prompts_file")
     launch.setup(options.device)
 
     import jax
@@ -50,6 +48,10 @@ def main(arguments: list[str]) -> int:
     from vdm_jax import video_io
 
     model = launch.load_model(options)
+    if not prompts:
+        if model.stage.text_encoder is not None:
+            parser.error("no prompt: give --prompt or --prompts_file")
+        prompts = [""]
     sampler = model.sampler(
         steps=options.steps,
         guidance=options.guidance,

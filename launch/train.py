@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     from vdm_jax.data import pipeline
     from vdm_jax.training import loop
 
-    config = pipeline.with_vocabulary(config)
+    config = _with_vocabulary(config, options.workdir)
     stage = systems.build(config)
     dataset = pipeline.make_dataset(
         config,
@@ -43,6 +43,24 @@ def main(arguments: list[str]) -> int:
     else:
         print(f'sample it: python -m launch.sample --workdir={options.workdir} --prompt="..."')
     return 0
+
+
+def _with_vocabulary(config, workdir: str):
+    """The configuration with the words of the data, where it asks for words and names none.
+
+    A run that is resumed keeps the words that it began with: they are its network's.
+    """
+    from vdm_jax.data import pipeline
+    from vdm_jax.training import checkpoints
+
+    if config.text.encoder != "words" or config.text.vocabulary:
+        return config
+    if not checkpoints.has_checkpoint(workdir):
+        return pipeline.with_vocabulary(config)
+    _, saved = checkpoints.read_config(workdir)
+    config = config.copy_and_resolve_references()
+    config.text.vocabulary = saved.text.vocabulary
+    return config.lock()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import ml_collections
 MAY_CHANGE_ON_RESUME = (
     "device",
     "data.data_dir",
+    "data.workers",
     "train.steps",
     "train.minutes",
     "train.log_every",
@@ -196,6 +197,7 @@ _RULES = {
     "data.image_frames": _NOT_NEGATIVE,
     "data.workers": _NOT_NEGATIVE,
     "text.max_length": _COUNT,
+    "text.vocabulary_size": _COUNT,
     "train.steps": _COUNT,
     "train.minutes": _NOT_NEGATIVE,
     "train.batch_size": _COUNT,
@@ -217,6 +219,7 @@ _RULES = {
     "sample.steps": _COUNT,
     "sample.eta": _FRACTION,
     "sample.gamma": _FRACTION,
+    "sample.batch_size": _COUNT,
 }
 
 

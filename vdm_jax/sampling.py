@@ -104,6 +104,8 @@ class Sampler:
         With a callback the compiled function cannot be kept in the persistent compilation cache.
         Raises FloatingPointError when a sample is not finite.
         """
+        if not prompts:
+            raise ValueError("no prompts")
         size = min(self.batch_size, len(prompts))
         compiled = self._compiled if callback is None else self._compile(callback)
         for start in range(0, len(prompts), size):

@@ -59,6 +59,7 @@ def test_a_resumed_run_is_bit_identical(
     config = make_config(steps=stopped_at)
     assert loop.train(stage, config, tmp_path, first, train_step=train_step).step == stopped_at
     second = Watched(make_dataset())
+    compiled = train_step._cache_size()
     result = loop.train(stage, make_config(), tmp_path, second, train_step=train_step)
 
     assert result.step == whole.step == 6 and result.reason == "steps"
@@ -66,6 +67,7 @@ def test_a_resumed_run_is_bit_identical(
     # The data too, across the end of the first epoch (ten clips, batches of four).
     assert (len(first.batches), len(second.batches)) == (stopped_at, 6 - stopped_at)
     assert_trees_equal(first.batches + second.batches, batches)
+    assert train_step._cache_size() == compiled  # nothing anew
     losses = {line["step"]: line["loss"] for line in log_lines(tmp_path)}
     full = {line["step"]: line["loss"] for line in log_lines(workdir)}
     assert set(losses) <= set(full) and losses[6] == full[6]
@@ -141,7 +143,7 @@ def test_a_signal_saves_and_ends_the_run(
     result = loop.train(stage, make_config(), tmp_path, dataset, train_step=train_step)
     assert (result.step, result.reason) == (3, signal.Signals(number).name)
     assert checkpoints.read_config(tmp_path)[0] == 3
-    assert "saving after this step" in capfd.readouterr().out
+    assert "saving; once more to abort" in capfd.readouterr().out
     assert signal.getsignal(number) is before
 
 

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree
 
 from vdm_jax import config as config_lib
-from vdm_jax.training.state import TrainState
+from vdm_jax.training.state import TrainState, sharding
 
 DIRECTORY = "checkpoints"
 
@@ -80,12 +80,12 @@ class Checkpoints:
                 "with this one:\n  " + "\n  ".join(differences) + "\nGive the old values, or start "
                 "anew in another --workdir."
             )
-        placed = _on_first_device(_as_dict(abstract))
+        target = _placed(_as_dict(abstract))
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(placed),
+                    state=ocp.args.StandardRestore(target),
                     fingerprint=ocp.args.JsonRestore(),
                 ),
             )
@@ -139,15 +139,15 @@ def read_ema(workdir: str | Path, abstract_params: PyTree) -> PyTree:
 
     abstract_params: shapes and dtypes (jax.eval_shape of the stage's init).
     """
-    placed = {"ema": _on_first_device(abstract_params)}
+    target = {"ema": _placed(abstract_params)}
     with _reader(workdir) as manager:
         step = _latest(manager, workdir)
         restored = manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeRestore(
-                    placed,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(placed),
+                    target,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
                     partial_restore=True,
                 ),
                 fingerprint=ocp.args.JsonRestore(),
@@ -171,18 +171,15 @@ def fingerprint(tree: PyTree) -> dict[str, int]:
     and moves no array to the host. Element i is weighted by the odd number 2i + 1, which is
     invertible modulo 2^32: a change of any one element is always seen, a swap almost always.
     """
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    sums = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _checksum(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    return {name: int(value) for name, value in jax.device_get(_checksums(named)).items()}
+    return {name: int(value) for name, value in jax.device_get(sums).items()}
 
 
+# One leaf at a time: compiled once a shape, where a whole tree would be a program of its own.
 @jax.jit
-def _checksums(named: dict[str, Array]) -> dict[str, Array]:
-    return {name: _checksum(leaf) for name, leaf in named.items()}
-
-
 def _checksum(leaf: Array) -> Array:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
     if leaf.dtype == jnp.bool_:
@@ -218,12 +215,12 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _on_first_device(tree: PyTree) -> PyTree:
+def _placed(tree: PyTree) -> PyTree:
     # Where an array is to live must be said, or it comes back as it was placed when saved: on
     # devices that this machine may not have.
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = sharding()
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
     )
 
 

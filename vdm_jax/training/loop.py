@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def train(
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     train = config.train
+    sampler = _make_sampler(stage, config)
     tx = optimizer.make_optimizer(train)
     train_step = train_step or step.make_train_step(stage, tx, config)
     started = time.monotonic()
@@ -71,17 +72,17 @@ def train(
         iterator = iter(dataset)
         if hasattr(iterator, "close"):
             stack.callback(iterator.close)
-        resuming = saves.latest() is not None
-        with _signals_ignored_by_children():
-            if resuming:
-                current = saves.restore(state.abstract_state(stage, tx), iterator, config)
-            if hasattr(iterator, "start_prefetch"):
-                iterator.start_prefetch()
-        if not resuming:
+        if saves.latest() is not None:
+            current = saves.restore(state.abstract_state(stage, tx), iterator, config)
+        else:
             current = state.create_state(stage, tx, train.seed)
+        first = int(current.step)
+        if first < train.steps:
+            with _signals_ignored_by_children():
+                batch = next(iterator)  # starts the data workers
+            step.check_batch(batch, train.batch_size)
         (workdir / "config.json").write_text(config_lib.to_json(config))
 
-        first = int(current.step)
         writer = metrics.MetricWriter(workdir, first_step=first)
         stack.callback(writer.close)
         progress = stack.enter_context(
@@ -91,16 +92,14 @@ def train(
             f"{'resuming at step ' + str(first) if first else 'starting'}: "
             f"{state.count_parameters(current.params):,} parameters"
         )
-        write_samples = _sample_writer(stage, config, workdir, writer, fps)
-        stop = stack.enter_context(_stop_on_signals(progress.message))
+        stop = stack.enter_context(_stop_on_signals())
         watch = _Watch(config, writer, progress, saves, first)
 
         done, in_flight = first, _NOTHING
         reason = "steps"
         while done < train.steps:
-            batch = next(iterator)
-            if done == first:
-                step.check_batch(batch, train.batch_size)
+            if done > first:
+                batch = next(iterator)
             current, sent = train_step(current, batch)
             done += 1
             for leaf in sent.values():
@@ -110,11 +109,11 @@ def train(
                 watch.see(done - 1, in_flight)
             in_flight = sent
 
-            over_time = train.minutes and time.monotonic() - started >= train.minutes * 60
-            if over_time:
+            if train.minutes and time.monotonic() - started >= train.minutes * 60:
                 reason = "minutes"
             if stop.signal:
                 reason = stop.signal
+                progress.message(f"{reason}: saving; once more to abort without saving")
             last = done == train.steps or reason != "steps"
             sampling_due = train.sample_every and done % train.sample_every == 0
             if last or sampling_due or done % config.checkpoint.every == 0:
@@ -123,9 +122,9 @@ def train(
                 with watch.paused():
                     if last or done % config.checkpoint.every == 0:
                         saves.save(current, iterator, config)
-                    # A run that was told to go does so at once, without a last sample.
-                    if (last or sampling_due) and not stop.signal:
-                        write_samples(current.ema, done)
+                    # A run that is told to go, or whose time is over, goes without a last sample.
+                    if sampling_due or (last and reason == "steps"):
+                        _write_samples(sampler, config, current, workdir, writer, fps)
             if last:
                 break
         saves.wait()
@@ -190,25 +189,31 @@ class _Watch:
         )
 
 
-def _sample_writer(
-    stage, config, workdir: Path, writer: metrics.MetricWriter, fps: float
-) -> Callable[[Any, int], None]:
-    """A function (params, step) that writes samples of train.sample_prompts as one GIF."""
+def _make_sampler(stage, config) -> sampling.Sampler:
+    """The sampler of train.sample_prompts. A wrong setting or an unknown word is told now."""
+    prompts = config.train.sample_prompts
+    if config.train.sample_every and prompts:
+        stage.encode_prompts(list(prompts))
+    return sampling.Sampler.from_config(stage, config.sample, batch_size=max(len(prompts), 1))
+
+
+def _write_samples(
+    sampler: sampling.Sampler,
+    config,
+    current: state.TrainState,
+    workdir: Path,
+    writer: metrics.MetricWriter,
+    fps: float,
+) -> None:
+    """Samples train.sample_prompts with the averaged parameters into one GIF."""
     prompts = list(config.train.sample_prompts)
     if not config.train.sample_every or not prompts:
-        return lambda params, step: None
-    # Now, not at the first sample after an hour: an unknown word stops the run at the start.
-    stage.encode_prompts(prompts)
-    sampler = sampling.Sampler.from_config(stage, config.sample, batch_size=len(prompts))
-
-    def write(params: Any, update: int) -> None:
-        key = state.derive_key(config.train.seed, update, state.SAMPLE)
-        video = np.concatenate(list(sampler.stream(params, key, prompts)))
-        tiled = video_io.grid(video)
-        video_io.write_gif(workdir / "samples" / f"step_{update}.gif", tiled, fps=fps)
-        writer.video(update, "samples", video_io.enlarge(tiled, 64), fps)
-
-    return write
+        return
+    update = int(current.step)
+    key = state.derive_key(config.train.seed, update, state.SAMPLE)
+    tiled = video_io.grid(np.concatenate(list(sampler.stream(current.ema, key, prompts))))
+    video_io.write_gif(workdir / "samples" / f"step_{update}.gif", tiled, fps=fps)
+    writer.video(update, "samples", video_io.enlarge(tiled, 64), fps)
 
 
 @dataclasses.dataclass
@@ -217,7 +222,7 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _stop_on_signals(message: Callable[[str], None]) -> Iterator[_Stop]:
+def _stop_on_signals() -> Iterator[_Stop]:
     """Turns the first SIGINT or SIGTERM into a request; a second one acts as usual."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -227,10 +232,10 @@ def _stop_on_signals(message: Callable[[str], None]) -> Iterator[_Stop]:
     previous = {}
 
     def request(number: int, _) -> None:
+        # Nothing is printed here: the handler may have interrupted a print.
         stop.signal = signal.Signals(number).name
         for each, handler in previous.items():
             signal.signal(each, handler)
-        message(f"{stop.signal}: saving after this step; once more to abort without saving")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, request)

@@ -123,6 +123,7 @@ class ProgressReport:
 
     def __enter__(self) -> "ProgressReport":
         self._start = time.monotonic()
+        self._compiled = None
         self._text = "compiling the first step"
         if self._bar:
             self._bar.start()
@@ -134,6 +135,8 @@ class ProgressReport:
 
     def step(self, step: int) -> None:
         """Step `step` is done."""
+        if self._compiled is None:
+            self._compiled = (step, time.monotonic())
         if self._bar:
             self._bar.update(self._task, completed=self._share(step)[0], step=step, text=self._text)
 
@@ -152,9 +155,12 @@ class ProgressReport:
 
     def _share(self, step: int) -> tuple[float, float]:
         """(share done, seconds left) by whichever end is nearer."""
-        elapsed = time.monotonic() - self._start
+        now = time.monotonic()
         done = (step - self._first) / max(self._steps - self._first, 1)
-        left = elapsed * (1 - done) / done if done else math.inf
+        # The rate is that after the first step, which held the compilation.
+        since, at = self._compiled or (step, now)
+        left = (now - at) / (step - since) * (self._steps - step) if step > since else math.inf
+        elapsed = now - self._start
         if self._seconds and self._seconds - elapsed < left:
             return min(elapsed / self._seconds, 1.0), max(self._seconds - elapsed, 0.0)
         return done, left

@@ -1,0 +1,282 @@
+"""The command lines, on a real stage as small as it can be and on real video files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from launch import describe, evaluate, sample, train
+from vdm_jax import config as config_lib
+from vdm_jax import pretrained, video_io
+from vdm_jax.data import shapes
+from vdm_jax.training import checkpoints
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+from vdm_jax.systems import vdm
+
+def get_config():
+    config = vdm.default_config()
+    config.device = "cpu"
+    config.model.channels = 8
+    config.model.channel_mult = (1,)
+    config.model.num_res_blocks = 1
+    config.model.attention_levels = ()
+    config.model.head_dim = 4
+    config.model.norm_groups = 2
+    config.model.patch_size = 4
+    config.model.dtype = "float32"
+    config.text.encoder = "words"
+    config.text.max_length = 6
+    config.text.vocabulary_size = 8
+    config.data.name = "video_folder"
+    config.data.data_dir = {videos!r}
+    config.data.num_frames = 4
+    config.data.image_size = 8
+    config.data.workers = 0
+    config.train.steps = 100_000
+    config.train.batch_size = 2
+    config.train.warmup_steps = 2
+    config.train.log_every = 1
+    config.train.sample_every = 0
+    config.checkpoint.every = 100_000
+    config.sample.sampler = "ddim"
+    config.sample.steps = 2
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for index, color in enumerate(("red", "blue", "green")):
+        video = np.zeros((6, 8, 8, 3), np.uint8)
+        for frame in range(6):
+            video[frame, 2:5, frame : frame + 3, index] = 255
+        name = folder / "videos" / f"{color}.mp4"
+        video_io.write_mp4(name, video, min_size=8)
+        name.with_suffix(".txt").write_text(f"a {color} square")
+    path = folder / "tiny.py"
+    path.write_text(CONFIG.format(videos=str(folder / "videos")))
+    return path
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
+
+
+def run(environment, module, *arguments):
+    return subprocess.run(
+        command(module, *arguments), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def interrupted(config_file, environment, tmp_path_factory):
+    """A run that was stopped by a real Ctrl-C: (workdir, exit status, output)."""
+    workdir = tmp_path_factory.mktemp("run")
+    process = subprocess.Popen(
+        command("train", f"--config={config_file}", f"--workdir={workdir}"),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines, told = [], False
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step 3/") and not told:
+            process.send_signal(signal.SIGINT)
+            told = True
+    return workdir, process.wait(timeout=60), "".join(lines)
+
+
+def test_ctrl_c_saves_and_exits_cleanly(interrupted):
+    workdir, status, output = interrupted
+    assert status == 0, output
+    step, config = checkpoints.read_config(workdir)
+    assert step >= 3
+    assert "SIGINT: saving" in output
+    assert f"stopped after step {step} (SIGINT" in output
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output
+    assert output.startswith("device: ") and "1 x cpu" in output.splitlines()[0]
+    assert set(config.text.vocabulary) == {"a", "square", "red", "blue", "green"}
+
+
+@pytest.fixture(scope="module")
+def trained(interrupted, config_file, environment):
+    """The run above, resumed for two steps more by the same command: (workdir, output)."""
+    workdir, _, _ = interrupted
+    steps = checkpoints.read_config(workdir)[0] + 2
+    done = run(
+        environment,
+        "train",
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+        f"--config.train.steps={steps}",
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir, steps, done.stdout
+
+
+def test_the_same_command_resumes(trained):
+    workdir, steps, output = trained
+    assert f"resuming at step {steps - 2}" in output
+    logged = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    assert logged == list(range(1, steps + 1))
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == steps
+
+
+def test_sample_writes_every_output(trained, environment, tmp_path):
+    workdir, _, _ = trained
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a blue square\n\n")
+    out = tmp_path / "out"
+    done = run(
+        environment,
+        "sample",
+        f"--workdir={workdir}",
+        "--prompt=a red square",
+        f"--prompts_file={prompts}",
+        "--num_samples=2",
+        "--steps=2",
+        "--guidance=2",
+        "--batch_size=3",
+        f"--out={out}",
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(out / "samples.npz", allow_pickle=False) as samples:
+        video, texts = samples["video"], list(samples["prompts"])
+    assert video.shape == (4, 4, 8, 8, 3) and video.dtype == np.uint8
+    assert texts == ["a red square"] * 2 + ["a blue square"] * 2
+    clips = sorted(out.glob("*.mp4"))
+    assert [clip.name for clip in clips][::3] == ["0000_a_red_square.mp4", "0003_a_blue_square.mp4"]
+    assert len(clips) == 4
+    decoded, fps = video_io.read_video(clips[3])
+    assert decoded.shape == (4, 192, 192, 3) and fps == 8
+    assert np.abs(decoded[:, 12::24, 12::24].astype(int) - video[3]).mean() < 16
+    for name in ("samples.gif", "contact_sheet.png"):
+        Image.open(out / name).verify()
+        assert str(out / name) in done.stdout
+
+
+def test_mistakes_are_told_before_anything_is_compiled(trained, config_file, environment, tmp_path):
+    workdir, _, _ = trained
+    started = time.monotonic()
+    unknown = run(environment, "sample", f"--workdir={workdir}", "--prompt=a pink square")
+    assert unknown.returncode == 1 and "Traceback" not in unknown.stderr
+    assert "'pink'" in unknown.stderr and "red" in unknown.stderr
+    changed = run(
+        environment,
+        "train",
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+        "--config.train.beta1=0.5",
+    )
+    assert changed.returncode == 1
+    assert "train.beta1: 0.9 -> 0.5" in changed.stderr
+    assert time.monotonic() - started < 120
+
+    arguments = [f"--config={config_file}", f"--workdir={tmp_path}"]
+    with pytest.raises(config_lib.ConfigError, match=r"nearest is --config\.train\.batch_size"):
+        train.main([*arguments, "--config.train.batchsize=3"])
+    with pytest.raises(config_lib.ConfigError, match="'many' is not an integer"):
+        train.main([*arguments, "--config.train.steps=many"])
+    with pytest.raises(config_lib.ConfigError, match=r"must divide by train\.accumulate = 2"):
+        train.main([*arguments, "--config.train.batch_size=3", "--config.train.accumulate=2"])
+    with pytest.raises(FileNotFoundError, match="--workdir=nowhere"):
+        sample.main(["--workdir=nowhere", "--prompt=x", "--device=cpu"])
+    with pytest.raises(FileNotFoundError, match="nobody.txt"):
+        sample.main([f"--workdir={workdir}", "--prompts_file=nobody.txt"])
+
+
+def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(capsys):
+    with pytest.raises(config_lib.ConfigError) as error:
+        launch.setup("tpu")
+    message = str(error.value)
+    assert "'tpu' is asked for" in message and "--config.device=cpu" in message
+    assert 'pip install -e ".[tpu]"' in message
+
+
+@pytest.mark.parametrize("module", ["train", "sample", "describe", "evaluate"])
+def test_help(module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        {"train": train, "sample": sample, "describe": describe, "evaluate": evaluate}[module].main(
+            ["--help"]
+        )
+    assert stop.value.code == 0
+    assert f"python -m launch.{module} --" in capsys.readouterr().out
+
+
+def test_describe_counts_what_the_stage_initialises(config_file, trained, capsys):
+    workdir, _, _ = trained
+    describe.main([f"--config={config_file}", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    model = pretrained.load(workdir)
+    assert report["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    assert report["parameters"] == sum(row["parameters"] for row in report["levels"])
+    assert report["flops"] == sum(row["flops"] for row in report["levels"]) > 0
+    assert report["video_shape"] == [4, 8, 8, 3]
+
+    describe.main([f"--config={config_file}", "--config.model.channels=16"])
+    table = capsys.readouterr().out
+    assert "resolution" in table and "down 0" in table
+
+
+def test_describe_takes_a_network_of_billions(capsys):
+    started = time.monotonic()
+    config = ROOT / "configs" / "vdm" / "t2v_large.py"
+    describe.main([f"--config={config}", "--config.model.channels=512", "--json"])
+    assert json.loads(capsys.readouterr().out)["parameters"] > 4e9
+    assert time.monotonic() - started < 90
+
+
+class FakeModel:
+    """Draws what it is asked for, except that the last half of its clips move backwards."""
+
+    config = config_lib.from_dict({"data": {"name": "moving_shapes", "config": "16x16x8"}})
+    params = None
+
+    def sampler(self, **changes):
+        return FakeSampler()
+
+
+class FakeSampler:
+    batch_size = 4
+
+    def stream(self, params, key, prompts):
+        assert set(prompts) <= set(shapes.captions("held_out"))
+        scenes = [shapes.parse_caption(prompt) for prompt in prompts]
+        videos = shapes.render_clips(scenes, size=16, num_frames=8, seed=1)
+        half = len(videos) // 2
+        yield videos[:half]
+        yield videos[half:, ::-1]
+
+
+def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "load_model", lambda options: FakeModel())
+    monkeypatch.setattr(launch, "setup", lambda device, quiet=False: None)
+    evaluate.main(["--num_samples=8", "--json"])
+    scores = json.loads(capsys.readouterr().out)
+    assert (scores["color"], scores["shape"], scores["n"]) == (1.0, 1.0, 8)
+    assert scores["direction"] == scores["all"] == 0.5
+    evaluate.main(["--num_samples=8"])
+    assert "50.0%" in capsys.readouterr().out
