@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,10 +31,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/vdm/moving_shapes.py"
 DEFAULT_MINUTES = 15.0
 # Wall time that sampling and judging take after training, compilation included, on 2 cores.
-RESERVED_SECONDS = 150.0
+RESERVED_SECONDS = 120.0
 # Less than this is not worth another start of the trainer.
 LEAST_TRAINING_SECONDS = 20.0
 SAMPLES_A_CAPTION = 4
+LEAST_SAMPLES = 16
 MOST_CAPTIONS = 14
 STEPS, GUIDANCE = 64, 2.0
 # Real videos show little at 16 x 16 and in a third of a second, and have more words.
@@ -145,12 +147,13 @@ def _sample(workdir: Path, captions: list[str]) -> Path:
     out.mkdir()
     prompts = out / "captions.txt"
     prompts.write_text("".join(caption + "\n" for caption in captions), encoding="utf-8")
+    each = max(SAMPLES_A_CAPTION, LEAST_SAMPLES // max(len(captions), 1))
     print("\nsamples")
     _run(
         "launch.sample",
         f"--workdir={_shown(workdir)}",
         f"--prompts_file={_shown(prompts)}",
-        f"--num_samples={SAMPLES_A_CAPTION}",
+        f"--num_samples={each}",
         f"--steps={STEPS}",
         f"--guidance={GUIDANCE:g}",
         f"--out={_shown(out)}",
@@ -217,7 +220,7 @@ def _run(module: str, *arguments: str) -> None:
     Raises Stopped when it was interrupted; ends this process when it failed, having said why.
     """
     command = ["-m", module, *arguments]
-    print("$ python " + " ".join(command), flush=True)
+    print(f"$ python {shlex.join(command)}", flush=True)
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
     stopped = False
 
