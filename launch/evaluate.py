@@ -60,7 +60,8 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(scores))
         return 0
 
-    table = Table(title=f"{len(prompts)} samples of held-out captions, read by the judge")
+    print(f"{len(prompts)} samples of held-out captions, read by the judge:")
+    table = Table()
     for name in ("color", "shape", "direction", "all"):
         table.add_column(name, justify="right")
     table.add_row(*(f"{scores[name]:.1%}" for name in ("color", "shape", "direction", "all")))

@@ -113,7 +113,7 @@ class ProgressReport:
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("step {task.fields[step]}/{task.fields[steps]}"),
-                BarColumn(),
+                BarColumn(bar_width=16),
                 TextColumn("{task.fields[text]}"),
                 console=self._console,
             )
