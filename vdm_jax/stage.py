@@ -73,14 +73,26 @@ class Stage:
         return {**cond, "keep": jnp.zeros_like(cond["keep"])}
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The condition of prompts, one an example, all kept. Raises ValueError where a prompt
-        cannot be said to this model."""
-        if self.text_encoder is None:
+        """The condition of prompts, one an example, all kept.
+
+        A stage with text takes texts, one with labels a class's number, one with neither "".
+        Raises ValueError where a prompt cannot be said to this model.
+        """
+        cond = {"keep": np.ones(len(prompts), bool)}
+        if self.text_encoder is not None:
+            return cond | self.text_encoder.encode(prompts, strict=True)
+        if self.num_labels:
+            return cond | {"label": np.array([self._label(prompt) for prompt in prompts])}
+        if any(prompts):
             raise ValueError("prompts were given, but this model was trained without text")
-        return {
-            **self.text_encoder.encode(prompts, strict=True),
-            "keep": np.ones(len(prompts), bool),
-        }
+        return cond
+
+    def _label(self, prompt: str) -> np.int32:
+        if not prompt.isdecimal() or int(prompt) >= self.num_labels:
+            raise ValueError(
+                f"prompt {prompt!r}: this model knows classes, 0 to {self.num_labels - 1}"
+            )
+        return np.int32(prompt)
 
     def loss(
         self, params: PyTree, batch: Batch, key: Key[Array, ""]

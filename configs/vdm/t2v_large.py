@@ -1,4 +1,4 @@
-"""VDM text-to-video, the large model: 16 frames of 64 x 64 (Ho & Salimans et al. 2022, section 4.3).
+"""VDM text-to-video, the large model: 16 frames of 64 x 64 (Ho et al. 2022, section 4.3).
 
 Command: python -m launch.train --config=configs/vdm/t2v_large.py \
     --workdir=DIR --config.data.data_dir=FOLDER_OF_CAPTIONED_VIDEOS

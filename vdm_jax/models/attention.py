@@ -28,9 +28,7 @@ def _merge(features, dtype, name="out"):
         features,
         axis=(-2, -1),
         dtype=dtype,
-        kernel_init=layers.named(
-            nn.initializers.zeros, layers.HEADS, layers.HEAD_DIM, layers.OUT
-        ),
+        kernel_init=layers.named(nn.initializers.zeros, layers.HEADS, layers.HEAD_DIM, layers.OUT),
         bias_init=layers.named(nn.initializers.zeros, layers.OUT),
         name=name,
     )
@@ -206,23 +204,24 @@ class CrossAttention(nn.Module):
             _project(channels, self.heads, self.head_dim, self.dtype, name)(tokens)
             for name in ("key", "value")
         )
-        # The clip's frames share one set of keys, so they are one long row of queries.
-        h = jax.nn.dot_product_attention(
-            rearrange(q[:, :frames], "b f p n d -> b (f p) n d"),
-            k[:, 0],
-            v[:, 0],
-            mask=token_mask[:, 0, None, None, :],
-        )
-        h = rearrange(h, "b (f p) n d -> b f p n d", f=frames)
+        parts = []
+        if frames:
+            # The clip's frames share one set of keys, so they are one long row of queries.
+            clip = jax.nn.dot_product_attention(
+                rearrange(q[:, :frames], "b f p n d -> b (f p) n d"),
+                k[:, 0],
+                v[:, 0],
+                mask=token_mask[:, 0, None, None, :],
+            )
+            parts.append(rearrange(clip, "b (f p) n d -> b f p n d", f=frames))
         if num_images:
             q, k, v, mask = (
                 rearrange(a, "b i ... -> (b i) ...")
                 for a in (q[:, frames:], k[:, 1:], v[:, 1:], token_mask[:, 1:])
             )
             images = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
-            images = rearrange(images, "(b i) p n d -> b i p n d", b=batch)
-            h = jnp.concatenate([h, images], axis=1)
-        h = _merge(channels, self.dtype)(h)
+            parts.append(rearrange(images, "(b i) p n d -> b i p n d", b=batch))
+        h = _merge(channels, self.dtype)(jnp.concatenate(parts, axis=1))
         return x + rearrange(h, "b f (h w) c -> (b f) h w c", h=height)
 
 

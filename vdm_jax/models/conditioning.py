@@ -47,7 +47,9 @@ class ConditionEmbedding(nn.Module):
     def __call__(
         self, logsnr: Float[Array, "b"], cond: Cond, frames: int, num_images: int = 0
     ) -> tuple[
-        Float[Array, "bf dim"], Float[Array, "b items l dim"] | None, Bool[Array, "b items l"] | None
+        Float[Array, "bf dim"],
+        Float[Array, "b items l dim"] | None,
+        Bool[Array, "b items l"] | None,
     ]:
         """The vectors (batch and frames folded, images last), the tokens and their mask.
 

@@ -7,6 +7,7 @@ convolution is then an ordinary 2D one, which XLA runs 1.5-3 times faster.
 """
 
 import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -7,13 +7,14 @@ embedded data sets.
 import collections
 import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Captions to what a network takes as its text condition, on the host."""
 

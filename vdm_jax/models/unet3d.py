@@ -2,7 +2,6 @@
 space and time: space-only convolutions, attention over space, then attention over time."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
@@ -30,6 +29,10 @@ class UNet3D(nn.Module):
       head_dim: features of an attention head; there are channels / head_dim heads.
       heads: if not 0, that number of heads at every level instead.
       coordinates: whether the input also holds each pixel's place (CoordConv).
+      output_skip: whether the input, each of its channels times a gain learned from the
+        condition, is added to the output. Taking noise off flat regions is then linear work that
+        needs no features, as in EDM's preconditioning (Karras et al. 2022, eq. 7), with the
+        coefficient learned.
       initial_kernel: size of the first convolution.
       initial_temporal: whether temporal attention follows the first convolution too.
       vocab_size, max_length, num_labels, null_condition, frame_positions: see
@@ -51,6 +54,7 @@ class UNet3D(nn.Module):
     spatial_attention: str = "softmax"
     skips: str = "block"
     coordinates: bool = False
+    output_skip: bool = False
     initial_kernel: int = 3
     initial_temporal: bool = False
     vocab_size: int = 0
@@ -90,9 +94,7 @@ class UNet3D(nn.Module):
 
         block_type = layers.remat(layers.ResidualBlock, self.remat, static_argnums=(3,))
         spatial_type = layers.remat(attention.SpatialAttention, self.remat)
-        temporal_type = layers.remat(
-            attention.TemporalAttention, self.remat, static_argnums=(2, 3)
-        )
+        temporal_type = layers.remat(attention.TemporalAttention, self.remat, static_argnums=(2, 3))
         cross_type = layers.remat(attention.CrossAttention, self.remat, static_argnums=(4,))
         widths = [self.channels * m for m in self.channel_mult]
         last = len(widths) - 1
@@ -120,7 +122,8 @@ class UNet3D(nn.Module):
             return make(h, frames, num_images)
 
         p = self.patch_size
-        h = rearrange(z, "b f (h p) (w q) c -> (b f) h w (p q c)", p=p, q=p).astype(self.dtype)
+        patches = rearrange(z, "b f (h p) (w q) c -> (b f) h w (p q c)", p=p, q=p)
+        h = patches.astype(self.dtype)
         if self.coordinates:
             grid = jnp.broadcast_to(layers.coordinate_grid(*h.shape[1:3]), (*h.shape[:3], 2))
             h = jnp.concatenate([h, grid.astype(self.dtype)], axis=-1)
@@ -163,9 +166,11 @@ class UNet3D(nn.Module):
 
         h = nn.swish(layers.group_norm(h.shape[-1], self.norm_groups, "output_norm")(h))
         # The last layer runs in float32 and starts at zero: the output is what the loss sees.
-        h = layers.conv(
-            self.out_channels * p * p, dtype=jnp.float32, zero=True, name="output_conv"
-        )(h)
+        features = self.out_channels * p * p
+        h = layers.conv(features, dtype=jnp.float32, zero=True, name="output_conv")(h)
+        if self.output_skip:
+            gain = layers.dense(features, dtype=jnp.float32, zero=True, name="output_gain")
+            h = h + gain(nn.swish(embedding))[:, None, None] * patches
         return rearrange(h, "(b f) h w (p q c) -> b f (h p) (w q) c", f=frames, p=p, q=p)
 
     def _heads(self, channels: int) -> tuple[int, int]:
@@ -185,5 +190,10 @@ class UNet3D(nn.Module):
                     f"{name} = {size} must be a multiple of {multiple} "
                     f"(patch_size {self.patch_size} x 2^{len(self.channel_mult) - 1} levels)"
                 )
+        if self.output_skip and z.shape[-1] != self.out_channels:
+            raise ValueError(
+                f"output_skip needs as many input channels ({z.shape[-1]}) as out_channels "
+                f"({self.out_channels})"
+            )
         if not 0 <= num_images <= z.shape[1]:
             raise ValueError(f"num_images = {num_images}: the video has {z.shape[1]} frames")

@@ -66,6 +66,7 @@ def default_config() -> ConfigDict:
                 "spatial_attention": "softmax",
                 "skips": "block",
                 "coordinates": False,
+                "output_skip": False,
                 "initial_kernel": 3,
                 "initial_temporal": False,
                 "num_labels": 0,

@@ -1,0 +1,12 @@
+"""What every test shares: programs compiled quickly rather than well, and kept between runs."""
+
+import os
+from pathlib import Path
+
+# Test programs run for milliseconds and compile for seconds: half the compile time is LLVM's
+# effort to make them faster. Read by XLA when it starts, so before JAX is imported.
+_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

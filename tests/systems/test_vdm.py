@@ -1,0 +1,46 @@
+"""VDM's configurations: each describes a network that can be built, as large as it says."""
+
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from vdm_jax import config as config_lib
+from vdm_jax import systems
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+# Parameters in millions, from shapes; they change only when the network does.
+MILLIONS = {
+    "bair": 104.62,
+    "kinetics600": 1168.4,
+    "moving_shapes": 1.32,
+    "t2v_large": 1304.6,
+    "t2v_small": 333.97,
+    "ucf101": 1168.4,
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "vdm").glob("*.py")))
+def test_configurations_build(name):
+    stage = systems.build(config_lib.load_config(CONFIGS / "vdm" / f"{name}.py"))
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert count / 1e6 == pytest.approx(MILLIONS[name], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("system", "vmd", "system = 'vmd': allowed are vdm"),
+        ("model.dtype", "float8", "model.dtype = 'float8': allowed are float32, bfloat16"),
+        ("text.encoder", "t5", "text.encoder = 't5': allowed are none, words"),
+        ("process.schedule", "linear", "process.schedule='linear' is unknown"),
+        ("process.prediction", "w", "prediction='w' is unknown"),
+    ],
+)
+def test_values_that_are_not_allowed(field, value, message):
+    config = config_lib.load_config(CONFIGS / "vdm" / "moving_shapes.py", {field: value})
+    with pytest.raises(ValueError, match=message):
+        systems.build(config)

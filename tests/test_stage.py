@@ -1,0 +1,134 @@
+"""A stage: what is trained, and what its loss depends on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.diffusion.process import Process
+from vdm_jax.models.text import WordEncoder
+from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.stage import Stage, from_uint8, to_uint8
+
+STAGE = Stage(
+    network=UNet3D(
+        channels=4,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_levels=(0,),
+        head_dim=4,
+        norm_groups=2,
+        vocab_size=5,
+        max_length=3,
+    ),
+    process=Process(),
+    video_shape=(2, 4, 4, 3),
+    text_encoder=WordEncoder(["a", "b", "c"], max_length=3, vocabulary_size=3),
+    cond_dropout=0.0,
+)
+
+
+def make_batch(images=0, seed=0):
+    rng = np.random.default_rng(seed)
+    batch = {
+        "video": rng.integers(256, size=(4, 2, 4, 4, 3), dtype=np.uint8),
+        **STAGE.text_encoder.encode(["a b", "c", "b", "a b c"]),
+    }
+    if images:
+        batch["images"] = rng.integers(256, size=(4, images, 4, 4, 3), dtype=np.uint8)
+        text = STAGE.text_encoder.encode(["a", "b", "c", "a c"] * images)
+        batch |= {f"image_{k}": v.reshape(4, images, 3) for k, v in text.items()}
+    return batch
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters with no zeros."""
+    shapes = jax.eval_shape(STAGE.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: jnp.asarray(0.5 * rng.normal(size=a.shape), a.dtype), shapes)
+
+
+loss = jax.jit(lambda stage, *args: stage.loss(*args)[0], static_argnums=0)
+KEY = jax.random.key(3)
+
+
+def test_the_loss_hears_the_text(params):
+    batch = make_batch()
+    other = batch | {"tokens": batch["tokens"][::-1].copy()}
+    assert loss(STAGE, params, batch, KEY) != loss(STAGE, params, other, KEY)
+
+
+def test_a_dropped_condition_is_not_heard(params):
+    stage = dataclasses.replace(STAGE, cond_dropout=1.0)
+    batch = make_batch()
+    other = batch | {"tokens": batch["tokens"][::-1].copy()}
+    # The padding masks travel along, so only texts of the same lengths are told apart.
+    other["token_mask"] = batch["token_mask"]
+    np.testing.assert_allclose(
+        loss(stage, params, batch, KEY), loss(stage, params, other, KEY), rtol=1e-5
+    )
+
+
+def test_images_take_part_with_their_own_text(params):
+    batch = make_batch(images=2)
+    value = loss(STAGE, params, batch, KEY)
+    for name in ("images", "image_tokens"):
+        other = batch | {name: batch[name][::-1].copy()}
+        assert loss(STAGE, params, other, KEY) != value, name
+    assert jnp.isfinite(value)
+
+
+def test_a_batch_of_another_shape_is_refused(params):
+    batch = make_batch()
+    batch["video"] = batch["video"][:, :1]
+    with pytest.raises(ValueError, match=r"video has shape \(1, 4, 4, 3\).*wants \(2, 4, 4, 3\)"):
+        STAGE.loss(params, batch, KEY)
+
+
+def test_the_null_condition_is_the_same_for_every_prompt(params):
+    z = jax.random.normal(KEY, (2, *STAGE.video_shape))
+    cond = STAGE.encode_prompts(["a b", "c c"])
+
+    @jax.jit
+    def x(cond):
+        return STAGE.denoiser(params)(z, jnp.zeros(2), cond).x
+
+    other = STAGE.encode_prompts(["b c", "a a"])
+    assert np.abs(x(cond) - x(other)).max() > 1e-3
+    np.testing.assert_allclose(x(STAGE.null(cond)), x(STAGE.null(other)), atol=1e-5)
+
+
+def test_prompts_the_model_cannot_hear_are_refused():
+    with pytest.raises(ValueError, match="does not know the word 'dog'"):
+        STAGE.encode_prompts(["a dog"])
+    with pytest.raises(ValueError, match="trained without text"):
+        dataclasses.replace(STAGE, text_encoder=None).encode_prompts(["a"])
+    classes = dataclasses.replace(STAGE, text_encoder=None, num_labels=3)
+    with pytest.raises(ValueError, match="'3': this model knows classes, 0 to 2"):
+        classes.encode_prompts(["3"])
+    np.testing.assert_array_equal(classes.encode_prompts(["2", "0"])["label"], [2, 0])
+
+
+def test_a_model_without_condition_takes_empty_prompts():
+    bare = dataclasses.replace(STAGE, text_encoder=None)
+    assert list(bare.encode_prompts(["", ""])) == ["keep"]
+
+
+def test_logical_axes_fit_the_parameters():
+    shapes = jax.eval_shape(STAGE.init, jax.random.key(0))
+    jax.tree.map(
+        lambda leaf, names: pytest.fail(str(names)) if len(names) != leaf.ndim else None,
+        shapes,
+        STAGE.logical_axes(),
+    )
+
+
+def test_bytes_survive_the_round_trip():
+    levels = np.arange(256, dtype=np.uint8)
+    scaled = from_uint8(levels)
+    assert scaled.min() == -1 and scaled.max() == 1
+    np.testing.assert_array_equal(to_uint8(scaled), levels)
+    np.testing.assert_array_equal(to_uint8(np.array([-7.0, 7.0])), [0, 255])
