@@ -2,10 +2,11 @@
 
     python -m launch.sample --workdir=DIR --prompt="a red circle moving left" --num_samples=4
 
-OUT receives an MP4 a sample, samples.gif (all side by side), contact_sheet.png (a row a sample)
-and samples.npz: `video`, uint8 b f h w c, and `prompts`, b texts. Without --workdir and --model
-the model that ships with the package is used. A sample depends on its place in the list of
-samples and on the seed, not on the batch size.
+OUT receives an MP4 a sample, samples.gif (all side by side), contact_sheet.png (each sample's
+frames with its prompt) and samples.npz: `video`, uint8 b f h w c, and `prompts`, b texts. What OUT
+holds already is overwritten where the names agree, and else stays. Without --workdir and --model
+the model that ships with the package is used. A sample depends on its place in the list of samples
+and on the seed, not on the batch size.
 """
 
 import itertools
@@ -14,8 +15,7 @@ from pathlib import Path
 
 import launch
 
-# A GIF and a sheet of more clips than this are not looked at any more; the MP4s and the npz are
-# always complete.
+# A GIF of more clips than this is not looked at any more; the MP4s and the npz are always complete.
 _AT_A_GLANCE = 64
 
 
@@ -68,23 +68,25 @@ def main(arguments: list[str]) -> int:
     fps = model.config.data.fps or 8
     batches = -(-len(repeated) // min(sampler.batch_size, len(repeated)))
     stream = sampler.stream(model.params, jax.random.key(options.seed), repeated)
-    numbered = itertools.count()
+    indices = itertools.count()
     videos = []
     for batch in track(stream, "sampling", total=batches, transient=True):
         for video in batch:
-            index = next(numbered)
+            index = next(indices)
             name = f"{index:04d}_{_slug(repeated[index])}.mp4"
             video_io.write_mp4(out / name, video, fps=fps)
             videos.append(video)
     videos = np.stack(videos)
 
     gif = video_io.write_gif(out / "samples.gif", video_io.grid(videos[:_AT_A_GLANCE]), fps=fps)
-    sheet = video_io.contact_sheet(
-        out / "contact_sheet.png", videos[:_AT_A_GLANCE], repeated[:_AT_A_GLANCE]
-    )
+    numbered = [f"{index:04d} {prompt}" for index, prompt in enumerate(repeated)]
+    sheet = video_io.contact_sheet(out / "contact_sheet.png", videos, numbered)
     np.savez_compressed(out / "samples.npz", video=videos, prompts=np.array(repeated, dtype=str))
-    shown = f" (the first {_AT_A_GLANCE})" if len(videos) > _AT_A_GLANCE else ""
-    print(f"{gif}{shown}\n{sheet}{shown}\n{out / 'samples.npz'}\n{out}/*.mp4: {len(videos)} clips")
+    total = len(videos)
+    some = f" (the first {_AT_A_GLANCE} of {total})" if total > _AT_A_GLANCE else ""
+    even = f" ({video_io.SHEET_CLIPS} of {total}, evenly chosen)"
+    print(f"{gif}{some}\n{sheet}{even if total > video_io.SHEET_CLIPS else ''}")
+    print(f"{out / 'samples.npz'}\n{out}/*.mp4: {total} clips")
     return 0
 
 

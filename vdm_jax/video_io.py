@@ -15,6 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Clips smaller than this are enlarged by a whole factor: a 16-pixel video cannot be watched.
 MIN_WATCHABLE = 192
+# More clips than this on a contact sheet are not looked at one by one.
+SHEET_CLIPS = 32
+_SHEET_FRAMES = 16  # of a clip, on a contact sheet
+_CAPTION_WIDTH = 420  # pixels that a caption may take where the frames below it take less
 _INK, _PAPER = (235, 235, 235), (24, 24, 24)
 
 
@@ -96,29 +100,64 @@ def write_gif(
 
 
 def contact_sheet(
-    path: str | Path, videos: np.ndarray, captions: Sequence[str], frame_size: int = 64
+    path: str | Path,
+    videos: np.ndarray,
+    captions: Sequence[str],
+    frame_size: int = 64,
+    max_clips: int = SHEET_CLIPS,
 ) -> Path:
-    """Writes a PNG that shows clips at a glance: a row a clip, its frames in order, its caption.
+    """Writes a PNG that shows clips at a glance: of each its caption and, below, its frames.
 
-    videos: uint8 `n f h w c`; captions: n texts, drawn above their rows; frame_size: least
-    shorter side of a frame on the sheet, in pixels.
+    Clips follow each other down the columns, as many columns as bring the sheet near 3:2. Of more
+    than `max_clips` clips as many are shown, evenly chosen from first to last, with a note; of
+    more than 16 frames likewise 16. Captions that are too long are cut.
+
+    videos: uint8 `n f h w c`; captions: n texts; frame_size: least shorter side of a frame on the
+    sheet, in pixels; more than twice as much is scaled down to that.
     """
-    videos = enlarge(_check(videos, 5), frame_size)
+    videos = _check(videos, 5)
     if len(captions) != len(videos):
         raise ValueError(f"{len(captions)} captions for {len(videos)} clips")
+    total = len(videos)
+    shown = _evenly(total, max_clips)
+    videos = enlarge(videos[shown][:, _evenly(videos.shape[1], _SHEET_FRAMES)], frame_size)
+    captions = [captions[index] for index in shown]
+
     count, frames, height, width, _ = videos.shape
+    shrink = min(1.0, 2 * frame_size / min(height, width))
+    height, width = round(height * shrink), round(width * shrink)
     gap, text_height = 2, 18
     font = ImageFont.load_default(size=13)
-    row_height = text_height + height + gap
     longest = max(math.ceil(font.getlength(caption)) for caption in captions)
-    size = (max(frames * (width + gap), longest + 8), count * row_height)
+    cell_height = text_height + height + gap
+    cell_width = max(frames * (width + gap), min(longest + 8, _CAPTION_WIDTH))
+    columns = min(
+        range(1, count + 1),
+        key=lambda n: abs(math.log(n * cell_width / (-(-count // n) * cell_height) / 1.5)),
+    )
+    rows = -(-count // columns)
+    columns = -(-count // rows)  # none stays empty
+    between = 16
+    note = f"{count} of {total} clips, evenly chosen" if count < total else ""
+
+    size = (
+        columns * (cell_width + between) - between,
+        rows * cell_height + (text_height if note else 0),
+    )
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for row, (video, caption) in enumerate(zip(videos, captions, strict=True)):
-        top = row * row_height
-        draw.text((4, top + 1), caption, fill=_INK, font=font)
-        for column, pixels in enumerate(video):
-            sheet.paste(Image.fromarray(pixels), (column * (width + gap), top + text_height))
+    for index, (video, caption) in enumerate(zip(videos, captions, strict=True)):
+        column, row = divmod(index, rows)
+        left, top = column * (cell_width + between), row * cell_height
+        text = _fitting(caption, font, cell_width - 8)
+        draw.text((left + 4, top + 1), text, fill=_INK, font=font)
+        for frame, pixels in enumerate(video):
+            image = Image.fromarray(pixels)
+            if shrink < 1:
+                image = image.resize((width, height), Image.Resampling.BOX)
+            sheet.paste(image, (left + frame * (width + gap), top + text_height))
+    if note:
+        draw.text((4, rows * cell_height + 1), note, fill=_INK, font=font)
     path = _parent_made(path)
     sheet.save(path, format="PNG")
     return path
@@ -140,6 +179,20 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     if not frames:
         raise ValueError(f"{path}: holds no frame")
     return np.stack(frames), float(rate) if rate else 0.0
+
+
+def _evenly(count: int, most: int) -> np.ndarray:
+    """`most` of the numbers below `count`, from first to last, or all where they are fewer."""
+    return np.unique(np.rint(np.linspace(0, count - 1, min(count, most))).astype(int))
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or as much of its beginning as `width` pixels hold."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."
 
 
 def _check(video: np.ndarray, rank: int) -> np.ndarray:

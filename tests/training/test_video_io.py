@@ -67,6 +67,26 @@ def test_contact_sheet_shows_every_frame_and_the_captions(tmp_path, clip):
         video_io.contact_sheet(tmp_path / "x.png", videos, ["one"])
 
 
+def test_a_contact_sheet_of_many_clips_can_be_looked_at(tmp_path):
+    videos = np.zeros((56, 8, 16, 16, 3), np.uint8)
+    videos += np.arange(100, 156, dtype=np.uint8)[:, None, None, None, None]
+    captions = [f"{index:04d} a red circle moving left" for index in range(56)]
+    sheet = np.asarray(Image.open(video_io.contact_sheet(tmp_path / "a.png", videos, captions)))
+    assert 1 < sheet.shape[1] / sheet.shape[0] < 2.2
+    # Down the columns; 32 of the 56, the first and the last among them.
+    cells = sheet[18 + 2 :: 18 + 64 + 2, 2 :: 8 * 66 + 16, 0].T
+    shown = [value - 100 for value in cells.ravel() if value >= 100]
+    assert len(shown) == 32 == len(set(shown)) and shown == sorted(shown)
+    assert (shown[0], shown[-1]) == (0, 55)
+    assert (sheet[-18:] > 200).any()  # the note of how many there are
+
+    few = np.asarray(Image.open(video_io.contact_sheet(tmp_path / "b.png", videos[:4], ["x"] * 4)))
+    assert few.shape[:2] == (4 * (18 + 64 + 2), 8 * 66)
+    long = np.zeros((1, 100, 300, 300, 3), np.uint8)
+    wide = Image.open(video_io.contact_sheet(tmp_path / "c.png", long, ["endless " * 500]))
+    assert wide.size == (16 * (128 + 2), 18 + 128 + 2)
+
+
 def test_grid_places_clips_row_by_row(clip):
     videos = np.stack([np.full_like(clip, value) for value in (10, 20, 30)])
     tiled = video_io.grid(videos, columns=2, gap=1)
