@@ -27,6 +27,10 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     builder = tfds_source.make_builder(options.data, options.config, options.data_dir)
     done_already = bool(builder.info.splits)
+    if not done_already:
+        size = builder.info.download_size  # 0 where it is not known, or nothing is downloaded
+        download = f" ({size} to download)" if size else ""
+        print(f"preparing {builder.info.full_name} in {options.data_dir}{download}", flush=True)
     tfds_source.prepare(builder)
     splits = ", ".join(f"{name} {info.num_examples}" for name, info in builder.info.splits.items())
     seconds = "was there" if done_already else f"took {time.monotonic() - started:.0f} s"

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -92,12 +93,14 @@ def make_builder(name: str, config: str = "", data_dir: str = "data") -> Any:
 def prepare(builder: Any) -> None:
     """Downloads or renders, and writes, what a builder describes; again it does nothing.
 
-    Raises DataError where that fails, for example without a network.
+    Shows TFDS's bars on a terminal, and prints nothing. Raises DataError where that fails, for
+    example without a network.
     """
     if not sys.stderr.isatty():  # TFDS's bars fill log files
         tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS's announcements; bars are on stderr
+            builder.download_and_prepare()
     except Exception as error:  # whatever a download or an archive may raise
         raise DataError(
             f"{builder.name} could not be prepared in {builder.data_dir}: "
