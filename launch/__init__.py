@@ -14,9 +14,13 @@ from pathlib import Path
 CACHE = Path("~/.cache/vdm_jax/xla")
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser that shows `doc` as it is written, and takes no abbreviated flags."""
+def parser(program: str, doc: str) -> argparse.ArgumentParser:
+    """A parser that shows `doc` as it is written, and takes no abbreviated flags.
+
+    program: what is typed to run it, as the usage line and the mistakes show it.
+    """
     return argparse.ArgumentParser(
+        prog=program,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -80,9 +84,13 @@ def setup(device: str, quiet: bool = False) -> None:
 def add_model_arguments(arguments: argparse.ArgumentParser) -> None:
     """The flags that choose a trained model and where it runs."""
     source = arguments.add_mutually_exclusive_group()
-    source.add_argument("--workdir", help="working directory of launch.train")
     source.add_argument(
-        "--model", help="a model that ships with the package, or a .safetensors file"
+        "--workdir", metavar="DIR", help="working directory of launch.train: its last checkpoint"
+    )
+    source.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a model that ships with the package, or a .safetensors file (default: moving_shapes)",
     )
     arguments.add_argument(
         "--device",

@@ -14,8 +14,13 @@ import launch
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser(__doc__)
-    parser.add_argument("--config", required=True, metavar="FILE", help="the configuration")
+    parser = launch.parser("python -m launch.describe", __doc__)
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a configuration, such as configs/vdm/moving_shapes.py",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with key `parameters`")
 
     from vdm_jax import config as config_lib

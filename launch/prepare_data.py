@@ -2,9 +2,11 @@
 
     python -m launch.prepare_data --data=moving_shapes --config=16x16x8 --data_dir=data
 
-moving_shapes is rendered here, in seconds to minutes by size. The other TFDS data sets (ucf101,
-moving_mnist, bair_robot_pushing_small, robonet, starcraft_video, davis) are downloaded from where
-their authors keep them. Folders of video files need no preparation (data.name = "video_folder").
+moving_shapes is rendered here, in seconds to minutes by size. Its configurations are named by
+height, width and frames: 16, 32 or 64 pixels, 8 or 16 frames, for example 64x64x16, and with two
+shapes 64x64x16_two. The other TFDS data sets (ucf101, moving_mnist, bair_robot_pushing_small,
+robonet, starcraft_video, davis) are downloaded from where their authors keep them. Folders of
+video files need no preparation (data.name = "video_folder").
 """
 
 import time
@@ -13,10 +15,16 @@ import launch
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser(__doc__)
-    parser.add_argument("--data", default="moving_shapes", help="default moving_shapes")
-    parser.add_argument("--config", default="", help="its configuration (default: its first)")
-    parser.add_argument("--data_dir", default="data", metavar="DIR", help="default data")
+    parser = launch.parser("python -m launch.prepare_data", __doc__)
+    parser.add_argument(
+        "--data", default="moving_shapes", metavar="NAME", help="data set (default moving_shapes)"
+    )
+    parser.add_argument(
+        "--config", default="", metavar="NAME", help="its configuration (default: its first)"
+    )
+    parser.add_argument(
+        "--data_dir", default="data", metavar="DIR", help="where data sets are (default data/)"
+    )
     options = parser.parse_args(arguments)
 
     from vdm_jax.data import tfds_source

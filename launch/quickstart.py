@@ -8,6 +8,11 @@ are the wall time of everything after installing; training gets what the rest le
 to go on: training that was interrupted resumes, training that is over is only sampled, and more
 minutes train further. With --videos it trains on the video files under DIR instead, captioned by
 .txt or .json files beside them or else by their folders' names, and draws captions found there.
+
+The run is in runs/quickstart, or with --videos in runs/quickstart_NAME_NUMBER; its folder final/
+has the GIF, the contact sheet, the MP4s and the samples as an array (samples.npz). What is
+installed goes to .venv; PYTHON=/path/to/python chooses the Python (3.11 or newer), and
+VDM_JAX_EXTRAS=gpu or tpu what JAX is installed for (default: gpu where there is one).
 """
 
 import argparse
@@ -55,12 +60,18 @@ class Stopped(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser(__doc__)
+    parser = launch.parser("bash launch/quickstart.sh", __doc__)
     parser.add_argument(
-        "--minutes", type=_minutes, default=DEFAULT_MINUTES, metavar="N", help="default 15"
+        "--minutes",
+        type=_minutes,
+        default=DEFAULT_MINUTES,
+        metavar="N",
+        help="wall time (default 15)",
     )
-    parser.add_argument("--videos", type=_directory, metavar="DIR", help="your own video files")
-    parser.add_argument("--fresh", action="store_true", help="start over")
+    parser.add_argument(
+        "--videos", type=_directory, metavar="DIR", help="train on these video files"
+    )
+    parser.add_argument("--fresh", action="store_true", help="remove this run first")
     options, overrides = parser.parse_known_args(arguments)
     unknown = [text for text in overrides if not re.match(r"--config\.[^=]+=", text)]
     if unknown:

@@ -9,6 +9,7 @@ the model that ships with the package is used. A sample depends on its place in 
 and on the seed, not on the batch size.
 """
 
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -20,23 +21,25 @@ _AT_A_GLANCE = 64
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser(__doc__)
+    parser = launch.parser("python -m launch.sample", __doc__)
     launch.add_model_arguments(parser)
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
     )
     parser.add_argument("--prompts_file", metavar="FILE", help="further prompts, one a line")
+    number = functools.partial(parser.add_argument, type=launch.positive, metavar="N")
+    number("--num_samples", default=1, help="samples of each prompt (default 1)")
+    number("--steps", help="denoising steps*")
+    parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 = none*")
+    parser.add_argument("--sampler", metavar="NAME", help="ddim or ancestral*")
     parser.add_argument(
-        "--num_samples", type=launch.positive, default=1, help="samples of each prompt (default 1)"
+        "--eta", type=float, metavar="X", help="of ddim: 0 deterministic to 1 ancestral*"
     )
-    parser.add_argument("--steps", type=launch.positive, help="denoising steps")
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1 = none")
-    parser.add_argument("--sampler", help="ddim or ancestral")
-    parser.add_argument("--eta", type=float, help="of ddim: 0 deterministic to 1 ancestral")
-    parser.add_argument("--num_frames", type=launch.positive, help="frames of a video")
-    parser.add_argument("--batch_size", type=launch.positive, help="samples computed at once")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    number("--num_frames", help="frames of a video (default: as trained)")
+    number("--batch_size", help="samples computed at once*")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--out", default="samples", metavar="OUT", help="default samples/")
+    parser.epilog = "* default: what the model's configuration says (its section `sample`)"
     options = parser.parse_args(arguments)
     prompts = _prompts(options)
     launch.setup(options.device)

@@ -10,6 +10,13 @@
 #   VDM_JAX_EXTRAS="gpu"         further extras; unset: gpu where nvidia-smi finds one; "": none
 set -euo pipefail
 
+case "${1:-}" in
+  --help | -h)
+    sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" # the comment above
+    exit
+    ;;
+esac
+
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 stamp="$venv/vdm_jax.stamp"

@@ -3,8 +3,10 @@
     python -m launch.train --config=configs/vdm/moving_shapes.py --workdir=DIR [--config.F=V ...]
 
 Every field of the configuration can be set from the command line, for example
---config.train.steps=500 or --config.model.channels=64. Running the command again goes on from the
-last checkpoint in DIR, exactly as if it had never stopped. Ctrl-C saves and stops.
+--config.train.steps=500 or --config.model.channels=64; all fields are in default_config() of
+vdm_jax/systems/vdm.py, and configurations that are ready in configs/. The data must be there: see
+python -m launch.prepare_data; a folder of video files needs nothing. Running the command again goes
+on from the last checkpoint in DIR, exactly as if it had never stopped. Ctrl-C saves and stops.
 
 DIR receives checkpoints/, config.json, metrics.jsonl, tensorboard/ and samples/.
 """
@@ -13,8 +15,13 @@ import launch
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser(__doc__)
-    parser.add_argument("--config", required=True, metavar="FILE", help="the configuration")
+    parser = launch.parser("python -m launch.train", __doc__)
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a configuration, such as configs/vdm/moving_shapes.py",
+    )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
 
     from vdm_jax import config as config_lib

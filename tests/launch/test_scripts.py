@@ -132,6 +132,10 @@ def test_help_installs_nothing(repository):
     add_python(repository)
     done = run(repository, "quickstart.sh", "--help")
     assert "-m launch.quickstart --help" in done.stdout
+    for script in ("test.sh", "setup_env.sh"):
+        done = run(repository, script, "--help")
+        assert done.returncode == 0
+        assert f"bash launch/{script} [" in done.stdout and "set -e" not in done.stdout
     assert installs(repository) == []
 
 
