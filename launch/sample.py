@@ -18,6 +18,7 @@ import launch
 
 # A GIF of more clips than this is not looked at any more; the MP4s and the npz are always complete.
 _AT_A_GLANCE = 64
+_LEAST_SIDE = 64  # pixels, of a clip in the GIF
 
 
 def main(arguments: list[str]) -> int:
@@ -81,7 +82,8 @@ def main(arguments: list[str]) -> int:
             videos.append(video)
     videos = np.stack(videos)
 
-    gif = video_io.write_gif(out / "samples.gif", video_io.grid(videos[:_AT_A_GLANCE]), fps=fps)
+    watchable = video_io.enlarge(videos[:_AT_A_GLANCE], _LEAST_SIDE)
+    gif = video_io.write_gif(out / "samples.gif", video_io.grid(watchable), fps=fps)
     numbered = [f"{index:04d} {prompt}" for index, prompt in enumerate(repeated)]
     sheet = video_io.contact_sheet(out / "contact_sheet.png", videos, numbered)
     np.savez_compressed(out / "samples.npz", video=videos, prompts=np.array(repeated, dtype=str))
