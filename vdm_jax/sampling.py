@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import guidance, samplers
+from vdm_jax.stage import to_uint8
 
 # callback(step, steps), called while a batch is being sampled.
 Callback = Callable[[int, int], None]
@@ -140,7 +141,6 @@ class Sampler:
                 jax.tree.map(lambda leaf: leaf[None], cond),
                 callback,
             )[0]
-            levels = jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5)
-            return levels.astype(jnp.uint8), jnp.all(jnp.isfinite(video))
+            return to_uint8(video), jnp.all(jnp.isfinite(video))
 
         return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))

@@ -2,11 +2,10 @@
 
 Command: python -m launch.train --config=configs/vdm/t2v_small.py \
     --workdir=DIR --config.data.data_dir=FOLDER_OF_CAPTIONED_VIDEOS
-Hardware: 16 accelerators of 32 GiB or more; the paper names none.
+Hardware: the paper's is 64 TPU v4 chips; its time is not given.
 
 The paper trains on 10 million captioned videos that were not released, with the embeddings of a
-frozen BERT-large; here words have trained embeddings. Joint training with 8 independent images a
-clip. Residual blocks a level and the levels with attention are our reading of the paper.
+frozen BERT-large; here words have trained embeddings. Sizes and training are appendix A's.
 """
 
 from vdm_jax.systems import vdm
@@ -14,6 +13,7 @@ from vdm_jax.systems import vdm
 
 def get_config():
     config = vdm.default_config()
+    config.model.channels = 128
     config.process.prediction = "eps"
     config.process.loss = "eps_mse"
     config.text.encoder = "words"
@@ -21,6 +21,6 @@ def get_config():
     config.text.max_length = 64
     config.data.name = "video_folder"
     config.data.image_frames = 8
-    config.train.steps = 700_000
-    config.sample.guidance = 3.0
+    config.train.steps = 200_000
+    config.sample.guidance = 2.0
     return config

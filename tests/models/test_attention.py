@@ -115,19 +115,19 @@ def test_buckets():
 def test_cross_attention_attends_to_its_own_text():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 1, 2, CHANNELS)).astype(np.float32)  # 2 frames and an image
-    tokens = rng.normal(size=(1, 2, 3, 5)).astype(np.float32)
-    mask = np.array([[[True, True, False], [True, False, False]]])
+    tokens = jnp.asarray(rng.normal(size=(1, 2, 3, 5)), jnp.float32)
+    mask = jnp.array([[[True, True, False], [True, False, False]]])
     module = attention.CrossAttention(HEADS, HEAD_DIM, norm_groups=2)
     params, found = randomised(module, x, tokens, mask, 1)
     for frame in range(3):
         item = 0 if frame < 2 else 1
-        t = tokens[0, item].astype(np.float64)
+        t = np.asarray(tokens[0, item], np.float64)
         t = (t - t.mean(-1, keepdims=True)) / np.sqrt(t.var(-1, keepdims=True) + 1e-6)
         t = t * np.asarray(params["token_norm"]["scale"]) + np.asarray(params["token_norm"]["bias"])
         q = project(normed(x[frame], params, 2), params, "query")
         k, v = project(t, params, "key"), project(t, params, "value")
         logits = np.einsum("phd,lhd->hpl", q, k) / np.sqrt(HEAD_DIM)
-        weights = softmax(np.where(mask[0, item], logits, -np.inf))
+        weights = softmax(np.where(np.asarray(mask)[0, item], logits, -np.inf))
         expected = x[frame] + merge(np.einsum("hpl,lhd->phd", weights, v), params).reshape(1, 2, -1)
         np.testing.assert_allclose(found[frame], expected, atol=1e-4)
 

@@ -208,7 +208,7 @@ def test_bfloat16_computes_the_same_with_float32_parameters():
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
 def test_remat_changes_no_gradient(policy):
-    inputs = make_inputs()
+    inputs = jax.tree.map(jnp.asarray, make_inputs())
 
     def gradient(network):
         def loss(params):

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.models import layers
@@ -46,7 +47,7 @@ class SpatialAttention(nn.Module):
     head_dim: int
     kind: str = "softmax"
     norm_groups: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     LABEL = "space"
 
     def attention_flops(self, x) -> int:
@@ -133,7 +134,7 @@ class TemporalAttention(nn.Module):
     heads: int
     head_dim: int
     norm_groups: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     LABEL = "time"
 
     def attention_flops(self, x, frames, *_) -> int:
@@ -172,7 +173,7 @@ class CrossAttention(nn.Module):
     heads: int
     head_dim: int
     norm_groups: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     LABEL = "text"
 
     def attention_flops(self, x, tokens, *_) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import repeat
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.models import layers
@@ -41,7 +42,7 @@ class ConditionEmbedding(nn.Module):
     num_labels: int = 0
     null_condition: str = "learned"
     frame_positions: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -113,7 +113,7 @@ def _resolution(network: UNet3D, level: str, video_shape: Sequence[int]) -> str:
 
 def _channels(network: UNet3D, level: str) -> int:
     if level == "condition":
-        return 4 * network.channels
+        return network.embedding_width
     if level in ("input", "output"):
         return network.channels
     depth = _depth(network, level)

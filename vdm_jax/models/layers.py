@@ -1,7 +1,7 @@
 """The parts every network here is made of.
 
-Parameters are float32 and carry logical axis names (`vdm_jax.parallel` maps them to mesh axes);
-computation runs in `dtype`; normalisation and softmax run in float32 whatever `dtype` is.
+Parameters are float32 and carry logical axis names, never a mesh's; computation runs in `dtype`;
+normalisation and softmax run in float32 whatever `dtype` is.
 Video is processed with its frames folded into the batch, `(b f) h w c`: a space-only (1, 3, 3)
 convolution is then an ordinary 2D one, which XLA runs 1.5-3 times faster.
 """
@@ -11,7 +11,8 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Real
 
 # Logical axis names of parameters, the vocabulary of the sharding rules.
 IN, OUT, HEADS, HEAD_DIM, CHANNELS, VOCAB = (
@@ -82,7 +83,7 @@ def group_norm(channels: int, groups: int, name=None):
 
 
 def sinusoidal_embedding(
-    positions: Float[Array, "..."], dim: int, *, max_period: float = 10_000.0
+    positions: Real[Array, "..."], dim: int, *, max_period: float = 10_000.0
 ) -> Float[Array, "... dim"]:
     """Sines and cosines of `positions` at `dim / 2` frequencies from 1 down to 1 / max_period.
 
@@ -103,7 +104,7 @@ class ResidualBlock(nn.Module):
     features: int
     norm_groups: int = 32
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -111,7 +112,7 @@ class ResidualBlock(nn.Module):
         x: Float[Array, "n h w c"],
         embedding: Float[Array, "n e"],
         deterministic: bool = True,
-    ) -> Float[Array, "n h w features"]:
+    ) -> Float[Array, "n h w _"]:
         """`embedding` is the condition of each frame; `n` is batch times frames."""
         h = nn.swish(group_norm(x.shape[-1], self.norm_groups, "norm_in")(x)).astype(self.dtype)
         h = conv(self.features, dtype=self.dtype, name="conv_in")(h)
@@ -133,10 +134,10 @@ class Downsample(nn.Module):
     """Halves height and width by a convolution of stride 2."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 features"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 _"]:
         return conv(self.features, dtype=self.dtype, stride=2, name="conv")(x)
 
 
@@ -148,10 +149,10 @@ class Upsample(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n 2h 2w features"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w _"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         return conv(self.features, dtype=self.dtype, name="conv")(x)
 

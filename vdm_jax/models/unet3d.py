@@ -4,6 +4,7 @@ space and time: space-only convolutions, attention over space, then attention ov
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vdm_jax.models import attention, layers
@@ -35,6 +36,7 @@ class UNet3D(nn.Module):
         coefficient learned.
       initial_kernel: size of the first convolution.
       initial_temporal: whether temporal attention follows the first convolution too.
+      embedding_dim: width of the condition's embedding; 0 is 4 * channels.
       vocab_size, max_length, num_labels, null_condition, frame_positions: see
         `ConditionEmbedding`.
       dtype: of the computation; parameters are float32 always.
@@ -57,12 +59,13 @@ class UNet3D(nn.Module):
     output_skip: bool = False
     initial_kernel: int = 3
     initial_temporal: bool = False
+    embedding_dim: int = 0
     vocab_size: int = 0
     max_length: int = 0
     num_labels: int = 0
     null_condition: str = "learned"
     frame_positions: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "none"
 
     @nn.compact
@@ -82,7 +85,7 @@ class UNet3D(nn.Module):
         self._check(z, num_images)
         frames = z.shape[1]
         embedding, tokens, token_mask = ConditionEmbedding(
-            dim=4 * self.channels,
+            dim=self.embedding_width,
             vocab_size=self.vocab_size,
             max_length=self.max_length,
             num_labels=self.num_labels,
@@ -172,6 +175,10 @@ class UNet3D(nn.Module):
             gain = layers.dense(features, dtype=jnp.float32, zero=True, name="output_gain")
             h = h + gain(nn.swish(embedding))[:, None, None] * patches
         return rearrange(h, "(b f) h w (p q c) -> b f (h p) (w q) c", f=frames, p=p, q=p)
+
+    @property
+    def embedding_width(self) -> int:
+        return self.embedding_dim or 4 * self.channels
 
     def _heads(self, channels: int) -> tuple[int, int]:
         if self.heads:

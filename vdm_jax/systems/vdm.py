@@ -1,8 +1,9 @@
 """Video Diffusion Models (Ho, Salimans, Gritsenko, Chan, Norouzi & Fleet 2022).
 
-One 3D U-Net, factorised over space and time (section 3), trained on clips with independent images
-appended to them (section 3.1), in continuous time with the cosine schedule (section 2). Sampled
-with classifier-free guidance by the ancestral sampler or DDIM.
+One 3D U-Net, factorised over space and time, trained on clips with independent images appended to
+them (sections 3 and 4.3.1), in continuous time with the cosine schedule (section 2). Sampled with
+classifier-free guidance by the ancestral sampler or DDIM. The defaults here are what appendix A
+has in common for all its models of 16 x 64 x 64.
 """
 
 import jax.numpy as jnp
@@ -69,6 +70,7 @@ def default_config() -> ConfigDict:
                 "output_skip": False,
                 "initial_kernel": 3,
                 "initial_temporal": False,
+                "embedding_dim": 1024,
                 "num_labels": 0,
                 "null_condition": "learned",
                 "frame_positions": False,
@@ -107,7 +109,7 @@ def default_config() -> ConfigDict:
                 "minutes": 0.0,
                 "batch_size": 128,
                 "seed": 0,
-                "learning_rate": 2e-4,
+                "learning_rate": 3e-4,
                 "schedule": "constant",
                 "warmup_steps": 1000,
                 "beta1": 0.9,

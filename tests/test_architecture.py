@@ -1,0 +1,58 @@
+"""Imports go one way: launch → systems → {training, data, evaluation} → stage → models →
+diffusion. Nothing imports upwards, so that a part can be used, and understood, on its own."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Higher may import lower or equal; a module is found by its longest prefix here.
+HEIGHT = {
+    "vdm_jax.diffusion": 1,
+    "vdm_jax.models": 2,
+    "vdm_jax.stage": 3,
+    "vdm_jax.config": 3,
+    "vdm_jax.video_io": 3,
+    "vdm_jax.sampling": 4,
+    "vdm_jax.data": 4,
+    "vdm_jax.evaluation": 4,
+    "vdm_jax.training": 5,
+    "vdm_jax.systems": 6,
+    "vdm_jax.pretrained": 7,
+    "vdm_jax": 8,
+    "launch": 9,
+    "benchmarks": 9,
+}
+
+
+def height(module: str) -> int | None:
+    names = module.split(".")
+    for end in range(len(names), 0, -1):
+        if ".".join(names[:end]) in HEIGHT:
+            return HEIGHT[".".join(names[:end])]
+    return None
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                # `from vdm_jax import config` imports vdm_jax.config.
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in HEIGHT else node.module), node.lineno
+
+
+def test_nothing_imports_upwards():
+    files = [p for d in ("vdm_jax", "launch", "benchmarks") for p in (ROOT / d).rglob("*.py")]
+    files = [p for p in files if not any(part.startswith(".") for part in p.parts)]
+    assert len(files) > 30
+    upwards = []
+    for path in files:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        own = height(module)
+        assert own is not None, f"{module} has no place in the order"
+        for name, line in imports(path):
+            if (other := height(name)) is not None and other > own:
+                upwards.append(f"{module}:{line} imports {name}")
+    assert not upwards
