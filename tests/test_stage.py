@@ -127,8 +127,8 @@ def test_logical_axes_fit_the_parameters():
 
 
 def test_bytes_survive_the_round_trip():
-    levels = np.arange(256, dtype=np.uint8)
+    levels = jnp.arange(256, dtype=jnp.uint8)
     scaled = from_uint8(levels)
     assert scaled.min() == -1 and scaled.max() == 1
     np.testing.assert_array_equal(to_uint8(scaled), levels)
-    np.testing.assert_array_equal(to_uint8(np.array([-7.0, 7.0])), [0, 255])
+    np.testing.assert_array_equal(to_uint8(jnp.array([-7.0, 7.0])), [0, 255])

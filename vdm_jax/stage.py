@@ -7,13 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion.process import Denoiser, Process
 from vdm_jax.models.conditioning import Cond
 from vdm_jax.models.text import TextEncoder
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, ArrayLike]
 """What a data pipeline yields: "video" uint8 (b, f, h, w, c); "tokens", "token_mask" (b, l) or
 "label" (b,) where the stage has text or labels; for joint training "images" uint8 (b, k, h, w, c)
 with "image_tokens", "image_token_mask" (b, k, l) or "image_label" (b, k)."""
@@ -62,7 +63,7 @@ class Stage:
             cond["label"] = jnp.zeros(1, jnp.int32)
         return cond
 
-    def conditioning(self, batch: Batch) -> dict[str, Array]:
+    def conditioning(self, batch: Batch) -> dict[str, ArrayLike]:
         """The network's condition in a batch of data, all kept."""
         keys = _CLIP_KEYS + (_IMAGE_KEYS if "images" in batch else ())
         cond = {key: batch[key] for key in keys if key in batch}

@@ -22,16 +22,6 @@ _CAPTION_WIDTH = 420  # pixels that a caption may take where the frames below it
 _INK, _PAPER = (235, 235, 235), (24, 24, 24)
 
 
-def to_uint8(video) -> np.ndarray:
-    """Floats in [-1, 1] to uint8 0..255 (rounded, clipped); uint8 stays as it is. Any shape."""
-    video = np.asarray(video)
-    if video.dtype == np.uint8:
-        return video
-    if not np.isfinite(video).all():
-        raise ValueError("the video has values that are not finite")
-    return np.clip(np.rint((video.astype(np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
 def enlarge(video: np.ndarray, min_size: int = MIN_WATCHABLE) -> np.ndarray:
     """Repeats pixels by the smallest whole factor that makes the shorter side >= min_size.
 
@@ -201,7 +191,7 @@ def _check(video: np.ndarray, rank: int) -> np.ndarray:
     if video.dtype != np.uint8 or video.ndim != rank or video.shape[-1] != 3 or 0 in video.shape:
         raise ValueError(
             f"video is {video.dtype} {video.shape}: must be a uint8 array `{names}` with c = 3 "
-            "and nothing empty (to_uint8 converts floats in [-1, 1])"
+            "and nothing empty (vdm_jax.stage.to_uint8 converts floats in [-1, 1])"
         )
     return video
 

@@ -95,14 +95,6 @@ def test_grid_places_clips_row_by_row(clip):
     assert tiled[0, 13, 17, 0] == 0 and tiled[0, 12].max() == 0
 
 
-def test_to_uint8():
-    np.testing.assert_array_equal(
-        video_io.to_uint8(np.array([-1.5, -1.0, 0.0, 1.0, 2.0])), [0, 0, 128, 255, 255]
-    )
-    with pytest.raises(ValueError, match="not finite"):
-        video_io.to_uint8(np.array([np.nan]))
-
-
 def test_wrong_arrays_and_files_are_refused(tmp_path, clip):
     with pytest.raises(ValueError, match=r"float32 \(5, 12, 16, 3\): must be a uint8"):
         video_io.write_mp4(tmp_path / "x.mp4", clip.astype(np.float32))

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import repeat
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.models import layers
 
-Cond = Mapping[str, Array]
+Cond = Mapping[str, ArrayLike]
 """Keys, all optional as far as the network has no use for them:
 
 - tokens int32 (b, l), token_mask bool (b, l): the clip's text;
