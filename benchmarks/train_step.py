@@ -372,6 +372,9 @@ def main() -> None:
         os.sched_setaffinity(0, cores)  # inherited by the peer's process
     os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[options.device]
 
+    import launch
+
+    launch.setup(options.device)  # as every command of ours is run
     with contextlib.ExitStack() as stack:
         sides = [Ours(options.batch)]
         if options.peer:
