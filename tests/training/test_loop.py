@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -148,9 +149,14 @@ def test_a_signal_saves_and_ends_the_run(
 
 
 def test_the_second_signal_aborts(stage, make_config, make_dataset, train_step, tmp_path):
+    usual = signal.getsignal(signal.SIGINT)
+
     def twice(k):
         if k == 3:
             os.kill(os.getpid(), signal.SIGINT)
+            # Signals do not queue: a second one sent before the first was taken would be lost.
+            while signal.getsignal(signal.SIGINT) is not usual:
+                time.sleep(0.001)
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
