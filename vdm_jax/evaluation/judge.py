@@ -11,7 +11,6 @@ path that is too short, crooked or broken by a jump. Something on the frame that
 known colour gives a further reading of three times "none", so that a clip with it is not right.
 """
 
-import collections
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -98,18 +97,6 @@ def score(
         "all": float(np.mean(clips_right)),
         "n": len(clips_right),
     }
-
-
-def confusion(
-    videos: UInt8[np.ndarray, "n f h w 3"], captions: Sequence[str]
-) -> dict[str, collections.Counter]:
-    """For each factor, how often (what the caption says, what is read) occurs, object by object."""
-    counts = {factor: collections.Counter() for factor in FACTORS}
-    for said, readings in _judged(videos, captions):
-        for a, b in _match(said, readings):
-            for factor in FACTORS:
-                counts[factor][getattr(a, factor), getattr(b, factor)] += 1
-    return counts
 
 
 def _judged(videos, captions):
