@@ -118,12 +118,23 @@ def test_a_model_without_condition_takes_empty_prompts():
 
 
 def test_logical_axes_fit_the_parameters():
-    shapes = jax.eval_shape(STAGE.init, jax.random.key(0))
-    jax.tree.map(
-        lambda leaf, names: pytest.fail(str(names)) if len(names) != leaf.ndim else None,
-        shapes,
-        STAGE.logical_axes(),
+    def fits(leaf, named):
+        assert named.value.shape == leaf.shape and len(named.names) == leaf.ndim
+        assert named.dtype in (jnp.float32, STAGE.network.dtype)
+
+    jax.tree.map(fits, jax.eval_shape(STAGE.init, jax.random.key(0)), dict(STAGE.abstract_params()))
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_an_abstract_batch_is_what_the_loss_takes(images):
+    batch = STAGE.abstract_batch(3, images)
+    assert batch["video"].shape == (3, *STAGE.video_shape)
+    assert ("image_tokens" in batch) == bool(images)
+    loss, _ = jax.eval_shape(
+        STAGE.loss, jax.eval_shape(STAGE.init, jax.random.key(0)), batch, jax.random.key(0)
     )
+    assert loss.shape == ()
+    assert STAGE.train_flops(images) >= 3 * sum(level.flops for level in STAGE.cost())
 
 
 def test_bytes_survive_the_round_trip():

@@ -11,10 +11,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion.process import Denoiser, Process
+from vdm_jax.models import flops
 from vdm_jax.models.conditioning import Cond
+from vdm_jax.models.layers import Layout
 from vdm_jax.models.text import TextEncoder
 
-Batch = Mapping[str, ArrayLike]
+Batch = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 """What a data pipeline yields: "video" uint8 (b, f, h, w, c); "tokens", "token_mask" (b, l) or
 "label" (b,) where the stage has text or labels; for joint training "images" uint8 (b, k, h, w, c)
 with "image_tokens", "image_token_mask" (b, k, l) or "image_label" (b, k)."""
@@ -47,9 +49,29 @@ class Stage:
         """Parameters (float32), drawn from `key`."""
         return nn.meta.unbox(self._boxed_init(key))
 
-    def logical_axes(self) -> PyTree:
-        """For each parameter its logical axis names, as a PartitionSpec; nothing is computed."""
-        return nn.get_partition_spec(jax.eval_shape(self._boxed_init, jax.random.key(0)))
+    def abstract_params(self) -> PyTree:
+        """For each parameter a `layers.Named`: shape, logical axis names, dtype that it is computed
+        in. Nothing is computed."""
+        return jax.eval_shape(self._boxed_init, jax.random.key(0))
+
+    def with_layout(self, layout: Layout) -> "Stage":
+        """The same stage, its network's activations laid out as `layout` says."""
+        return dataclasses.replace(self, network=self.network.clone(layout=layout))
+
+    def abstract_batch(self, batch_size: int, image_frames: int = 0) -> Batch:
+        """Shapes and dtypes of a training batch, with `image_frames` images beside each clip."""
+        cond = jax.tree.map(np.asarray, dict(self._example_cond()))
+        batch = {"video": np.zeros((1, *self.video_shape), np.uint8), **cond}
+        if image_frames:
+            batch["images"] = np.zeros((1, image_frames, *self.video_shape[1:]), np.uint8)
+            batch |= {
+                f"image_{key}": np.repeat(leaf[:, None], image_frames, axis=1)
+                for key, leaf in cond.items()
+            }
+        return {
+            key: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
+            for key, leaf in batch.items()
+        }
 
     def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
         z = jnp.zeros((1, *self.video_shape))
@@ -63,11 +85,27 @@ class Stage:
             cond["label"] = jnp.zeros(1, jnp.int32)
         return cond
 
-    def conditioning(self, batch: Batch) -> dict[str, ArrayLike]:
+    def cost(self, image_frames: int = 0) -> list[flops.LevelCost]:
+        """Parameters and operations of one evaluation of one clip, a row a level, from shapes."""
+        batch = self.abstract_batch(1, image_frames)
+        frames, *rest = self.video_shape
+        return flops.level_table(
+            self.network, (frames + image_frames, *rest), self.conditioning(batch), image_frames
+        )
+
+    def train_flops(self, image_frames: int = 0) -> int:
+        """Operations that a training update needs a clip: forward, and twice that backward.
+
+        What rematerialisation does again is not counted, as is usual for the utilisation (MFU;
+        Chowdhery et al. 2022, appendix B).
+        """
+        return 3 * sum(level.flops for level in self.cost(image_frames))
+
+    def conditioning(self, batch: Batch) -> dict[str, ArrayLike | jax.ShapeDtypeStruct]:
         """The network's condition in a batch of data, all kept."""
         keys = _CLIP_KEYS + (_IMAGE_KEYS if "images" in batch else ())
         cond = {key: batch[key] for key in keys if key in batch}
-        return {**cond, "keep": jnp.ones(len(batch["video"]), bool)}
+        return {**cond, "keep": jnp.ones(batch["video"].shape[0], bool)}
 
     def null(self, cond: Cond) -> Cond:
         """The same condition with every example's replaced by the null condition."""

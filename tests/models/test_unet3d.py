@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.models import flops
+from vdm_jax.models import flops, layers
 from vdm_jax.models.unet3d import UNet3D
 
 NETWORK = UNet3D(
@@ -223,7 +223,7 @@ def test_remat_changes_no_gradient(policy):
 
 def test_every_parameter_names_its_axes():
     boxed = jax.eval_shape(NETWORK.init, jax.random.key(0), *make_inputs())["params"]
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    is_box = lambda leaf: isinstance(leaf, layers.Named)  # noqa: E731
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box):
         assert is_box(leaf), jax.tree_util.keystr(path)
         assert len(leaf.names) == leaf.value.ndim and any(leaf.names)

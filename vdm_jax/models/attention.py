@@ -18,7 +18,7 @@ def _project(features, heads, head_dim, dtype, name, use_bias=False):
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=layers.named(
-            nn.initializers.lecun_normal(), layers.IN, layers.HEADS, layers.HEAD_DIM
+            nn.initializers.lecun_normal(), layers.IN, layers.HEADS, layers.HEAD_DIM, dtype=dtype
         ),
         name=name,
     )
@@ -29,8 +29,10 @@ def _merge(features, dtype, name="out"):
         features,
         axis=(-2, -1),
         dtype=dtype,
-        kernel_init=layers.named(nn.initializers.zeros, layers.HEADS, layers.HEAD_DIM, layers.OUT),
-        bias_init=layers.named(nn.initializers.zeros, layers.OUT),
+        kernel_init=layers.named(
+            nn.initializers.zeros, layers.HEADS, layers.HEAD_DIM, layers.OUT, dtype=dtype
+        ),
+        bias_init=layers.named(nn.initializers.zeros, layers.OUT, dtype=dtype),
         name=name,
     )
 
@@ -135,6 +137,7 @@ class TemporalAttention(nn.Module):
     head_dim: int
     norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
+    layout: layers.Layout = layers.ANYWHERE
     LABEL = "time"
 
     def attention_flops(self, x, frames, *_) -> int:
@@ -146,9 +149,10 @@ class TemporalAttention(nn.Module):
         self, x: Float[Array, "bf h w c"], frames: int, num_images: int = 0
     ) -> Float[Array, "bf h w c"]:
         """`x` has batch and frames folded, `frames` of them a clip, images included."""
-        height, channels = x.shape[1], x.shape[-1]
+        _, height, width, channels = x.shape
         h = layers.group_norm(channels, self.norm_groups, "norm")(x).astype(self.dtype)
-        h = rearrange(h, "(b f) h w c -> (b h w) f c", f=frames)
+        # Where frames are spread over devices, pixels are instead between the two folds.
+        h = self.layout.fold(rearrange(self.layout.unfold(h, frames), "b f h w c -> b (h w) f c"))
         q, k, v = (
             _project(channels, self.heads, self.head_dim, self.dtype, name)(h)
             for name in ("query", "key", "value")
@@ -156,8 +160,8 @@ class TemporalAttention(nn.Module):
         bias = RelativePositionBias(self.heads, name="position_bias")(frames)
         mask = temporal_mask(frames, num_images)[None, None] if num_images else None
         h = jax.nn.dot_product_attention(q, k, v, bias=bias[None].astype(self.dtype), mask=mask)
-        h = _merge(channels, self.dtype)(h)
-        return x + rearrange(h, "(b h w) f c -> (b f) h w c", h=height, w=x.shape[2])
+        h = self.layout.unfold(_merge(channels, self.dtype)(h), height * width)
+        return x + self.layout.fold(rearrange(h, "b (h w) f c -> b f h w c", h=height))
 
 
 def temporal_mask(frames: int, num_images: int) -> Bool[Array, "f f"]:
@@ -174,6 +178,7 @@ class CrossAttention(nn.Module):
     head_dim: int
     norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
+    layout: layers.Layout = layers.ANYWHERE
     LABEL = "text"
 
     def attention_flops(self, x, tokens, *_) -> int:
@@ -193,7 +198,7 @@ class CrossAttention(nn.Module):
         frames = x.shape[0] // batch - num_images
         h = layers.group_norm(channels, self.norm_groups, "norm")(x).astype(self.dtype)
         q = _project(channels, self.heads, self.head_dim, self.dtype, "query")(
-            rearrange(h, "(b f) h w c -> b f (h w) c", b=batch)
+            rearrange(self.layout.unfold(h, x.shape[0] // batch), "b f h w c -> b f (h w) c")
         )
         tokens = nn.LayerNorm(
             dtype=jnp.float32,
@@ -223,7 +228,7 @@ class CrossAttention(nn.Module):
             images = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
             parts.append(rearrange(images, "(b i) p n d -> b i p n d", b=batch))
         h = _merge(channels, self.dtype)(jnp.concatenate(parts, axis=1))
-        return x + rearrange(h, "b f (h w) c -> (b f) h w c", h=height)
+        return x + self.layout.fold(rearrange(h, "b f (h w) c -> b f h w c", h=height))
 
 
 MODULES = (SpatialAttention, TemporalAttention, CrossAttention)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import repeat
 from jax.typing import ArrayLike, DTypeLike
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from vdm_jax.models import layers
 
-Cond = Mapping[str, ArrayLike]
+Cond = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 """Keys, all optional as far as the network has no use for them:
 
 - tokens int32 (b, l), token_mask bool (b, l): the clip's text;
@@ -43,6 +44,7 @@ class ConditionEmbedding(nn.Module):
     null_condition: str = "learned"
     frame_positions: bool = False
     dtype: DTypeLike = jnp.float32
+    layout: layers.Layout = layers.ANYWHERE
 
     @nn.compact
     def __call__(
@@ -63,8 +65,7 @@ class ConditionEmbedding(nn.Module):
         batch = logsnr.shape[0]
         # Frequencies from 1 to 1/100 resolve the useful range of log-SNR, about [-20, 20].
         h = layers.sinusoidal_embedding(logsnr, self.dim, max_period=100.0)
-        h = layers.dense(self.dim, dtype=self.dtype, name="logsnr_in")(h)
-        h = layers.dense(self.dim, dtype=self.dtype, name="logsnr_out")(nn.swish(h))
+        h = self._mlp("logsnr", h)
         h = h[:, None]  # b, items, dim; items are the clip and the images
         keep = cond.get("keep", jnp.ones(batch, bool))
         tokens = mask = None
@@ -82,9 +83,15 @@ class ConditionEmbedding(nn.Module):
         if self.frame_positions:
             h = h + self._positions(frames, num_images)
         # A nonlinear layer after the sum, so that what a word does can depend on the frame.
-        h = layers.dense(self.dim, dtype=self.dtype, name="mix_in")(nn.swish(h))
-        h = layers.dense(self.dim, dtype=self.dtype, name="mix_out")(nn.swish(h))
-        return h.reshape(-1, self.dim), tokens, mask
+        h = self._mlp("mix", nn.swish(h))
+        return self.layout.fold(h), tokens, mask
+
+    def _mlp(self, name: str, h: Array) -> Array:
+        first, second = (layers.IN, layers.HIDDEN), (layers.HIDDEN, layers.OUT)
+        h = layers.dense(self.dim, dtype=self.dtype, axes=first, name=f"{name}_in")(h)
+        return layers.dense(self.dim, dtype=self.dtype, axes=second, name=f"{name}_out")(
+            nn.swish(h)
+        )
 
     def _items(self, cond: Cond, key: str, num_images: int) -> Array:
         wanted = [key] + ([f"image_{key}"] if num_images else [])
@@ -99,7 +106,7 @@ class ConditionEmbedding(nn.Module):
         return jnp.concatenate(items, axis=1)
 
     def _embed(self, size: int, name: str) -> nn.Embed:
-        init = layers.named(nn.initializers.normal(1.0), layers.VOCAB, layers.OUT)
+        init = layers.named(nn.initializers.normal(1.0), layers.VOCAB, layers.OUT, dtype=self.dtype)
         return nn.Embed(size, self.dim, embedding_init=init, dtype=self.dtype, name=name)
 
     def _drop(self, value: Array, keep: Bool[Array, "b"], name: str) -> Array:

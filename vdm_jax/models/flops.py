@@ -41,10 +41,13 @@ class LevelCost:
     flops: int
 
 
-def level_table(network: UNet3D, video_shape: Sequence[int], cond: Cond) -> list[LevelCost]:
+def level_table(
+    network: UNet3D, video_shape: Sequence[int], cond: Cond, num_images: int = 0
+) -> list[LevelCost]:
     """One row a level, in the order of computation, for a clip of `video_shape` (f, h, w, c).
 
-    `cond` gives the shapes of the condition of one clip.
+    `cond` gives the shapes of the condition of one clip; of the f frames the last `num_images` are
+    independent images.
     """
     network = network.clone(remat="none")
     cost: dict[str, int] = collections.Counter()
@@ -65,7 +68,7 @@ def level_table(network: UNet3D, video_shape: Sequence[int], cond: Cond) -> list
 
     def forward(key, z, logsnr, cond):
         with nn.intercept_methods(count):
-            return network.init(key, z, logsnr, cond)["params"]
+            return network.init(key, z, logsnr, cond, num_images=num_images)["params"]
 
     clip = jax.ShapeDtypeStruct((1, *video_shape), jnp.float32)
     logsnr = jax.ShapeDtypeStruct((1,), jnp.float32)

@@ -41,6 +41,7 @@ class UNet3D(nn.Module):
         `ConditionEmbedding`.
       dtype: of the computation; parameters are float32 always.
       remat: see `layers.remat`.
+      layout: how clips lie in folded arrays, and on devices.
     """
 
     channels: int = 64
@@ -67,6 +68,7 @@ class UNet3D(nn.Module):
     frame_positions: bool = False
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
+    layout: layers.Layout = layers.ANYWHERE
 
     @nn.compact
     def __call__(
@@ -92,6 +94,7 @@ class UNet3D(nn.Module):
             null_condition=self.null_condition,
             frame_positions=self.frame_positions,
             dtype=self.dtype,
+            layout=self.layout,
             name="condition",
         )(logsnr, cond, frames, num_images)
 
@@ -106,7 +109,7 @@ class UNet3D(nn.Module):
 
         def block(h, width, name):
             make = block_type(width, self.norm_groups, self.dropout, self.dtype, name=name)
-            return make(h, embedding, not train)
+            return self.layout.place(make(h, embedding, not train))
 
         def attend(h, name, kind=self.spatial_attention):
             sizes = self._heads(h.shape[-1])
@@ -115,17 +118,22 @@ class UNet3D(nn.Module):
             )
             h = spatial(h)
             if tokens is not None:
-                cross = cross_type(*sizes, self.norm_groups, self.dtype, name=f"{name}_text")
+                cross = cross_type(
+                    *sizes, self.norm_groups, self.dtype, self.layout, name=f"{name}_text"
+                )
                 h = cross(h, tokens, token_mask, num_images)
             return temporal(h, name)
 
         def temporal(h, name):
             sizes = self._heads(h.shape[-1])
-            make = temporal_type(*sizes, self.norm_groups, self.dtype, name=f"{name}_temporal")
+            make = temporal_type(
+                *sizes, self.norm_groups, self.dtype, self.layout, name=f"{name}_temporal"
+            )
             return make(h, frames, num_images)
 
         p = self.patch_size
-        patches = rearrange(z, "b f (h p) (w q) c -> (b f) h w (p q c)", p=p, q=p)
+        patches = rearrange(z, "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p)
+        patches = self.layout.fold(patches)
         h = patches.astype(self.dtype)
         if self.coordinates:
             grid = jnp.broadcast_to(layers.coordinate_grid(*h.shape[1:3]), (*h.shape[:3], 2))
@@ -174,7 +182,8 @@ class UNet3D(nn.Module):
         if self.output_skip:
             gain = layers.dense(features, dtype=jnp.float32, zero=True, name="output_gain")
             h = h + gain(nn.swish(embedding))[:, None, None] * patches
-        return rearrange(h, "(b f) h w (p q c) -> b f (h p) (w q) c", f=frames, p=p, q=p)
+        h = self.layout.unfold(h, frames)
+        return rearrange(h, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
 
     @property
     def embedding_width(self) -> int:
@@ -204,3 +213,10 @@ class UNet3D(nn.Module):
             )
         if not 0 <= num_images <= z.shape[1]:
             raise ValueError(f"num_images = {num_images}: the video has {z.shape[1]} frames")
+        pixels = z.shape[2] * z.shape[3] // multiple**2
+        for name, size in (("frames and images", z.shape[1]), ("pixels, coarsest level", pixels)):
+            if size % self.layout.blocks:
+                raise ValueError(
+                    f"{name} = {size} must be a multiple of {self.layout.blocks}, the number of "
+                    "blocks in which they are spread over devices"
+                )
