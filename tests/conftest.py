@@ -7,6 +7,9 @@ from pathlib import Path
 # effort to make them faster. Read by XLA when it starts, so before JAX is imported.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+# libtpu, installed for launch.compile, is not to be loaded by every test that runs JAX.
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -1,5 +1,5 @@
-"""Imports go one way: launch → systems → {training, data, evaluation} → stage → models →
-diffusion. Nothing imports upwards, so that a part can be used, and understood, on its own."""
+"""Imports go one way: launch → systems → {training, data, evaluation} → stage → {models, parallel}
+→ diffusion. Nothing imports upwards, so that a part can be used, and understood, on its own."""
 
 import ast
 from pathlib import Path
@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 HEIGHT = {
     "vdm_jax.diffusion": 1,
     "vdm_jax.models": 2,
+    "vdm_jax.parallel": 2,
     "vdm_jax.stage": 3,
     "vdm_jax.config": 3,
     "vdm_jax.video_io": 3,

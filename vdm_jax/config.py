@@ -19,14 +19,20 @@ from typing import Any
 
 import ml_collections
 
-# Fields that a resumed run may change: they decide for how long it trains, how often it reports
-# and where it runs, never what one update computes. An entry ending in "." names a whole section.
+# Fields that a resumed run may change: they decide for how long it trains, how often it reports,
+# where and in which precision it runs. An entry ending in "." names a whole section.
 MAY_CHANGE_ON_RESUME = (
     "device",
+    "mesh.",
+    "model.dtype",
+    "model.remat",
     "data.data_dir",
     "data.workers",
     "train.steps",
     "train.minutes",
+    "train.moment_dtype",
+    "train.skip_nonfinite",
+    "train.init_from",
     "train.log_every",
     "train.sample_every",
     "train.sample_prompts",
@@ -187,10 +193,26 @@ _NOT_NEGATIVE = _Number(low=0)
 _FRACTION = _Number(low=0, high=1)
 _DECAY = _Number(low=0, high=1, open_high=True)
 
+
+class _Axis(_Number):
+    """The size of an axis of a mesh."""
+
+    def allows(self, value: Any) -> bool:
+        return value == -1 or super().allows(value)
+
+    def __str__(self) -> str:
+        return "at least 1, or -1 for what the other axes leave"
+
+
+_AXIS = _Axis(low=1)
+
 # What a value may be, in every configuration that has the field. What a part of the model or of
 # the process accepts is checked by that part, which knows; these are the fields of the trainer.
 _RULES = {
     "device": _Choice(("any", "cpu", "gpu", "tpu")),
+    **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor", "context")},
+    **{f"mesh.dcn_{axis}": _AXIS for axis in ("data", "fsdp", "tensor", "context")},
+    "mesh.min_fsdp_size": _COUNT,
     "data.num_frames": _COUNT,
     "data.image_size": _COUNT,
     "data.frame_stride": _COUNT,
@@ -210,6 +232,8 @@ _RULES = {
     "train.weight_decay": _NOT_NEGATIVE,
     "train.clip_norm": _NOT_NEGATIVE,
     "train.accumulate": _COUNT,
+    "train.moment_dtype": _Choice(("float32", "bfloat16")),
+    "train.skip_nonfinite": _NOT_NEGATIVE,
     "train.ema_decay": _DECAY,
     "train.cond_dropout": _FRACTION,
     "train.log_every": _COUNT,

@@ -13,6 +13,9 @@ from vdm_jax.systems import vdm
 
 def get_config():
     config = vdm.default_config()
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.model.remat = "full"
     config.model.channels = 256
     config.process.prediction = "eps"
     config.process.loss = "eps_mse"

@@ -53,6 +53,18 @@ def default_config() -> ConfigDict:
         {
             "system": "vdm",
             "device": "any",
+            # Sizes of the mesh's axes within a slice and over slices; -1: what the others leave.
+            "mesh": {
+                "data": -1,
+                "fsdp": 1,
+                "tensor": 1,
+                "context": 1,
+                "dcn_data": -1,
+                "dcn_fsdp": 1,
+                "dcn_tensor": 1,
+                "dcn_context": 1,
+                "min_fsdp_size": 2**16,
+            },
             "model": {
                 "channels": 128,
                 "channel_mult": (1, 2, 4, 8),
@@ -105,6 +117,7 @@ def default_config() -> ConfigDict:
                 "workers": 4,
             },
             "train": {
+                "init_from": "",
                 "steps": 100_000,
                 "minutes": 0.0,
                 "batch_size": 128,
@@ -115,7 +128,9 @@ def default_config() -> ConfigDict:
                 "beta1": 0.9,
                 "beta2": 0.99,
                 "weight_decay": 0.0,
+                "moment_dtype": "float32",
                 "clip_norm": 1.0,
+                "skip_nonfinite": 0,
                 "accumulate": 1,
                 "ema_decay": 0.9999,
                 "cond_dropout": 0.1,
@@ -123,7 +138,7 @@ def default_config() -> ConfigDict:
                 "sample_every": 10_000,
                 "sample_prompts": (),
             },
-            "checkpoint": {"every": 5000, "keep": 3},
+            "checkpoint": {"every": 5000, "keep": 3, "fallback": False},
             "sample": {
                 "sampler": "ancestral",
                 "steps": 256,

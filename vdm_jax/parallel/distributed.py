@@ -1,0 +1,102 @@
+"""Many processes as one program: who coordinates, how many there are, which one this is."""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping
+
+import jax
+
+from vdm_jax.parallel import topology
+
+COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
+    "VDM_JAX_COORDINATOR",
+    "VDM_JAX_NUM_PROCESSES",
+    "VDM_JAX_PROCESS_ID",
+)
+# Seconds without a sign of life after which a process is given up, and with it the run.
+HEARTBEAT_TIMEOUT = 100
+
+
+class DistributedError(ValueError):
+    """Processes that are described in part, or that do not find each other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """What `jax.distributed.initialize` is told; None is what JAX finds out by itself.
+
+    Attributes:
+      coordinator: "host:port" of the first process.
+      count: number of processes.
+      index: which of them this is, from 0.
+    """
+
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
+
+
+def find(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Processes | None:
+    """The processes of this program: as given, else as the environment says; None: only this one.
+
+    In this order: the arguments, completed by VDM_JAX_COORDINATOR, VDM_JAX_NUM_PROCESSES and
+    VDM_JAX_PROCESS_ID; Slurm, where a step has more than one task; the TPUs of this machine, which
+    know the others of their slice. Raises DistributedError where only a part is given.
+    """
+    given = {
+        "coordinator": coordinator or environment.get(COORDINATOR) or None,
+        "count": _number(NUM_PROCESSES, num_processes, environment),
+        "index": _number(PROCESS_ID, process_id, environment),
+    }
+    flags = {"coordinator": "--coordinator", "count": "--num_processes", "index": "--process_id"}
+    missing = [flags[name] for name, value in given.items() if value is None]
+    if len(missing) < len(given):
+        if missing:
+            raise DistributedError(
+                f"{', '.join(missing)} missing: --coordinator=HOST:PORT, --num_processes=N and "
+                f"--process_id=I (or {COORDINATOR}, {NUM_PROCESSES}, {PROCESS_ID}) go together"
+            )
+        if not 0 <= given["index"] < given["count"]:
+            raise DistributedError(
+                f"--process_id = {given['index']}: must be 0 to {given['count'] - 1}"
+            )
+        if ":" not in given["coordinator"]:
+            raise DistributedError(
+                f"--coordinator = {given['coordinator']!r}: must be HOST:PORT of process 0"
+            )
+        return Processes(**given)
+    if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        return Processes()
+    platforms = environment.get("JAX_PLATFORMS") or "tpu"
+    has_tpu = topology.on_tpu_host() and importlib.util.find_spec("libtpu") is not None
+    return Processes() if "tpu" in platforms and has_tpu else None
+
+
+def initialize(processes: Processes | None) -> None:
+    """Joins the other processes, before JAX looks for devices. Raises DistributedError."""
+    if processes is None:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            processes.coordinator,
+            processes.count,
+            processes.index,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(f"the processes of this run did not meet: {error}") from error
+
+
+def _number(name: str, given: int | None, environment: Mapping[str, str]) -> int | None:
+    if given is not None or not environment.get(name):
+        return given
+    if not environment[name].isdigit():
+        raise DistributedError(f"{name} = {environment[name]!r}: must be a number")
+    return int(environment[name])
