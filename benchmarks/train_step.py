@@ -65,14 +65,16 @@ class Ours:
         import numpy as np
 
         from vdm_jax.diffusion import samplers
+        from vdm_jax.parallel import sharding
         from vdm_jax.training import optimizer, state, step
 
         self._jax = jax
         config = make_config(batch)
         stage = make_stage(config)
         tx = optimizer.make_optimizer(config.train)
-        self._state = state.create_state(stage, tx, 0)
-        self._train_step = step.make_train_step(stage, tx, config)
+        plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
+        self._state = state.create_state(stage, tx, 0, plan)
+        self._train_step = step.make_train_step(stage, tx, config, plan)
         clips = np.random.default_rng(0).integers(
             0, 256, (batch, FRAMES, SIZE, SIZE, 3), dtype=np.uint8
         )

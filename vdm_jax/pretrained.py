@@ -3,12 +3,11 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -16,6 +15,7 @@ from jaxtyping import Array, Key, PyTree, UInt8
 
 from vdm_jax import config as config_lib
 from vdm_jax import sampling, systems
+from vdm_jax.parallel import sharding
 from vdm_jax.training import checkpoints
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -28,12 +28,14 @@ class Model:
     """A trained stage with its parameters (the moving average) and its configuration.
 
     The parts stand on their own: `model.schedule`, `model.denoiser` (a Denoiser with the
-    parameters bound), `model.stage.network`, `model.sampler(steps=…)`.
+    parameters bound), `model.stage.network`, `model.sampler(steps=…)`. plan: how it lies on a mesh,
+    None = on one device.
     """
 
     stage: Any
     params: PyTree
     config: Any
+    plan: sharding.Plan | None = None
 
     @property
     def schedule(self) -> Any:
@@ -47,7 +49,9 @@ class Model:
 
     def sampler(self, **changes) -> sampling.Sampler:
         """The sampler of the configuration with the fields of `sampling.Sampler` in `changes`."""
-        return sampling.Sampler.from_config(self.stage, self.config.sample, **changes)
+        return sampling.Sampler.from_config(
+            self.stage, self.config.sample, plan=self.plan, **changes
+        )
 
     def sample(
         self,
@@ -81,20 +85,29 @@ class Model:
         return np.concatenate(list(sampler.stream(self.params, key, repeated, callback)))
 
 
-def load(source: str | Path = DEFAULT) -> Model:
-    """Loads a model: a working directory of training, a .safetensors file, or a shipped name."""
-    path = Path(source)
-    if path.is_dir():
-        return _load_workdir(path)
-    if path.suffix == ".safetensors" and path.is_file():
-        return _load_file(path)
-    shipped = SHIPPED / f"{source}.safetensors"
-    if shipped.is_file():
-        return _load_file(shipped)
-    raise FileNotFoundError(
-        f"{str(source)!r} is no directory, no .safetensors file and no model of the package"
-        f"{_nearest(str(source))}"
-    )
+def load(source: str | Path = DEFAULT, *, mesh: Mapping[str, int] | None = None) -> Model:
+    """Loads a model: a working directory of training, a .safetensors file, or a shipped name.
+
+    mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
+    process of the mesh calls this alike. None: the whole model on one device. Raises
+    FileNotFoundError, ValueError, CheckpointError, MeshError.
+    """
+    path = _find(source)
+    config = _read_config(path)
+    stage = systems.build(config)
+    plan = None if mesh is None else sharding.make_plan(stage, mesh)
+    params = read_params(path, _abstract_params(stage, plan))
+    return Model(stage=stage, params=params, config=config, plan=plan)
+
+
+def read_params(source: str | Path, abstract: PyTree) -> PyTree:
+    """The parameters of a model (the moving average), where the leaves of `abstract` say.
+
+    abstract: the parameters' shapes, dtypes and shardings. Raises CheckpointError or ValueError,
+    naming what does not fit them, and FileNotFoundError.
+    """
+    path = _find(source)
+    return checkpoints.read_ema(path, abstract) if path.is_dir() else _read_file(path, abstract)
 
 
 def shipped_names() -> list[str]:
@@ -122,45 +135,62 @@ def save_model(path: str | Path, params: PyTree, config) -> Path:
     return path
 
 
-def _load_workdir(workdir: Path) -> Model:
-    _, config = checkpoints.read_config(workdir)
-    stage = systems.build(config)
-    params = checkpoints.read_ema(workdir, _abstract_params(stage))
-    return Model(stage=stage, params=params, config=config)
+def _find(source: str | Path) -> Path:
+    path, shipped = Path(source), SHIPPED / f"{source}.safetensors"
+    if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
+        return path
+    if shipped.is_file():
+        return shipped
+    raise FileNotFoundError(
+        f"{str(source)!r} is no directory, no .safetensors file and no model of the package"
+        f"{_nearest(str(source))}"
+    )
 
 
-def _load_file(path: Path) -> Model:
+def _read_config(path: Path):
+    if path.is_dir():
+        return checkpoints.read_config(path)[1]
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(
-                f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
-                f"metadata, not {_FORMAT!r})"
-            )
-        config = config_lib.from_json(metadata["config"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    stage = systems.build(config)
-    abstract = _abstract_params(stage)
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
+            f"metadata, not {_FORMAT!r})"
+        )
+    return config_lib.from_json(metadata["config"])
+
+
+def _read_file(path: Path, abstract: PyTree) -> PyTree:
     expected = jax.tree_util.tree_leaves_with_path(abstract)
     names = [jax.tree_util.keystr(key_path, simple=True, separator="/") for key_path, _ in expected]
-    if set(names) != set(tensors):
-        odd = sorted(set(names) ^ set(tensors))
-        raise ValueError(f"{path}: tensors and network do not match: {', '.join(odd[:5])}")
     leaves = []
-    for name, (_, leaf) in zip(names, expected, strict=True):
-        found = tensors[name]
-        if found.shape != leaf.shape or found.dtype != leaf.dtype:
-            raise ValueError(
-                f"{path}: {name} is {found.dtype}{list(found.shape)}, "
-                f"the network wants {leaf.dtype}{list(leaf.shape)}"
-            )
-        leaves.append(jnp.asarray(found))
-    params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    return Model(stage=stage, params=params, config=config)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        if set(names) != set(file.keys()):
+            odd = sorted(set(names) ^ set(file.keys()))
+            raise ValueError(f"{path}: tensors and network do not match: {', '.join(odd[:5])}")
+        for name, (_, leaf) in zip(names, expected, strict=True):
+            found = file.get_tensor(name)
+            if found.shape != leaf.shape or found.dtype != leaf.dtype:
+                raise ValueError(
+                    f"{path}: {name} is {found.dtype}{list(found.shape)}, "
+                    f"the network wants {leaf.dtype}{list(leaf.shape)}"
+                )
+            leaves.append(jax.device_put(found, leaf.sharding))
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def _abstract_params(stage) -> PyTree:
-    return jax.eval_shape(stage.init, jax.random.key(0))
+def _abstract_params(stage, plan: sharding.Plan | None) -> PyTree:
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    if plan is None:
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: one, shapes)
+    else:
+        places = plan.params
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
 
 
 def _nearest(name: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import guidance, samplers
+from vdm_jax.parallel import sharding
 from vdm_jax.stage import to_uint8
 
 # callback(step, steps), called while a batch is being sampled.
@@ -39,6 +40,8 @@ class Sampler:
       threshold: of x̂ at each step: none, static (clipped to [-1, 1]) or dynamic (by percentile).
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames: frames of a sample, None = as trained.
+      plan: how the stage lies on a mesh, None = one device. Every process of a mesh runs the same
+        calls and is given all samples.
     """
 
     stage: Any
@@ -50,6 +53,7 @@ class Sampler:
     threshold: str = "static"
     batch_size: int = 16
     num_frames: int | None = None
+    plan: sharding.Plan | None = None
 
     def __post_init__(self):
         if self.threshold not in THRESHOLDS:
@@ -85,7 +89,12 @@ class Sampler:
 
     def denoiser(self, params: PyTree) -> Any:
         """The stage's Denoiser under guidance and thresholding."""
-        denoiser = self.stage.denoiser(params)
+        stage = self.stage
+        if self.plan is not None:
+            # Samples are mapped over: inside the map there is one clip, not a batch of them.
+            stage = stage.with_layout(self.plan.layout(batch_axes=()))
+            params = self.plan.gather(params)
+        denoiser = stage.denoiser(params)
         denoiser = guidance.classifier_free(denoiser, self.guidance, self.stage.null)
         if self.threshold == "static":
             return guidance.static_clip(denoiser)
@@ -107,13 +116,15 @@ class Sampler:
         """
         if not prompts:
             raise ValueError("no prompts")
-        size = min(self.batch_size, len(prompts))
-        compiled = self._compiled if callback is None else self._compile(callback)
+        size = self._size(min(self.batch_size, len(prompts)))
+        compiled = self.compiled if callback is None else self._compile(callback)
         for start in range(0, len(prompts), size):
             chosen = list(prompts[start : start + size])
             padded = chosen + [chosen[-1]] * (size - len(chosen))
-            indices = jnp.arange(start, start + size, dtype=jnp.uint32)
-            cond = jax.tree.map(jnp.asarray, self.stage.encode_prompts(padded))
+            indices = np.arange(start, start + size, dtype=np.uint32)
+            cond = dict(self.stage.encode_prompts(padded))
+            if self.plan is not None:
+                indices, cond = jax.device_put((indices, cond), self.plan.batch)
             video, finite = compiled(params, key, indices, cond)
             if not np.all(finite[: len(chosen)]):
                 raise FloatingPointError(
@@ -122,8 +133,28 @@ class Sampler:
                 )
             yield np.asarray(video[: len(chosen)])
 
+    def abstract_inputs(self) -> tuple[Any, Any, Any]:
+        """Shapes and places of what `compiled` takes beside the parameters, on a mesh: the key, the
+        numbers of a batch's samples, and their condition."""
+        cond = self.stage.conditioning(self.stage.abstract_batch(self._size(self.batch_size)))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        indices = jax.ShapeDtypeStruct(cond["keep"].shape, jnp.uint32)
+        return (
+            jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.plan.everywhere),
+            *jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.plan.batch),
+                (indices, cond),
+            ),
+        )
+
+    def _size(self, wanted: int) -> int:
+        """The batch that holds `wanted` samples and can be cut as the mesh asks."""
+        shards = 1 if self.plan is None else self.plan.batch_shards
+        return -(-wanted // shards) * shards
+
     @functools.cached_property
-    def _compiled(self) -> Callable:
+    def compiled(self) -> Callable:
+        """(params, key, numbers of samples, condition) -> (uint8 videos, whether all is finite)."""
         return self._compile(None)
 
     def _compile(self, callback: Callback | None) -> Callable:
@@ -143,4 +174,14 @@ class Sampler:
             )[0]
             return to_uint8(video), jnp.all(jnp.isfinite(video))
 
-        return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))
+        axes = (None, None, 0, 0)
+        if self.plan is None:
+            return jax.jit(jax.vmap(one, in_axes=axes))
+        plan = self.plan
+        return jax.jit(
+            jax.vmap(one, in_axes=axes, spmd_axis_name=sharding.BATCH_AXES),
+            in_shardings=(plan.params, plan.everywhere, plan.batch, plan.batch),
+            # Whole on every process: whichever writes files has what it needs.
+            out_shardings=plan.everywhere,
+            compiler_options=sharding.compiler_options(plan.mesh),
+        )

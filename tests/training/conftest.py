@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.process import Process
+from vdm_jax.models import layers
+from vdm_jax.parallel import sharding
 from vdm_jax.training import optimizer, step
 
 WORDS = ("red", "green", "left", "right")
@@ -34,6 +36,14 @@ class Network(nn.Module):
         return nn.Dense(3, kernel_init=spread)(hidden)
 
 
+def unnamed(init):
+    """The parameters that `init(key)` makes, as shapes whose axes have no names."""
+    return jax.tree.map(
+        lambda leaf: layers.Named(value=leaf, names=(None,) * leaf.ndim, dtype=jnp.float32),
+        jax.eval_shape(init, jax.random.key(0)),
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TinyStage:
     network: Network = Network()
@@ -45,6 +55,12 @@ class TinyStage:
         return self.network.init(key, jnp.zeros((1, *self.video_shape)), jnp.zeros(1), cond)[
             "params"
         ]
+
+    def abstract_params(self):
+        return unnamed(self.init)
+
+    def with_layout(self, layout):
+        return self
 
     def _apply(self, params, z, logsnr, cond):
         return self.network.apply({"params": params}, z, logsnr, cond)
@@ -101,6 +117,8 @@ def _config(**train):
                 "beta1": 0.9,
                 "beta2": 0.99,
                 "weight_decay": 0.01,
+                "moment_dtype": "float32",
+                "skip_nonfinite": 0,
                 "clip_norm": 1.0,
                 "accumulate": 1,
                 "ema_decay": 0.999,
@@ -109,7 +127,8 @@ def _config(**train):
                 "sample_prompts": ("red left",),
                 **train,
             },
-            "checkpoint": {"every": 2, "keep": 10},
+            "checkpoint": {"every": 2, "keep": 10, "fallback": False},
+            "mesh": {"data": -1},
             "sample": {"sampler": "ddim", "steps": 2, "guidance": 2.0, "eta": 0.0, "gamma": 0.3},
         }
     )
@@ -143,10 +162,17 @@ def make_dataset():
 
 
 @pytest.fixture(scope="session")
-def train_step(stage):
+def make_plan():
+    """A function stage -> its plan on one device."""
+    return lambda stage: sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def train_step(stage, make_plan):
     """The compiled step of `make_config()`, and of every configuration with the same updates."""
     config = _config()
-    return step.make_train_step(stage, optimizer.make_optimizer(config.train), config)
+    tx = optimizer.make_optimizer(config.train)
+    return step.make_train_step(stage, tx, config, make_plan(stage))
 
 
 @pytest.fixture(scope="session")

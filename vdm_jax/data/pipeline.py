@@ -7,7 +7,6 @@ that it has given.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -113,15 +112,15 @@ def make_dataset(
     text_encoder: TextEncoder | None,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     train: bool = True,
     report: Callable[[str], Any] | None = print,
 ) -> "ClipDataset":
     """The batches of `config.data`; `split` overrides `data.split`. See `ClipDataset`.
 
-    batch_size: of the global batch, all processes together. report: is given the source's summary
-    once, so that what was skipped is seen. Raises DataError.
+    batch_size: of the global batch, all processes together; rows: those of it that this process
+    reads, all by default. report: is given the source's summary once, so that what was skipped is
+    seen. Raises DataError.
     """
     source = make_source(config.data, split)
     if report is not None:
@@ -138,8 +137,7 @@ def make_dataset(
         seed=seed,
         image_frames=config.data.image_frames,
         workers=config.data.workers,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
         train=train,
     )
 
@@ -172,13 +170,30 @@ class _Example:
         return {prefix + name: ids[0] if squeeze else ids for name, ids in encoded.items()}
 
 
+class _Rows(grain.MapDataset):
+    """Some rows of every batch of `batch_size`, in order."""
+
+    def __init__(self, parent: grain.MapDataset, rows: Sequence[int], batch_size: int):
+        super().__init__(parent)
+        self._rows, self._batch_size = rows, batch_size
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[place]]
+
+
 class ClipDataset:
     """Batches of clips, endless and shuffled anew each epoch (train), or once in order.
 
     A batch has `video` uint8 [b, f, h, w, 3]; with a text encoder `tokens` int32 [b, L] and
     `token_mask` bool [b, L]; of a source with labels `label` int32 [b]; with image_frames = k
     `images` uint8 [b, k, h, w, 3] of random other clips with `image_tokens` and
-    `image_token_mask` [b, k, L]. b is batch_size / process_count.
+    `image_token_mask` [b, k, L]. b is batch_size, or the number of `rows` of each batch asked for.
 
     Training batches run across the ends of epochs, so every clip is seen equally often; in order,
     the remainder that does not fill a batch is dropped.
@@ -193,17 +208,14 @@ class ClipDataset:
         seed: int = 0,
         image_frames: int = 0,
         workers: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
         train: bool = True,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise DataError(
-                f"train.batch_size = {batch_size}: must be positive and divide by the number of "
-                f"processes, {process_count}"
-            )
-        if not 0 <= process_index < process_count:
-            raise DataError(f"process_index = {process_index}: must be 0 to {process_count - 1}")
+        if batch_size < 1:
+            raise DataError(f"train.batch_size = {batch_size}: must be positive")
+        rows = tuple(range(batch_size)) if rows is None else tuple(rows)
+        if not rows or not set(rows) <= set(range(batch_size)):
+            raise DataError(f"rows = {rows}: must be rows of a batch of {batch_size}")
         if len(source) < batch_size and not train:
             raise DataError(
                 f"train.batch_size = {batch_size}: the data has only {len(source)} clips"
@@ -215,12 +227,12 @@ class ClipDataset:
             examples = examples.shuffle().repeat()
         else:
             examples = examples[: len(source) - len(source) % batch_size]
-        # Randomness before sharding: an example's draws do not depend on who reads it.
+        # Randomness before choosing rows: an example's draws do not depend on who reads it.
         examples = examples.random_map(
             _Example(source=source, text_encoder=text_encoder, image_frames=image_frames)
         )
-        mine = examples[process_index::process_count]
-        self._batches = mine.batch(batch_size // process_count, drop_remainder=True)
+        mine = _Rows(examples, rows, batch_size)
+        self._batches = mine.batch(len(rows), drop_remainder=True)
 
     def __iter__(self) -> "ClipIterator":
         return ClipIterator(self)
@@ -244,8 +256,8 @@ class ClipDataset:
 class ClipIterator(Iterator[Batch]):
     """Iterates over a `ClipDataset`, with its position to be saved and restored.
 
-    It has what `grain.checkpoint` asks of an iterator. A position may be restored with another
-    number of workers, and on every process of another number of processes.
+    A position may be restored with another number of workers, and on every process of another
+    number of processes.
     """
 
     def __init__(self, dataset: ClipDataset):
@@ -259,14 +271,14 @@ class ClipIterator(Iterator[Batch]):
         self._given += 1
         return batch
 
-    def get_state(self) -> bytes:
-        """The position: how many batches were given, as JSON."""
-        return json.dumps({"batches_given": self._given}).encode()
+    def get_state(self) -> dict[str, int]:
+        """The position: how many batches were given."""
+        return {"batches_given": self._given}
 
-    def set_state(self, state: bytes) -> None:
+    def set_state(self, state: dict[str, int]) -> None:
         """Goes to a position of `get_state`; the next batch is the one that would have come."""
         self.close()
-        self._given = int(json.loads(state)["batches_given"])
+        self._given = int(state["batches_given"])
 
     def start_prefetch(self) -> None:
         """Starts reading ahead, if it is not going on already."""

@@ -1,240 +1,451 @@
 """Checkpoints: state, data position, configuration and fingerprint, saved together as one step.
 
-A step is complete or it does not exist: Orbax writes it under a temporary name and renames it at
-the end, so a run killed while saving resumes from the step before. What comes back is compared
-with its fingerprint, because the array store itself restores flipped bytes without a word.
+A step is complete or it does not exist: it is written under a temporary name and renamed at the
+end, so a run killed while saving resumes from the step before. What comes back is compared with
+its fingerprint, because the array store itself restores flipped bytes without a word.
+
+Orbax writes and reads the arrays, each process its own part. When a step begins, is complete or
+has failed is decided here, by all processes together (`processes.py`): a process whose disk is
+full tells the others why, and all go on at once, where Orbax's own manager would keep them waiting
+at a barrier until it times out, and would leave the half-written step where it is.
 """
 
-import functools
-from collections.abc import Iterator
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-import grain
-import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from vdm_jax import config as config_lib
-from vdm_jax.training.state import TrainState, sharding
+from vdm_jax.training import array_store, integrity, processes
+from vdm_jax.training.integrity import CheckpointError, DamagedError, fingerprint
 
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "DamagedError",
+    "fingerprint",
+    "has_checkpoint",
+    "read_config",
+    "read_ema",
+    "read_params",
+]
+
+State = TypeVar("State")  # a dataclass of arrays with a `step`, such as TrainState
 DIRECTORY = "checkpoints"
+_TMP = ".orbax-checkpoint-tmp"  # Orbax's readers know and ignore such names
+_DELETED = ".deleted" + _TMP
+_LAG = 10  # seconds until what one process writes is seen by another, over a network
+_ADVICE = "--config.checkpoint.fallback=true"
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that is absent, damaged or of another configuration."""
+@dataclasses.dataclass
+class _Save:
+    """A save whose files are being written."""
+
+    step: int
+    thread: threading.Thread | None = None
+    error: Exception | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 class Checkpoints:
-    """The checkpoints of one working directory, `workdir/checkpoints/STEP`."""
+    """The checkpoints of one working directory, `workdir/checkpoints/STEP`.
 
-    def __init__(self, workdir: str | Path, keep: int = 1):
+    keep: how many stay. report: takes warnings, a line each, on the first process only; may be set
+    anew.
+
+    With several processes, which share the file system, all call the same methods in the same
+    order with the same arguments (but for their parts of the arrays), and all get the same answer:
+    what fails on one of them has failed on all. Only `poll` may be called by one and not another;
+    until the next `save` or `wait`, `latest` and `failed_step` may then differ between them.
+
+    Raises CheckpointError when the directory cannot be made, or is not the same for all processes.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 1, report: Callable[[str], object] = print):
         self.directory = Path(workdir).absolute() / DIRECTORY
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
-            ),
-        )
+        self._keep = keep
+        self.report = report
+        self._store = array_store.ArrayStore()
+        self._pending: _Save | None = None
+        self._failed: tuple[int, str] | None = None
+        self._steps, ignored = processes.first_does(self._prepare)
+        _check_shared(self.directory)
+        for text in ignored:
+            self._tell(text)
 
     def latest(self) -> int | None:
-        """The last complete step, None when there is none."""
-        return self._manager.latest_step()
+        """The last complete step, None when there is none; as of the last call of a method."""
+        return self._steps[-1] if self._steps else None
 
-    def save(self, state: TrainState, iterator: Iterator, config) -> None:
-        """Saves `state` under its step, with the position of `iterator` and `config`.
+    @property
+    def failed_step(self) -> int | None:
+        """The step of the most recent save if that failed; as of the last call of a method."""
+        return self._failed[0] if self._failed else None
+
+    def save(self, state: State, position: dict[str, Any], config) -> None:
+        """Saves `state` under its step, with `position` (of the data, as JSON) and `config`.
 
         Returns when everything is copied from the device; files are written meanwhile. Saving a
-        step that is there already does nothing.
+        step that is there already does nothing. A save that fails is reported and its files are
+        removed; training goes on, and the next save is a new attempt.
         """
+        self._settle()
         step = int(state.step)
-        if step == self.latest():
+        if step in self._steps:
+            self._failed = None
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(state)),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                config=ocp.args.JsonSave(config_lib.to_dict(config)),
-                fingerprint=ocp.args.JsonSave(fingerprint(_as_dict(state))),
-            ),
-            force=True,
-        )
-
-    def restore(self, abstract: TrainState, iterator: Iterator, config) -> TrainState:
-        """The latest state; `iterator` is moved to its position.
-
-        Raises CheckpointError when the checkpoint is of a configuration that differs in a field
-        that matters, naming the fields, or when its content is damaged.
-        """
-        step = self._required_step()
-        saved = self._manager.restore(
-            step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-        ).config
-        differences = config_lib.resume_differences(config_lib.from_dict(saved), config)
-        if differences:
-            raise CheckpointError(
-                f"{self.directory / str(step)} is of another configuration and cannot be resumed "
-                "with this one:\n  " + "\n  ".join(differences) + "\nGive the old values, or start "
-                "anew in another --workdir."
-            )
-        target = _placed(_as_dict(abstract))
+        items = {
+            "data": json.dumps(position),
+            "config": json.dumps(config_lib.to_dict(config)),
+            "meta": json.dumps(integrity.provenance() if processes.is_first() else {}),
+        }
+        directory = self.directory / f"{step}{_TMP}"
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target),
-                    fingerprint=ocp.args.JsonRestore(),
-                ),
-            )
-            data = grain.checkpoint.CheckpointRestore(iterator)
-            self._manager.restore(step, args=ocp.args.Composite(data=data))
-        except (ValueError, KeyError, OSError) as error:
-            raise self._damaged(step, str(error)[:300]) from error
-        wrong = _mismatches(restored.fingerprint, fingerprint(restored.state))
-        if wrong:
-            raise self._damaged(step, "wrong content in " + ", ".join(wrong[:5]))
-        return TrainState(**restored.state)
+            processes.first_does(lambda: _make(directory))
+        except CheckpointError as error:
+            processes.first_does(lambda: _remove(directory))
+            self._fail(step, error)
+            return
+        tree = _as_dict(state)
+        try:
+            items["fingerprint"] = json.dumps(fingerprint(tree))
+            futures = self._store.start_writing(directory, tree)
+        except Exception as error:
+            # Told to the other processes by the thread, as if it had happened while writing.
+            futures = [concurrent.futures.Future()]
+            futures[0].set_exception(error)
+        # Tickets are taken here: main thread and thread must not mix up their order.
+        tickets = [processes.ticket() for _ in range(3)]
+        save = self._pending = _Save(step)
+        save.thread = threading.Thread(
+            target=self._finish,
+            args=(save, directory, items, futures, tickets),
+            name=f"checkpoint of step {step}",
+        )
+        save.thread.start()
+
+    def poll(self) -> None:
+        """Reports a save that has failed meanwhile. Waits for nothing and nobody."""
+        if self._pending and not self._pending.thread.is_alive():
+            self._settle()
 
     def wait(self) -> None:
-        """Waits for files being written; raises what went wrong with them."""
-        self._manager.wait_until_finished()
+        """Waits for files being written. Raises CheckpointError if the most recent save failed."""
+        self._settle(quiet=True)
+        if self._failed:
+            step, why = self._failed
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written: {why}; {self._last()}"
+            )
 
     def close(self) -> None:
-        """Waits for files being written and lets go of the directory."""
-        self._manager.close()
+        """Waits for files being written, and reports what went wrong with them."""
+        self._settle()
+        self._store.close()
 
-    def _required_step(self) -> int:
-        step = self.latest()
-        if step is None:
+    def restore(
+        self, abstract: State, config, *, fallback: bool = False
+    ) -> tuple[State, dict[str, Any]]:
+        """The latest state and its data position.
+
+        abstract: the state as `jax.ShapeDtypeStruct` leaves whose `sharding` says where each array
+        is to live: any mesh of any number of devices (None: the first device). Numbers saved in
+        another floating-point type are converted after they have been verified, and that is
+        reported. fallback: a damaged step is renamed to damaged_STEP and the one before is tried.
+
+        Raises CheckpointError when the checkpoint is of a configuration that differs in a field
+        that matters, or of arrays with other names or shapes, naming them; DamagedError, which is
+        a CheckpointError, when its content is damaged, naming the file or the arrays.
+        """
+        self._settle()
+        aside = []
+        while (step := self.latest()) is not None:
+            path = self.directory / str(step)
+            try:
+                return self._restore(path, abstract, config)
+            except DamagedError as error:
+                if not fallback:
+                    raise DamagedError(f"{error}\n{self._advice()}") from error
+                name = processes.first_does(lambda path=path: _put_aside(path))
+                self._steps.pop()
+                self._tell(f"{error}; it is kept as {name}")
+                aside.append(name)
+        if not aside:
             raise CheckpointError(f"{self.directory} holds no complete checkpoint")
-        return step
-
-    def _damaged(self, step: int, why: str) -> CheckpointError:
-        path = self.directory / str(step)
-        return CheckpointError(
-            f"{path} is damaged: {why}\nDelete that directory to go on from the checkpoint "
-            "before it, or from the start."
+        raise CheckpointError(
+            f"{self.directory} holds no good checkpoint, only {integrity.enumerated(aside)}. "
+            "Started again in this --workdir, the run begins at step 0."
         )
+
+    def _restore(self, path: Path, abstract: State, config) -> tuple[State, Any]:
+        position, prints = processes.all_do(lambda: self._read_items(path, config))
+        fields, note = self._store.read(
+            path, _as_dict(abstract), prints, who="this run", together=True
+        )
+        if note:
+            self._tell(f"{path}: {note}")
+        return dataclasses.replace(abstract, **fields), position
+
+    def _read_items(self, path: Path, config) -> tuple[dict[str, Any], dict[str, int]]:
+        saved = config_lib.from_dict(integrity.read_item(path, "config"))
+        differences = config_lib.resume_differences(saved, config)
+        if differences:
+            raise CheckpointError(
+                f"{path} is of another configuration and cannot be resumed with this one:\n  "
+                + "\n  ".join(differences)
+                + "\nGive the old values, or start anew in another --workdir."
+            )
+        if not (path / "meta").exists() and not (path / "data" / "metadata").exists():
+            raise CheckpointError(
+                f"{path} is of an earlier format, whose data position this code cannot take up: "
+                "vdm_jax.load reads its model, but a run must start anew in another --workdir."
+            )
+        meta = integrity.read_item(path, "meta")
+        if meta.get("format", 0) > integrity.FORMAT:
+            raise CheckpointError(
+                f"{path} is of format {meta['format']}, this code reads {integrity.FORMAT}: it was "
+                f"written by {integrity.other_code(meta) or 'a newer vdm_jax'}"
+            )
+        if other := processes.is_first() and integrity.other_code(meta):
+            self._tell(f"{path} was written by {other}")
+        return integrity.read_item(path, "data"), integrity.read_item(path, "fingerprint")
+
+    def _prepare(self) -> tuple[list[int], list[str]]:
+        """Makes and tidies the directory: its steps, and a line for each unfinished save."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = integrity.plain(error)
+            raise CheckpointError(f"{self.directory} cannot be made: {why}") from error
+        ignored = []
+        for path in sorted(self.directory.glob(f"*{_TMP}*")):
+            _remove(path)
+            if not path.name.endswith(_DELETED):
+                step = path.name.split(".")[0]
+                ignored.append(f"ignored: {path}, a save of step {step} that did not finish")
+        return _steps(self.directory), ignored
+
+    def _finish(
+        self, save: _Save, directory: Path, items: dict[str, str], futures, tickets: list[int]
+    ) -> None:
+        """In a thread: waits for the arrays, then completes the step or removes it."""
+        final = directory.with_name(str(save.step))
+        try:
+            processes.all_do(lambda: [future.result() for future in futures], tickets[0])
+            processes.first_does(lambda: self._commit(directory, final, items), tickets[1])
+        except Exception as error:
+            save.error = error
+            processes.first_does(lambda: _remove(directory), tickets[2])
+        else:
+            save.notes = processes.first_does(lambda: self._tidy(final), tickets[2])
+
+    def _commit(self, directory: Path, final: Path, items: dict[str, str]) -> None:
+        self._store.complete(directory)
+        for name, text in items.items():
+            (directory / name).mkdir()
+            integrity.write_durably(directory / name / "metadata", text)
+        integrity.sync_files(directory)
+        directory.rename(final)
+
+    def _tidy(self, final: Path) -> list[str]:
+        """Deletes old steps and lists the files of the new one; what went wrong with that."""
+        notes = []
+        for old in _steps(self.directory)[: -self._keep]:
+            if why := _delete(self.directory / str(old)):
+                notes.append(f"checkpoint of step {old} could not be deleted: {why}")
+        try:
+            integrity.write_files(final)
+        except OSError as error:
+            notes.append(
+                f"{final / integrity.FILES} could not be written: {integrity.plain(error)}; the "
+                "checkpoint is good, but damage to it could not be traced to a file"
+            )
+        return notes
+
+    def _settle(self, quiet: bool = False) -> None:
+        """Waits for the save under way, if any, and takes note of how it went."""
+        if not self._pending:
+            return
+        self._pending.thread.join()
+        save, self._pending = self._pending, None
+        for note in save.notes:
+            self._tell(note)
+        if save.error:
+            self._fail(save.step, save.error, quiet)
+        else:
+            self._failed = None
+            self._steps = sorted([*self._steps, save.step])[-self._keep :]
+
+    def _fail(self, step: int, error: Exception, quiet: bool = False) -> None:
+        self._failed = (step, integrity.plain(error))
+        if not quiet:
+            self._tell(
+                f"checkpoint of step {step} could not be written: {self._failed[1]}; "
+                f"training goes on, {self._last()}"
+            )
+
+    def _tell(self, text: str) -> None:
+        if processes.is_first():
+            self.report(text)
+
+    def _last(self) -> str:
+        latest = self.latest()
+        if latest is None:
+            return "there is no good checkpoint yet"
+        return f"the last good checkpoint is step {latest}"
+
+    def _advice(self) -> str:
+        if len(self._steps) > 1:
+            return (
+                f"{_ADVICE} goes back to the last good one; there are "
+                f"{integrity.enumerated([str(step) for step in self._steps[-2::-1]])}."
+            )
+        return "There is no older one to go back to: start anew, in another --workdir."
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
     """Whether `workdir` holds a complete checkpoint."""
-    directory = Path(workdir) / DIRECTORY
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+    return bool(_steps(Path(workdir) / DIRECTORY))
 
 
-def read_config(workdir: str | Path):
-    """(step, configuration) of the latest checkpoint of `workdir`."""
-    with _reader(workdir) as manager:
-        step = _latest(manager, workdir)
-        saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        return step, config_lib.from_dict(saved.config)
+def read_config(workdir: str | Path, *, fallback: bool = False) -> tuple[int, Any]:
+    """(step, configuration) of the latest checkpoint of `workdir`.
+
+    fallback: where its configuration is damaged, of the latest one whose is not.
+    """
+    directory = Path(workdir).absolute() / DIRECTORY
+
+    def read(path: Path) -> tuple[int, Any]:
+        return int(path.name), config_lib.from_dict(integrity.read_item(path, "config"))
+
+    for step in reversed(_steps(directory) if fallback else []):
+        with contextlib.suppress(DamagedError):
+            return read(directory / str(step))
+    return _read_latest(directory, read)
+
+
+def read_params(
+    workdir: str | Path, abstract_params: PyTree, which: Literal["ema", "params"] = "ema"
+) -> PyTree:
+    """The averaged parameters or the last ones of the latest checkpoint, and nothing else of it.
+
+    abstract_params: shapes and dtypes (jax.eval_shape of the stage's init), placed by their
+    `sharding` or else on the first device. Raises CheckpointError, naming the arrays that are not
+    those of the network or what is damaged.
+    """
+
+    def read(path: Path) -> PyTree:
+        prints = integrity.read_item(path, "fingerprint")
+        with contextlib.closing(array_store.ArrayStore()) as store:
+            tree, _ = store.read(
+                path, {which: abstract_params}, prints, who="the network", only=which
+            )
+        return tree[which]
+
+    return _read_latest(Path(workdir).absolute() / DIRECTORY, read)
 
 
 def read_ema(workdir: str | Path, abstract_params: PyTree) -> PyTree:
-    """The averaged parameters of the latest checkpoint, without reading the rest of the state.
-
-    abstract_params: shapes and dtypes (jax.eval_shape of the stage's init).
-    """
-    target = {"ema": _placed(abstract_params)}
-    with _reader(workdir) as manager:
-        step = _latest(manager, workdir)
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    target,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                    partial_restore=True,
-                ),
-                fingerprint=ocp.args.JsonRestore(),
-            ),
-        )
-    found = fingerprint(restored.state)
-    expected = {name: restored.fingerprint.get(name) for name in found}
-    wrong = _mismatches(expected, found)
-    if wrong:
-        raise CheckpointError(
-            f"{Path(workdir) / DIRECTORY / str(step)} is damaged: wrong content in "
-            + ", ".join(wrong[:5])
-        )
-    return restored.state["ema"]
+    """`read_params` of the moving average."""
+    return read_params(workdir, abstract_params, "ema")
 
 
-def fingerprint(tree: PyTree) -> dict[str, int]:
-    """A 32-bit checksum of every leaf by its path, e.g. {"ema/head/kernel": 123}.
-
-    Computed where the array lives, in integer arithmetic, so it is the same for every sharding
-    and moves no array to the host. Element i is weighted by the odd number 2i + 1, which is
-    invertible modulo 2^32: a change of any one element is always seen, a swap almost always.
-    """
-    sums = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _checksum(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    return {name: int(value) for name, value in jax.device_get(sums).items()}
-
-
-# One leaf at a time: compiled once a shape, where a whole tree would be a program of its own.
-@jax.jit
-def _checksum(leaf: Array) -> Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    # 8-byte types, with x64 enabled, become two 4-byte words along a new last axis.
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned.get(leaf.dtype.itemsize, jnp.uint32))
-    index = functools.reduce(
-        jnp.add,
-        (
-            jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)
-            for axis, stride in enumerate(_strides(bits.shape))
-        ),
-        jnp.zeros(bits.shape, jnp.uint32),
-    )
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
-
-
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    return [int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))]
-
-
-def _mismatches(expected: dict[str, Any], found: dict[str, int]) -> list[str]:
-    names = sorted(expected.keys() | found.keys())
-    return [name for name in names if expected.get(name) != found.get(name)]
-
-
-def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {
-        "step": state.step,
-        "params": state.params,
-        "ema": state.ema,
-        "opt_state": state.opt_state,
-    }
-
-
-def _placed(tree: PyTree) -> PyTree:
-    # Where an array is to live must be said, or it comes back as it was placed when saved: on
-    # devices that this machine may not have.
-    place = sharding()
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
-    )
-
-
-def _reader(workdir: str | Path) -> ocp.CheckpointManager:
-    directory = Path(workdir).absolute() / DIRECTORY
+def _read_latest(directory: Path, read: Callable[[Path], Any]) -> Any:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist: nothing has been trained there")
-    return ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(create=False, read_only=True)
-    )
+    while steps := _steps(directory):
+        path = directory / str(steps[-1])
+        try:
+            return read(path)
+        except DamagedError as error:
+            if path.exists():
+                raise DamagedError(
+                    f"{error}\nMove that directory elsewhere to read the one before it."
+                ) from error
+            # A run that is going on has deleted it meanwhile, having written another.
+    raise CheckpointError(f"{directory} holds no complete checkpoint")
 
 
-def _latest(manager: ocp.CheckpointManager, workdir: str | Path) -> int:
-    step = manager.latest_step()
-    if step is None:
-        raise CheckpointError(f"{Path(workdir) / DIRECTORY} holds no complete checkpoint")
-    return step
+def _steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def _as_dict(state: State) -> dict[str, Any]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _check_shared(directory: Path) -> None:
+    """Raises CheckpointError where a process does not see what the first one writes."""
+    token = directory / f".processes_{processes.first_does(time.time_ns)}"
+
+    def write() -> bool:
+        with contextlib.suppress(OSError):  # a full disk, say, which is no reason not to read
+            token.touch()
+        return token.exists()
+
+    def see() -> None:
+        deadline = time.monotonic() + _LAG
+        while not token.exists():
+            if time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"process {processes.index()} does not see what process 0 writes in "
+                    f"{directory}: several processes need a --workdir on a disk that they share"
+                )
+            time.sleep(0.1)
+
+    if processes.count() > 1 and processes.first_does(write):
+        try:
+            processes.all_do(see)
+        finally:
+            processes.first_does(lambda: token.unlink(missing_ok=True))
+
+
+def _make(directory: Path) -> None:
+    """An empty directory for the files of a step."""
+    _remove(directory)
+    array_store.make(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Deletes `directory` as far as possible, also from under writers that are about to stop."""
+    for _ in range(50):
+        if not directory.exists():
+            return
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.1)
+
+
+def _delete(step: Path) -> str:
+    """Deletes a complete step; "" or why it could not be."""
+    # Renamed first, so that one killed meanwhile leaves no step that looks complete.
+    doomed = step.with_name(step.name + _DELETED)
+    try:
+        step.rename(doomed)
+    except OSError as error:
+        return integrity.plain(error)
+    shutil.rmtree(doomed, ignore_errors=True)
+    return ""
+
+
+def _put_aside(step: Path) -> str:
+    """Renames a damaged step so that nothing takes it for one; its new name."""
+    names = (f"damaged_{step.name}{suffix}" for suffix in ("", *(f"_{n}" for n in range(2, 1000))))
+    name = next(name for name in names if not step.with_name(name).exists())
+    try:
+        step.rename(step.with_name(name))
+    except OSError as error:
+        raise CheckpointError(
+            f"{step} is damaged and cannot be renamed to {name}: {integrity.plain(error)}"
+        ) from error
+    return name

@@ -9,18 +9,22 @@ too; then the state after update k is saved with the iterator, which stands afte
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from vdm_jax import config as config_lib
 from vdm_jax import sampling, video_io
+from vdm_jax.parallel import chips, sharding
 from vdm_jax.training import checkpoints, metrics, optimizer, state, step
 
 _NOTHING: dict[str, Any] = {}
@@ -46,61 +50,92 @@ def train(
     workdir: str | Path,
     dataset,
     *,
+    plan: sharding.Plan | None = None,
     fps: float = 8,
+    initial: Callable[[PyTree], PyTree] | None = None,
+    flops: float = 0.0,
+    profile: tuple[int, int] | None = None,
     train_step: step.TrainStep | None = None,
 ) -> Result:
     """Trains `stage` in `workdir` until train.steps, train.minutes, Ctrl-C or SIGTERM, and saves.
 
-    dataset: an iterable of batches whose iterator has get_state and set_state (grain), endless. A
-    checkpoint in `workdir` is resumed, bit for bit as if the run had never stopped. fps: of the
-    sample GIFs. train_step: one compiled already for the same stage and config.
+    Every process of a run calls it alike; the first one writes what people read. A checkpoint in
+    `workdir` is resumed, on the same devices bit for bit as if the run had never stopped.
 
-    Writes checkpoints/, config.json, metrics.jsonl, tensorboard/ and samples/step_N.gif. Raises
-    NonFiniteError, CheckpointError.
+    Args:
+      dataset: an iterable of batches whose iterator has get_state and set_state (grain), endless.
+        It gives this process's `plan.rows(train.batch_size)` of each batch.
+      plan: how the stage lies on a mesh; by default on that of `config.mesh`.
+      fps: of the sample GIFs.
+      initial: given the parameters' shapes and places, the parameters that a new run starts from.
+      flops: operations of one update, for the utilisation of the devices; 0 = not known.
+      profile: first and last update, counted from this call, of which a trace is written.
+      train_step: one compiled already for the same stage, config and plan.
+
+    Writes checkpoints/, config.json, metrics.jsonl, tensorboard/, samples/step_N.gif, profile/.
+    Raises NonFiniteError, CheckpointError, MeshError.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     train = config.train
-    sampler = _make_sampler(stage, config)
+    plan = plan or sharding.make_plan(stage, config.mesh)
+    sampler = _make_sampler(stage, config, plan)
     tx = optimizer.make_optimizer(train)
-    train_step = train_step or step.make_train_step(stage, tx, config)
+    train_step = train_step or step.make_train_step(stage, tx, config, plan)
+    first_process = jax.process_index() == 0
     started = time.monotonic()
 
     with contextlib.ExitStack() as stack:
-        saves = checkpoints.Checkpoints(workdir, keep=config.checkpoint.keep)
+        report = print if first_process else _say_nothing
+        saves = checkpoints.Checkpoints(workdir, keep=config.checkpoint.keep, report=report)
         stack.callback(saves.close)
         iterator = iter(dataset)
         if hasattr(iterator, "close"):
             stack.callback(iterator.close)
+        abstract = state.abstract_state(stage, tx, plan)
         if saves.latest() is not None:
-            current = saves.restore(state.abstract_state(stage, tx), iterator, config)
+            current, position = saves.restore(abstract, config, fallback=config.checkpoint.fallback)
+            iterator.set_state(position)
+        elif initial is not None:
+            current = state.from_params(initial(abstract.params), tx, plan)
         else:
-            current = state.create_state(stage, tx, train.seed)
+            current = state.create_state(stage, tx, train.seed, plan)
         first = int(current.step)
         if first < train.steps:
             with _signals_ignored_by_children():
                 batch = next(iterator)  # starts the data workers
-            step.check_batch(batch, train.batch_size)
-        (workdir / "config.json").write_text(config_lib.to_json(config))
+            step.check_batch(batch, len(plan.rows(train.batch_size)))
+        if first_process:
+            (workdir / "config.json").write_text(config_lib.to_json(config))
 
-        writer = metrics.MetricWriter(workdir, first_step=first)
+        writer = metrics.MetricWriter(workdir, first_step=first, quiet=not first_process)
         stack.callback(writer.close)
         progress = stack.enter_context(
-            metrics.ProgressReport(first, train.steps, seconds=train.minutes * 60)
+            metrics.ProgressReport(
+                first, train.steps, seconds=train.minutes * 60, quiet=not first_process
+            )
         )
         progress.message(
             f"{'resuming at step ' + str(first) if first else 'starting'}: "
-            f"{state.count_parameters(current.params):,} parameters"
+            f"{state.count_parameters(current.params):,} parameters on "
+            f"{plan.mesh.size} device{'s' * (plan.mesh.size > 1)}"
         )
+        saves.report = progress.message if first_process else _say_nothing
         stop = stack.enter_context(_stop_on_signals())
-        watch = _Watch(config, writer, progress, saves, first)
+        clock = metrics.Clock(_peak_share(flops, plan))
+        watch = _Watch(config, writer, progress, saves, clock, first)
+        trace = stack.enter_context(_Trace(profile, workdir / "profile"))
 
         done, in_flight = first, _NOTHING
         reason = "steps"
         while done < train.steps:
             if done > first:
-                batch = next(iterator)
-            current, sent = train_step(current, batch)
+                with clock.measure("data_wait"):
+                    batch = next(iterator)
+            trace.before(done - first + 1)
+            with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
+                placed = plan.put_batch(batch, train.batch_size)
+                current, sent = train_step(current, placed)
             done += 1
             for leaf in sent.values():
                 leaf.copy_to_host_async()
@@ -108,11 +143,14 @@ def train(
             if in_flight:
                 watch.see(done - 1, in_flight)
             in_flight = sent
+            trace.after(done - first, sent)
 
-            if train.minutes and time.monotonic() - started >= train.minutes * 60:
+            if train.minutes and _agreed(
+                time.monotonic() - started >= train.minutes * 60, done % train.log_every == 0
+            ):
                 reason = "minutes"
-            if stop.signal:
-                reason = stop.signal
+            if signal_name := stop.reached(done):
+                reason = signal_name
                 progress.message(f"{reason}: saving; once more to abort without saving")
             last = done == train.steps or reason != "steps"
             sampling_due = train.sample_every and done % train.sample_every == 0
@@ -121,12 +159,14 @@ def train(
                 in_flight = _NOTHING
                 with watch.paused():
                     if last or done % config.checkpoint.every == 0:
-                        saves.save(current, iterator, config)
+                        with clock.measure("checkpoint_wait"):
+                            saves.save(current, iterator.get_state(), config)
                     # A run that is told to go, or whose time is over, goes without a last sample.
                     if sampling_due or (last and reason == "steps"):
                         _write_samples(sampler, config, current, workdir, writer, fps)
             if last:
                 break
+            saves.poll()
         saves.wait()
         seconds = time.monotonic() - started
         why = {"steps": "train.steps is reached", "minutes": "train.minutes are over"}
@@ -138,30 +178,41 @@ def train(
 
 
 class _Watch:
-    """Reads the metrics of updates in order: stops at the first bad one, logs every log_every."""
+    """Reads the metrics of updates in order: skips bad ones as far as is allowed and stops at the
+    next, logs every log_every."""
 
-    def __init__(self, config, writer, progress, saves, first: int):
+    def __init__(self, config, writer, progress, saves, clock, first: int):
         self._config, self._writer, self._progress, self._saves = config, writer, progress, saves
+        self._clock = clock
         self._average = metrics.Averager()
         self._logged, self._logged_at = first, None
 
     def see(self, update: int, on_device: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(on_device).items()}
         if not values.pop("finite"):
-            self._stop(update, values)
-        self._average.add(values)
+            budget = self._config.train.skip_nonfinite
+            if values["skipped"] > budget:
+                self._stop(update, values)
+            self._progress.message(
+                f"step {update}: {_what_is_not_finite(values)} is not finite; skipped "
+                f"({values['skipped']:.0f} of train.skip_nonfinite = {budget})"
+            )
+        else:
+            self._average.add(values)
         self._progress.step(update)
         now = time.monotonic()
         if self._logged_at is None:
             # The first update holds the compilation: speed is measured from its end.
             self._logged, self._logged_at = update, now
+            self._clock.take(update)
         if update % self._config.train.log_every == 0:
             means = self._average.take()
             clips = (update - self._logged) * self._config.train.batch_size
             speed = clips / (now - self._logged_at) if clips else 0.0
             self._logged, self._logged_at = update, now
-            self._writer.scalars(update, {**means, "clips_per_second": speed})
-            self._progress.log(update, means["loss"], speed)
+            shares = self._clock.take(update)
+            self._writer.scalars(update, {**means, "clips_per_second": speed, **shares})
+            self._progress.log(update, means.get("loss", math.nan), speed)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -175,26 +226,33 @@ class _Watch:
         self._writer.scalars(update, values)
         self._saves.wait()
         latest = self._saves.latest()
-        what = "the loss" if not math.isfinite(values["loss"]) else "a gradient"
+        skipped = int(values["skipped"]) - 1
+        before = f" after {skipped} such updates that were skipped" if skipped else ""
         good = (
             f"The last good checkpoint is {self._saves.directory / str(latest)}."
             if latest is not None
             else "No checkpoint had been saved yet."
         )
         raise NonFiniteError(
-            f"step {update}: {what} is not finite (loss {values['loss']}, gradient norm "
-            f"{values['grad_norm']}). The update was not applied and nothing of it was saved. "
-            f"{good} A smaller train.learning_rate or train.clip_norm, or a look at the data, "
-            "comes before going on."
+            f"step {update}: {_what_is_not_finite(values)} is not finite{before} (loss "
+            f"{values['loss']}, gradient norm {values['grad_norm']}). The update was not "
+            f"applied and nothing of it was saved. {good} A smaller train.learning_rate or "
+            "train.clip_norm, or a look at the data, comes before going on."
         )
 
 
-def _make_sampler(stage, config) -> sampling.Sampler:
+def _what_is_not_finite(values: dict[str, float]) -> str:
+    return "the loss" if not math.isfinite(values["loss"]) else "a gradient"
+
+
+def _make_sampler(stage, config, plan: sharding.Plan) -> sampling.Sampler:
     """The sampler of train.sample_prompts. A wrong setting or an unknown word is told now."""
     prompts = config.train.sample_prompts
     if config.train.sample_every and prompts:
         stage.encode_prompts(list(prompts))
-    return sampling.Sampler.from_config(stage, config.sample, batch_size=max(len(prompts), 1))
+    return sampling.Sampler.from_config(
+        stage, config.sample, batch_size=max(len(prompts), 1), plan=plan
+    )
 
 
 def _write_samples(
@@ -211,33 +269,88 @@ def _write_samples(
         return
     update = int(current.step)
     key = state.derive_key(config.train.seed, update, state.SAMPLE)
-    tiled = video_io.grid(np.concatenate(list(sampler.stream(current.ema, key, prompts))))
+    videos = np.concatenate(list(sampler.stream(current.ema, key, prompts)))
+    if jax.process_index() != 0:
+        return
+    tiled = video_io.grid(videos)
     video_io.write_gif(workdir / "samples" / f"step_{update}.gif", tiled, fps=fps)
     writer.video(update, "samples", video_io.enlarge(tiled, 64), fps)
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _agreed(here: bool, asked: bool) -> bool:
+    """What the first process says, at an update where all ask; alone, what this process says."""
+    if jax.process_count() == 1:
+        return here
+    return asked and bool(multihost_utils.broadcast_one_to_all(np.asarray(here)))
+
+
+def _peak_share(flops: float, plan: sharding.Plan) -> float:
+    """Seconds that an update of `flops` operations takes at the devices' peak, 0 if not known."""
+    chip = chips.chip_of_device(plan.mesh.devices.flat[0].device_kind)
+    return flops / (plan.mesh.size * chip.peak_flops_bf16) if chip else 0.0
+
+
+class _Trace(contextlib.AbstractContextManager):
+    """A trace of the updates from `span[0]` to `span[1]`, for XProf and TensorBoard."""
+
+    def __init__(self, span: tuple[int, int] | None, directory: Path):
+        self._first, self._last = span or (0, 0)
+        self._directory, self._running = directory, False
+
+    def before(self, update: int) -> None:
+        if self._first and update == self._first:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+
+    def after(self, update: int, outputs: PyTree) -> None:
+        if self._running and update >= self._last:
+            jax.block_until_ready(outputs)
+            self.__exit__()
+
+    def __exit__(self, *_) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 @dataclasses.dataclass
 class _Stop:
     signal: str = ""
 
+    def reached(self, update: int) -> str:
+        """The signal that the run stops for after `update`, the same one in every process."""
+        if jax.process_count() == 1:
+            return self.signal
+        # JAX itself takes SIGTERM and agrees with the other processes on an update.
+        return "SIGTERM" if multihost_utils.reached_preemption_sync_point(update) else ""
+
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[_Stop]:
-    """Turns the first SIGINT or SIGTERM into a request; a second one acts as usual."""
+    """Turns the first SIGINT or SIGTERM into a request; a second SIGINT acts as usual.
+
+    A second SIGTERM is ignored: schedulers send it to processes and to their parents, who pass it
+    on. Of several processes, one that is interrupted tells the others as if it were preempted.
+    """
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only
         return
-
+    several = jax.process_count() > 1
     previous = {}
 
     def request(number: int, _) -> None:
         # Nothing is printed here: the handler may have interrupted a print.
         stop.signal = signal.Signals(number).name
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, request)
     try:
         yield stop
@@ -248,16 +361,14 @@ def _stop_on_signals() -> Iterator[_Stop]:
 
 @contextlib.contextmanager
 def _signals_ignored_by_children() -> Iterator[None]:
-    """Processes started within ignore SIGINT.
+    """Processes started within never see SIGINT and SIGTERM.
 
-    A terminal sends Ctrl-C to every process of the run. Data workers that died of it would leave
-    the main process without the batches that it needs to stop cleanly.
+    A terminal sends Ctrl-C to every process of the run, a scheduler its notice. Data workers that
+    died of it would leave the main process without the batches that it needs to stop cleanly. They
+    end when it does. Blocking, unlike ignoring, leaves the handlers of this process alone.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,11 +1,12 @@
 """What a run tells: a JSONL log, TensorBoard, a progress bar or plain lines."""
 
+import contextlib
 import io
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 LOG_NAME = "metrics.jsonl"
 
 # Metrics of the moment; of all others a log line holds the mean since the line before.
-_INSTANTANEOUS = frozenset({"learning_rate", "ema_decay"})
+_INSTANTANEOUS = frozenset({"learning_rate", "ema_decay", "skipped"})
 
 
 class Averager:
@@ -47,15 +48,54 @@ class Averager:
         return means
 
 
+class Clock:
+    """Where the wall time of training goes.
+
+    ideal_seconds: what an update would take at the devices' peak, 0 = not known.
+    """
+
+    def __init__(self, ideal_seconds: float = 0.0):
+        self._ideal = ideal_seconds
+        self._spent: dict[str, float] = {}
+        self._since: tuple[int, float] | None = None
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Time spent within is `name`'s."""
+        begun = time.monotonic()
+        yield
+        self._spent[name] = self._spent.get(name, 0.0) + time.monotonic() - begun
+
+    def take(self, update: int) -> dict[str, float]:
+        """Since the last call: `step_seconds` an update, the shares `data_wait` and
+        `checkpoint_wait` of the wall time, and `mfu`, the share of the devices' peak that was
+        used, where it is known. Empty at the first call, whose time held the compilation."""
+        now, spent = time.monotonic(), self._spent
+        since, self._since, self._spent = self._since, (update, now), {}
+        if since is None or update == since[0]:
+            return {}
+        wall, updates = now - since[1], update - since[0]
+        values = {"step_seconds": wall / updates}
+        for name in ("data_wait", "checkpoint_wait"):
+            values[name] = spent.get(name, 0.0) / wall
+        if self._ideal:
+            values["mfu"] = self._ideal * updates / wall
+        return values
+
+
 class MetricWriter:
     """Writes `workdir/metrics.jsonl` and TensorBoard events in `workdir/tensorboard`.
 
     A run that resumes at `first_step` drops what an interrupted run logged after it, so that each
-    step stands in the log once.
+    step stands in the log once. A `quiet` writer writes nothing: that of all processes of a run but
+    the first.
     """
 
-    def __init__(self, workdir: str | Path, first_step: int = 0):
+    def __init__(self, workdir: str | Path, first_step: int = 0, quiet: bool = False):
         self.path = Path(workdir) / LOG_NAME
+        self._quiet = quiet
+        if quiet:
+            return
         kept = [line for line in _lines(self.path) if _step_of(line) <= first_step]
         self.path.write_text("".join(line + "\n" for line in kept))
         self._file = self.path.open("a", buffering=1)
@@ -65,6 +105,8 @@ class MetricWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of the log and one point of every curve."""
+        if self._quiet:
+            return
         values = {"step": step, **{name: _jsonable(value) for name, value in values.items()}}
         self._file.write(json.dumps(values) + "\n")
         for name, value in values.items():
@@ -94,6 +136,8 @@ class MetricWriter:
         self._tensorboard.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
+        if self._quiet:
+            return
         self._file.close()
         self._tensorboard.close()
 
@@ -102,15 +146,22 @@ class ProgressReport:
     """A bar on a terminal, a line a log point elsewhere. Use as a context manager.
 
     A run ends at `steps` or after `seconds` of wall time (0 = no limit), whichever is first; both
-    the bar and the ETA follow the nearer end.
+    the bar and the ETA follow the nearer end. A `quiet` one shows nothing.
     """
 
-    def __init__(self, first_step: int, steps: int, seconds: float = 0, out: TextIO | None = None):
+    def __init__(
+        self,
+        first_step: int,
+        steps: int,
+        seconds: float = 0,
+        out: TextIO | None = None,
+        quiet: bool = False,
+    ):
         self._out = out or sys.stdout
         self._first, self._steps, self._seconds = first_step, steps, seconds
-        self._console = Console(file=self._out, highlight=False)
+        self._console = Console(file=self._out, highlight=False, quiet=quiet)
         self._bar = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("step {task.fields[step]}/{task.fields[steps]}"),
                 BarColumn(bar_width=16),

@@ -32,13 +32,15 @@ def make_schedule(train) -> optax.Schedule:
 def make_optimizer(train) -> optax.GradientTransformation:
     """Global-norm clipping (train.clip_norm, 0 = none) and AdamW with `make_schedule`'s rate.
 
-    Weight decay acts on matrices and kernels only, never on biases and scales.
+    Weight decay acts on matrices and kernels only, never on biases and scales. The first moments
+    are kept in train.moment_dtype, the second in float32.
     """
     clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
     adamw = optax.adamw(
         make_schedule(train),
         b1=train.beta1,
         b2=train.beta2,
+        mu_dtype=train.moment_dtype,
         weight_decay=train.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
     )

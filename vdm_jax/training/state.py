@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from vdm_jax.parallel import sharding
+
 # What a random key is for. A key is a function of (seed, step, purpose) and nothing else, so a
 # resumed run draws what the uninterrupted one would have drawn, without keys in checkpoints.
 INIT, LOSS, SAMPLE = range(3)
@@ -16,9 +18,11 @@ INIT, LOSS, SAMPLE = range(3)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """step: updates done, int32 scalar; params and their moving average ema; opt_state: optax's."""
+    """step: updates done, and of them skipped because they were not finite, int32 scalars; params
+    and their moving average ema; opt_state: optax's."""
 
     step: Int[Array, ""]
+    skipped: Int[Array, ""]
     params: PyTree
     ema: PyTree
     opt_state: Any
@@ -29,48 +33,72 @@ def derive_key(seed: int, step, purpose: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), purpose)
 
 
-def create_state(stage, tx: optax.GradientTransformation, seed: int) -> TrainState:
-    """A state at step 0: parameters from `stage.init`, EMA equal to them, fresh optimiser."""
+def create_state(
+    stage, tx: optax.GradientTransformation, seed: int, plan: sharding.Plan
+) -> TrainState:
+    """A state at step 0: parameters from `stage.init`, EMA equal to them, fresh optimiser.
 
-    def create():
-        params = stage.init(derive_key(seed, 0, INIT))
-        # A copy: params and ema are donated together, so they must not share a buffer.
-        ema = jax.tree.map(jnp.copy, params)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=tx.init(params)
-        )
-
+    Made where the plan stores it; the numbers do not depend on the plan.
+    """
     # Run once, so on a CPU, where compiling hundreds of random initialisers takes far longer than
     # running them, it is not worth optimising: half the time, and the same numbers.
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = plan.mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": "0"} if on_cpu else None
-    return place(jax.jit(create, compiler_options=options)())
+    create = jax.jit(
+        lambda: _create(stage, tx, derive_key(seed, 0, INIT)),
+        out_shardings=state_shardings(stage, tx, plan),
+        compiler_options=options,
+    )
+    return create()
 
 
-def sharding() -> jax.sharding.Sharding:
-    """Where a state lives: all of it on the first device."""
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def from_params(
+    params: PyTree, tx: optax.GradientTransformation, plan: sharding.Plan
+) -> TrainState:
+    """A state at step 0 that starts from `params`, which live where the plan stores them."""
+    places = _shardings(params, tx, plan)
+    return jax.jit(lambda p: _fresh(p, tx), out_shardings=places)(params)
 
 
-def place(tree: PyTree) -> PyTree:
-    """The arrays, said to live where `sharding` says: nothing is copied that is there already.
+def abstract_state(stage, tx: optax.GradientTransformation, plan: sharding.Plan) -> TrainState:
+    """The shapes, dtypes and places of a state, without its memory."""
+    shapes = jax.eval_shape(lambda: _create(stage, tx, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        _shardings(shapes.params, tx, plan),
+    )
 
-    Without it a new state would be free to move where a restored one is not, and the compiled
-    step would be another one, to be compiled once more, after resuming.
-    """
-    return jax.device_put(tree, sharding())
+
+def state_shardings(stage, tx: optax.GradientTransformation, plan: sharding.Plan) -> TrainState:
+    """Where each array of a state is stored."""
+    params = jax.eval_shape(stage.init, jax.random.key(0))
+    return _shardings(params, tx, plan)
 
 
-def abstract_state(stage, tx: optax.GradientTransformation) -> TrainState:
-    """The shapes and dtypes of a state, without its memory."""
+def _create(stage, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    return _fresh(stage.init(key), tx)
 
-    def create():
-        params = stage.init(jax.random.key(0))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32), params=params, ema=params, opt_state=tx.init(params)
-        )
 
-    return jax.eval_shape(create)
+def _fresh(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        params=params,
+        # A copy: params and ema are donated together, so they must not share a buffer.
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=tx.init(params),
+    )
+
+
+def _shardings(params: PyTree, tx: optax.GradientTransformation, plan: sharding.Plan) -> TrainState:
+    return TrainState(
+        step=plan.everywhere,
+        skipped=plan.everywhere,
+        params=plan.params,
+        ema=plan.params,
+        opt_state=plan.opt_state(tx, params),
+    )
 
 
 def ema_decay(decay: float, step) -> Float[Array, ""]:

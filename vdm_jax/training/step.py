@@ -9,36 +9,49 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, PyTree
 
+from vdm_jax.parallel import sharding
 from vdm_jax.training import optimizer, state
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[state.TrainState, PyTree], tuple[state.TrainState, Metrics]]
 
 
-def make_train_step(stage, tx: optax.GradientTransformation, config) -> TrainStep:
+def make_train_step(
+    stage, tx: optax.GradientTransformation, config, plan: sharding.Plan
+) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the state's memory is donated.
 
-    batch: a tree of arrays with a leading batch axis of train.batch_size, which is split into
-    train.accumulate microbatches, one after the other, their gradients averaged. Keys derive from
-    (train.seed, state.step). Metrics are scalars: the stage's own, averaged, and `loss`,
-    `grad_norm` (before clipping), `learning_rate`, `ema_decay`, `finite`.
+    batch: a tree of arrays with a leading batch axis of train.batch_size, placed as `plan.batch`.
+    It is split into train.accumulate microbatches, one after the other, their gradients averaged.
+    Keys derive from (train.seed, state.step). Metrics are scalars: the stage's own, averaged, and
+    `loss`, `grad_norm` (before clipping), `learning_rate`, `ema_decay`, `finite`, `skipped`.
 
-    A loss or gradient that is not finite leaves the whole state as it was, the step count too
-    (`finite` = 0): whoever runs the step decides, and no wrong weight has been made.
+    A loss or gradient that is not finite leaves parameters, moving average and optimiser as they
+    were and is counted (`finite` = 0, `state.skipped`): whoever runs the step decides whether to go
+    on, and no wrong weight has been made.
 
-    Reads config.train.{seed, accumulate, ema_decay} and what the learning rate needs.
+    Reads config.train.{seed, batch_size, accumulate, ema_decay} and what the learning rate needs.
+    Raises MeshError where the batch cannot be cut as the mesh asks.
     """
     train = config.train
+    plan.check_batch_size("train.batch_size", train.batch_size)
+    plan.check_batch_size(
+        "train.batch_size / train.accumulate", train.batch_size // train.accumulate
+    )
     schedule = optimizer.make_schedule(train)
-    value_and_grad = jax.value_and_grad(stage.loss, has_aux=True)
+    stage = stage.with_layout(plan.layout())
+    value_and_grad = jax.value_and_grad(
+        lambda params, batch, key: stage.loss(plan.gather(params), batch, key), has_aux=True
+    )
 
     def gradients(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, Metrics]:
         if train.accumulate == 1:
             (loss, metrics), grads = value_and_grad(params, batch, key)
             return grads, {**metrics, "loss": loss}
 
+        # Every device has its share of each microbatch: nothing moves.
         batch = jax.tree.map(
-            lambda leaf: rearrange(leaf, "(a b) ... -> a b ...", a=train.accumulate), batch
+            lambda leaf: rearrange(leaf, "(b a) ... -> a b ...", a=train.accumulate), batch
         )
 
         def add(total: PyTree, inputs: tuple[PyTree, jax.Array]) -> tuple[PyTree, Metrics]:
@@ -63,27 +76,42 @@ def make_train_step(stage, tx: optax.GradientTransformation, config) -> TrainSte
         updates, opt_state = tx.update(grads, old.opt_state, old.params)
         params = optax.apply_updates(old.params, updates)
         decay = state.ema_decay(train.ema_decay, old.step)
+        kept = {"params": old.params, "ema": old.ema, "opt_state": old.opt_state}
+        made = {
+            "params": params,
+            "ema": state.update_ema(old.ema, params, decay),
+            "opt_state": opt_state,
+        }
         new = state.TrainState(
             step=old.step + 1,
-            params=params,
-            ema=state.update_ema(old.ema, params, decay),
-            opt_state=opt_state,
+            skipped=old.skipped + 1 - finite,
+            **jax.tree.map(lambda after, before: jnp.where(finite, after, before), made, kept),
         )
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
         metrics = {
             **metrics,
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(old.step), jnp.float32),
             "ema_decay": decay,
             "finite": finite.astype(jnp.float32),
+            "skipped": new.skipped,
         }
         return new, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    places = state.state_shardings(stage, tx, plan)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(places, plan.batch),
+        out_shardings=(places, plan.everywhere),
+        compiler_options=sharding.compiler_options(plan.mesh),
+    )
 
 
 def check_batch(batch: dict[str, Any], batch_size: int) -> None:
-    """Raises ValueError unless every array of `batch` has `batch_size` examples."""
+    """Raises ValueError unless every array of `batch` has `batch_size` examples.
+
+    batch_size: of this process.
+    """
     wrong = {name: leaf.shape for name, leaf in batch.items() if leaf.shape[:1] != (batch_size,)}
     if wrong:
         raise ValueError(
