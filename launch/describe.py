@@ -4,10 +4,17 @@
 
 Shapes only: nothing is allocated or compiled, so a network of billions takes seconds. FLOPs are
 of one evaluation of one video.
+
+With --sharding it lists instead where every parameter lives on the mesh of the configuration, how
+many bytes of it each device holds, and what could not be cut as the rules say. --devices=N lays it
+on N devices (default 64), --slices=N on N slices.
 """
 
+import collections
 import dataclasses
+import functools
 import json
+import math
 import sys
 
 import launch
@@ -22,12 +29,20 @@ def main(arguments: list[str]) -> int:
         help="a configuration, such as configs/vdm/moving_shapes.py",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with key `parameters`")
+    parser.add_argument("--sharding", action="store_true", help="where parameters live on a mesh")
+    number = functools.partial(parser.add_argument, type=launch.positive, metavar="N")
+    number("--devices", default=64, help="with --sharding: of the mesh (default 64)")
+    number("--slices", default=1, help="with --sharding: that the devices are in (default 1)")
 
     from vdm_jax import config as config_lib
 
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
     config = config_lib.load_config(options.config, overrides)
+    if options.sharding:
+        report = sharding(config, options.devices, options.slices)
+        print(json.dumps(report, indent=2)) if options.json else _print_sharding(report)
+        return 0
     report = describe(config)
     if options.json:
         print(json.dumps({"config": options.config, **report}, indent=2))
@@ -62,18 +77,13 @@ def describe(config) -> dict:
     `parameters` is counted from the shapes of the stage's real initialisation.
     """
     import jax
-    import numpy as np
 
     from vdm_jax import systems
-    from vdm_jax.models import flops
     from vdm_jax.training import state
 
     jax.config.update("jax_platforms", "cpu")  # evaluating shapes wants no accelerator
     stage = systems.build(config)
-    cond = {} if stage.text_encoder is None else dict(stage.encode_prompts([""]))
-    if stage.num_labels:
-        cond["label"] = np.zeros(1, np.int32)
-    levels = flops.level_table(stage.network, stage.video_shape, cond)
+    levels = stage.cost()
     params = jax.eval_shape(stage.init, jax.random.key(0))
     return {
         "parameters": state.count_parameters(params),
@@ -81,6 +91,77 @@ def describe(config) -> dict:
         "video_shape": list(stage.video_shape),
         "levels": [dataclasses.asdict(row) for row in levels],
     }
+
+
+def sharding(config, devices: int, slices: int = 1) -> dict:
+    """{"mesh": sizes of its axes, "parameters": rows of path, shape, spec, note and bytes a device,
+    "bytes": of the parameters, "state_bytes": of the whole train state, both a device}.
+
+    Raises MeshError where the mesh does not fit the devices.
+    """
+    import jax
+
+    from vdm_jax import systems
+    from vdm_jax.parallel import mesh, sharding
+
+    jax.config.update("jax_platforms", "cpu")
+    stage = systems.build(config)
+    sizes = mesh.mesh_shape(config.mesh, devices, slices).total
+    plans = sharding.plan_parameters(stage, sizes, config.mesh.min_fsdp_size)
+    rows = []
+    for (path, plan), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(plans, is_leaf=sharding.is_plan),
+        jax.tree.leaves(jax.eval_shape(stage.init, jax.random.key(0))),
+        strict=True,
+    ):
+        cut = sharding.axes_by_dimension(plan.spec)
+        parts = math.prod(sizes[axis] for axes in cut for axis in axes)
+        rows.append(
+            {
+                "path": jax.tree_util.keystr(path, simple=True, separator="/"),
+                "shape": list(leaf.shape),
+                "spec": [list(axes) for axes in cut],
+                "bytes": 4 * leaf.size // parts,
+                "note": plan.note,
+            }
+        )
+    held = sum(row["bytes"] for row in rows)
+    moments = 1.5 if config.train.moment_dtype == "bfloat16" else 2
+    return {
+        "mesh": sizes,
+        "parameters": rows,
+        "bytes": held,
+        "state_bytes": int(held * (2 + moments)),
+    }
+
+
+def _print_sharding(report: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    table = Table(title=f"parameters on a mesh of {mesh}")
+    for column in ("parameter", "shape", "cut by", "bytes a device"):
+        table.add_column(column, justify="left" if column == "parameter" else "right")
+    for row in report["parameters"]:
+        cut = ", ".join("*".join(axes) or "-" for axes in row["spec"])
+        shape = " x ".join(map(str, row["shape"]))
+        table.add_row(row["path"], shape, cut, f"{row['bytes']:,}")
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table)
+    notes = collections.defaultdict(list)
+    for row in report["parameters"]:
+        if row["note"]:
+            notes[row["note"]].append(row["path"])
+    for note, paths in notes.items():
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        console.print(f"{note}: {', '.join(paths[:3])}{more}", soft_wrap=True)
+    console.print(
+        f"{sum(map(len, notes.values()))} of {len(report['parameters'])} parameters are not cut as "
+        f"the first rule says. A device holds {report['bytes'] / 2**20:,.1f} MiB of parameters, "
+        f"{report['state_bytes'] / 2**20:,.1f} MiB with moving average and moments.",
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

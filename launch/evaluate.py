@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON only")
     options = parser.parse_args(arguments)
-    launch.setup(options.device, quiet=options.json)
+    launch.setup(options.device, options, quiet=options.json)
 
     import jax
     import numpy as np
@@ -51,12 +51,15 @@ def main(arguments: list[str]) -> int:
         steps=options.steps, guidance=options.guidance, batch_size=options.batch_size
     )
     batches = -(-len(prompts) // min(sampler.batch_size, len(prompts)))
+    quiet = options.json or jax.process_index() != 0
     started = time.monotonic()
     stream = sampler.stream(model.params, jax.random.key(options.seed), prompts)
     videos = np.concatenate(
-        list(track(stream, "sampling", total=batches, transient=True, disable=options.json))
+        list(track(stream, "sampling", total=batches, transient=True, disable=quiet))
     )
     seconds = time.monotonic() - started
+    if jax.process_index() != 0:
+        return 0
     scores = {name: float(value) for name, value in judge.score(videos, prompts).items()}
     scores["n"] = len(prompts)
     scores |= {"steps": options.steps, "guidance": options.guidance, "seconds": round(seconds, 1)}

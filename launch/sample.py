@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     parser.epilog = "* default: what the model's configuration says (its section `sample`)"
     options = parser.parse_args(arguments)
     prompts = _prompts(options)
-    launch.setup(options.device)
+    launch.setup(options.device, options)
 
     import jax
     import numpy as np
@@ -66,12 +66,17 @@ def main(arguments: list[str]) -> int:
     )
     model.stage.encode_prompts(prompts)  # an unknown word is told before anything is compiled
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
-    print(f"{len(repeated)} samples, {sampler.steps} steps, guidance {sampler.guidance:g}")
+    if jax.process_index() == 0:
+        print(f"{len(repeated)} samples, {sampler.steps} steps, guidance {sampler.guidance:g}")
 
     out = Path(options.out)
     fps = model.config.data.fps or 8
     batches = -(-len(repeated) // min(sampler.batch_size, len(repeated)))
     stream = sampler.stream(model.params, jax.random.key(options.seed), repeated)
+    if jax.process_index() != 0:
+        for _ in stream:  # the first process writes
+            pass
+        return 0
     indices = itertools.count()
     videos = []
     for batch in track(stream, "sampling", total=batches, transient=True):

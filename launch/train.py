@@ -9,7 +9,13 @@ python -m launch.prepare_data; a folder of video files needs nothing. Running th
 on from the last checkpoint in DIR, exactly as if it had never stopped. Ctrl-C saves and stops.
 
 DIR receives checkpoints/, config.json, metrics.jsonl, tensorboard/ and samples/.
+
+Exit status: 0 done, or stopped by Ctrl-C and saved; 75 stopped by SIGTERM or a preemption notice
+and saved, to be started again; 1 an error, which is told; other: killed.
 """
+
+import argparse
+import functools
 
 import launch
 
@@ -23,33 +29,68 @@ def main(arguments: list[str]) -> int:
         help="a configuration, such as configs/vdm/moving_shapes.py",
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
+    parser.add_argument(
+        "--profile",
+        type=_span,
+        metavar="A:B",
+        help="write a trace of updates A to B after the start to DIR/profile (XProf, TensorBoard)",
+    )
+    launch.add_process_arguments(parser)
 
     from vdm_jax import config as config_lib
 
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
     config = config_lib.load_config(options.config, overrides)
-    launch.setup(config.device)
+    launch.setup(config.device, options)
 
-    from vdm_jax import systems
+    import jax
+
+    from vdm_jax import pretrained, systems
     from vdm_jax.data import pipeline
+    from vdm_jax.parallel import sharding
     from vdm_jax.training import loop
 
     config = _with_vocabulary(config, options.workdir)
     stage = systems.build(config)
+    plan = sharding.make_plan(stage, config.mesh)
     dataset = pipeline.make_dataset(
         config,
         split=config.data.split,
         text_encoder=stage.text_encoder,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
+        rows=plan.rows(config.train.batch_size),
+        report=print if jax.process_index() == 0 else None,
     )
-    result = loop.train(stage, config, options.workdir, dataset, fps=config.data.fps or 8)
+    initial = None
+    if config.train.init_from:
+        initial = functools.partial(pretrained.read_params, config.train.init_from)
+    result = loop.train(
+        stage,
+        config,
+        options.workdir,
+        dataset,
+        plan=plan,
+        fps=config.data.fps or 8,
+        initial=initial,
+        flops=config.train.batch_size * stage.train_flops(config.data.image_frames),
+        profile=options.profile,
+    )
+    if jax.process_index() != 0:
+        return launch.PREEMPTED if result.reason == "SIGTERM" else 0
     if result.reason in ("SIGINT", "SIGTERM"):
         print("the same command goes on from there")
     else:
         print(f'sample it: python -m launch.sample --workdir={options.workdir} --prompt="..."')
-    return 0
+    return launch.PREEMPTED if result.reason == "SIGTERM" else 0
+
+
+def _span(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, two update numbers from 1")
+    return int(first), int(last)
 
 
 def _with_vocabulary(config, workdir: str):

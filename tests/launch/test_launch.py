@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import launch
+from launch import compile as compile_
 from launch import describe, evaluate, sample, train
 from vdm_jax import config as config_lib
 from vdm_jax import pretrained, video_io
@@ -21,54 +22,6 @@ from vdm_jax.data import shapes
 from vdm_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
-
-CONFIG = """
-from vdm_jax.systems import vdm
-
-def get_config():
-    config = vdm.default_config()
-    config.device = "cpu"
-    config.model.channels = 8
-    config.model.channel_mult = (1,)
-    config.model.num_res_blocks = 1
-    config.model.attention_levels = ()
-    config.model.head_dim = 4
-    config.model.norm_groups = 2
-    config.model.patch_size = 4
-    config.model.dtype = "float32"
-    config.text.encoder = "words"
-    config.text.max_length = 6
-    config.text.vocabulary_size = 8
-    config.data.name = "video_folder"
-    config.data.data_dir = {videos!r}
-    config.data.num_frames = 4
-    config.data.image_size = 8
-    config.data.workers = 0
-    config.train.steps = 100_000
-    config.train.batch_size = 2
-    config.train.warmup_steps = 2
-    config.train.log_every = 1
-    config.train.sample_every = 0
-    config.checkpoint.every = 100_000
-    config.sample.sampler = "ddim"
-    config.sample.steps = 2
-    return config
-"""
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for index, color in enumerate(("red", "blue", "green")):
-        video = np.zeros((6, 8, 8, 3), np.uint8)
-        for frame in range(6):
-            video[frame, 2:5, frame : frame + 3, index] = 255
-        name = folder / "videos" / f"{color}.mp4"
-        video_io.write_mp4(name, video, min_size=8)
-        name.with_suffix(".txt").write_text(f"a {color} square")
-    path = folder / "tiny.py"
-    path.write_text(CONFIG.format(videos=str(folder / "videos")))
-    return path
 
 
 def command(module, *arguments):
@@ -216,14 +169,12 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(cap
     assert 'pip install -e ".[tpu]"' in message
 
 
-@pytest.mark.parametrize("module", ["train", "sample", "describe", "evaluate"])
+@pytest.mark.parametrize("module", [train, sample, describe, evaluate, compile_])
 def test_help(module, capsys):
     with pytest.raises(SystemExit) as stop:
-        {"train": train, "sample": sample, "describe": describe, "evaluate": evaluate}[module].main(
-            ["--help"]
-        )
+        module.main(["--help"])
     assert stop.value.code == 0
-    assert f"python -m launch.{module} --" in capsys.readouterr().out
+    assert f"python -m {module.__name__} --" in capsys.readouterr().out
 
 
 def test_describe_counts_what_the_stage_initialises(config_file, trained, capsys):
@@ -239,6 +190,26 @@ def test_describe_counts_what_the_stage_initialises(config_file, trained, capsys
     describe.main([f"--config={config_file}", "--config.model.channels=16"])
     table = capsys.readouterr().out
     assert "resolution" in table and "down 0" in table
+
+
+def test_describe_lists_where_parameters_live(config_file, capsys):
+    arguments = [f"--config={config_file}", "--sharding", "--devices=8"]
+    mesh = ["--config.mesh.fsdp=4", "--config.mesh.min_fsdp_size=1"]
+    describe.main([*arguments, *mesh, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    rows = {row["path"]: row for row in report["parameters"]}
+    kernel = rows["down_0_block_0/conv_in/kernel"]
+    assert kernel["spec"] == [[], [], ["fsdp"], []]
+    assert kernel["bytes"] * 4 == 4 * np.prod(kernel["shape"])
+    assert report["bytes"] == sum(row["bytes"] for row in report["parameters"])
+    assert report["state_bytes"] == 4 * report["bytes"]
+
+    describe.main([*arguments, "--config.mesh.fsdp=4"])
+    table = capsys.readouterr().out
+    assert "fsdp: fewer than 65536 elements, repeated" in table and "MiB of parameters" in table
+    with pytest.raises(ValueError, match=r"mesh.fsdp = 3.* does not fit 8 devices"):
+        describe.main([*arguments, "--config.mesh.fsdp=3"])
 
 
 def test_describe_takes_a_network_of_billions(capsys):
@@ -273,7 +244,7 @@ class FakeSampler:
 
 def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
     monkeypatch.setattr(launch, "load_model", lambda options: FakeModel())
-    monkeypatch.setattr(launch, "setup", lambda device, quiet=False: None)
+    monkeypatch.setattr(launch, "setup", lambda device, options, quiet=False: None)
     evaluate.main(["--num_samples=8", "--json"])
     scores = json.loads(capsys.readouterr().out)
     assert (scores["color"], scores["shape"], scores["n"]) == (1.0, 1.0, 8)

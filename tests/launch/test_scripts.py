@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,12 @@ def test_continuous_integration_calls_exactly_the_test_script():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+SHELLCHECK = shutil.which("shellcheck") or shutil.which(
+    "shellcheck", path=str(Path(sys.executable).parent)
+)
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
     scripts = [*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"]
-    subprocess.run(["shellcheck", *scripts], check=True)
+    subprocess.run([SHELLCHECK, *scripts], check=True)
