@@ -105,7 +105,7 @@ def _with_vocabulary(config, workdir: str):
         return config
     if not checkpoints.has_checkpoint(workdir):
         return pipeline.with_vocabulary(config)
-    _, saved = checkpoints.read_config(workdir)
+    _, saved = checkpoints.read_config(workdir, fallback=config.checkpoint.fallback)
     config = config.copy_and_resolve_references()
     config.text.vocabulary = saved.text.vocabulary
     return config.lock()

@@ -157,6 +157,20 @@ def test_a_step_holds_everything(saved, opened):
     assert all((step / name).stat().st_size == entry["size"] for name, entry in listed.items())
 
 
+def test_a_state_is_saved_as_it_was_when_the_next_update_overwrites_it(opened):
+    """Files are written while training goes on in the same, donated memory."""
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 0 - 1, s), donate_argnums=0)
+    expected = make_state(1, size=4_000_000)
+    current = make_state(1, size=4_000_000)
+    saves = opened()
+    saves.save(current, {}, CONFIG)
+    for _ in range(20):
+        current = overwrite(current)
+    saves.wait()
+    restored, _ = saves.restore(abstract(expected), CONFIG)
+    assert equal(restored, expected)
+
+
 def test_orbax_reads_it_too(saved):
     """The extra file disturbs no reader, and nothing of the layout is private."""
     workdir, state = saved

@@ -224,7 +224,8 @@ class _Watch:
 
     def _stop(self, update: int, values: dict[str, float]) -> None:
         self._writer.scalars(update, values)
-        self._saves.wait()
+        with contextlib.suppress(checkpoints.CheckpointError):  # this error matters more
+            self._saves.wait()
         latest = self._saves.latest()
         skipped = int(values["skipped"]) - 1
         before = f" after {skipped} such updates that were skipped" if skipped else ""
