@@ -14,6 +14,7 @@ Results are kept by the hash of the lowered program in ~/.cache/vdm_jax/compile.
 """
 
 import dataclasses
+import gc
 import hashlib
 import json
 import sys
@@ -209,6 +210,7 @@ def _compile(request: Request, target, use_cache: bool, quiet: bool) -> dict:
     if use_cache and cached.is_file():
         return report | json.loads(cached.read_text())
     started = time.monotonic()
+    compiled = None
     try:
         with console.status(f"compiling {title}: minutes"):
             compiled = lowered.compile(compiler_options=options)
@@ -228,6 +230,10 @@ def _compile(request: Request, target, use_cache: bool, quiet: bool) -> dict:
         if told is None:
             raise
         result = _too_large(told)
+    # One program after the other: each holds gigabytes.
+    lowered = compiled = None
+    jax.clear_caches()
+    gc.collect()
     console.print(f"compiled {title} in {time.monotonic() - started:.0f} s", highlight=False)
     cached.parent.mkdir(parents=True, exist_ok=True)
     cached.write_text(json.dumps(result))

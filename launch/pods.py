@@ -12,24 +12,119 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "pods.md"
 TOPOLOGIES = ("v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 # Networks of the paper, and one beyond it. kinetics600 has the network of ucf101.
 CONFIGS = ("bair", "t2v_small", "ucf101", "t2v_large", "t2v_5b")
-KEEP_ALL = {"model.remat": "none"}
-SPREAD_CLIPS_ONLY = {"mesh.data": "-1", "mesh.fsdp": "1"}
-SMALL_BATCH = {"train.batch_size": "8"}
+LARGE, LARGER = "configs/vdm/t2v_large.py", "configs/vdm/t2v_5b.py"
+
+INTRODUCTION = """# Pods
+
+Whether a configuration fits a pod, and how fast it can be at best, before paying for one. Every row
+is the real training update (of the last table, the real sampler), compiled by the compiler that
+runs on the TPU for every chip of the topology, on a machine without any. Written by
+
+    python -m launch.compile --pages
+
+and one row, with its collectives, by
+
+    python -m launch.compile --config=configs/vdm/t2v_large.py --topology=v5p:4x4x4
+
+## How to read it
+
+- **memory**: what the program takes at its peak, of what the chip has (XLA's own limit), and of
+  that the train state (parameters, moving average and two moments, float32, cut up over all chips
+  where the configuration says `mesh.fsdp = -1`).
+- **step**: the largest of three times, each as if it were alone: operations at the peak of the
+  matrix units, bytes at the bandwidth of the memory, bytes at that of the network. No step is
+  faster; a real one is slower, by how much no compiler tells.
+- **bound**: which of the three it is. **MFU** is what it leaves: with `model.remat = "full"` the
+  forward pass is computed twice, so at most 75%.
+- Operations are counted analytically, layer by layer: XLA counts the body of a loop once. Bytes of
+  the memory are XLA's count before fusion across kernels, so "memory" is the least certain.
+- **sent** is what a chip sends a step, in rings, by the collectives of the compiled program, and
+  how many times the least that sharded parameters take: gathered twice and their gradients summed
+  once, in bfloat16. On `v5p:4x4x4` and other whole cubes the compiler sums gradients whole
+  (all-reduce, twice the bytes of a reduce-scatter).
+- Compiled with `--effort=0`, which is several times faster than the compiler's default and may take
+  more memory and a few per cent more time than what runs in the end.
+
+Peaks, bandwidths and memory of the chips, with their sources, are in `vdm_jax/parallel/chips.py`.
+"""
 
 
-def requests(effort: str) -> list[compile_.Request]:
-    """The rows of the page, in order."""
+def requests(effort: str) -> dict[str, list[compile_.Request]]:
+    """The rows of each table, in order."""
     make = functools.partial(compile_.Request, effort=effort)
-    rows = [
+    training = [
         make(config=f"configs/vdm/{name}.py", topology=topology)
         for name in CONFIGS
         for topology in TOPOLOGIES
     ]
-    large = "configs/vdm/t2v_large.py"
-    return [
-        *rows,
-        make(config=large, topology="v5p:4x4x4", overrides=KEEP_ALL),
-        make(config=large, topology="v5e:8x8", overrides=SPREAD_CLIPS_ONLY),
-        make(config="configs/vdm/t2v_5b.py", topology="v5e:2x4", overrides=SMALL_BATCH),
-        make(config=large, topology="v5e:2x4", what="sample"),
+    keep_all = {"model.remat": "none"}
+    return {
+        "Training, one slice of 64 chips": training,
+        "The same, with all activations kept": [
+            make(config=LARGE, topology="v5p:4x4x4", overrides=keep_all)
+        ],
+        "What does not fit": [
+            make(config=LARGE, topology="v5e:8x8", overrides={"mesh.data": "-1", "mesh.fsdp": "1"}),
+            make(config=LARGER, topology="v5e:2x4", overrides={"train.batch_size": "8"}),
+        ],
+        "Sampling": [make(config=LARGE, topology="v5e:2x4", what="sample")],
+    }
+
+
+def write(effort: str = "0", use_cache: bool = True) -> int:
+    """Compiles every row and writes the page."""
+    parts = [INTRODUCTION]
+    for title, rows in requests(effort).items():
+        reports = [compile_.run(row, tries=2, use_cache=use_cache) for row in rows]
+        parts.append(f"## {title}\n")
+        parts += _fits(reports) if reports[0]["fits"] else _does_not_fit(reports)
+    PAGE.write_text("\n".join(parts), encoding="utf-8")
+    print(PAGE)
+    return 0
+
+
+def _fits(reports: list[dict]) -> list[str]:
+    per = "step" if reports[0]["what"] == "train" else "denoising step"
+    lines = [
+        f"| configuration | parameters | topology | clips a {per} | memory, GiB | state, GiB "
+        f"| TFLOP a chip | sent, GB | {per}, ms | bound | MFU | clips/s |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
+    for report in reports:
+        name = Path(report["config"]).stem + _changes(report["overrides"])
+        start = f"| {name} | {report['parameters'] / 1e9:.2f} B | {report['topology']} "
+        if not report["fits"]:
+            lines.append(f"{start}| {report['batch']} | {report['error']} |" + " |" * 7)
+            continue
+        found = report["estimate"]
+        least = 3 * 2 * report["parameters"] * (found["devices"] - 1) / found["devices"]
+        share = f" ({found['network_bytes'] / least:.2f} x)" if report["what"] == "train" else ""
+        speed = f"{found['clips_per_second']:,.0f}" if report["what"] == "train" else "-"
+        lines.append(
+            f"{start}| {report['batch']} "
+            f"| {found['peak'] / 2**30:.2f} of {found['capacity'] / 2**30:.2f} "
+            f"| {found['arguments'] / 2**30:.2f} | {found['flops'] / 1e12:.1f} "
+            f"| {found['network_bytes'] / 1e9:.2f}{share} | {found['step_seconds'] * 1e3:.0f} "
+            f"| {found['bound']} | {found['mfu']:.0%} | {speed} |"
+        )
+    return [*lines, ""]
+
+
+def _does_not_fit(reports: list[dict]) -> list[str]:
+    lines = ["| configuration | topology | what is said | what was tried |", "|---|---|---|---|"]
+    for report in reports:
+        tried = [
+            f"{_changes(attempt['changes']).strip(' ()')}: "
+            + ("fits" if attempt["fits"] else attempt["error"])
+            for attempt in report["suggestions"]
+        ]
+        lines.append(
+            f"| {Path(report['config']).stem}{_changes(report['overrides'])} "
+            f"| {report['topology']} | {report['error']} | {'; '.join(tried) or '-'} |"
+        )
+    return [*lines, ""]
+
+
+def _changes(overrides: dict[str, str]) -> str:
+    text = ", ".join(f"`{name}={value}`" for name, value in overrides.items())
+    return f" ({text})" if text else ""
