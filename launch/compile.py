@@ -208,7 +208,10 @@ def _compile(request: Request, target, use_cache: bool, quiet: bool) -> dict:
         "batch": figures["batch"],
     }
     if use_cache and cached.is_file():
-        return report | json.loads(cached.read_text())
+        kept = json.loads(cached.read_text())
+        if kept["fits"]:
+            kept["estimate"] = estimate.Estimate.from_dict(kept["estimate"]).to_dict()
+        return report | kept
     started = time.monotonic()
     compiled = None
     try:
@@ -336,7 +339,7 @@ def _print(report: dict) -> None:
                 found = attempt["estimate"]
                 console.print(f"try: {flags}", style="bold", soft_wrap=True)
                 console.print(
-                    f"     fits (compiled): {_gib(found['peak'])} of {_gib(found['capacity'])} a "
+                    f"     fits (compiled): {_gib(found['memory'])} of {_gib(found['capacity'])} a "
                     f"device, at least {_seconds(found['step_seconds'])} a step"
                 )
             else:
@@ -349,7 +352,7 @@ def _print(report: dict) -> None:
         ("devices", f"{found['devices']}"),
         ("model operations", f"{found['model_flops'] / 1e12:,.2f} TFLOP a {per}, analytic"),
         ("operations of a device", f"{found['flops'] / 1e12:,.2f} TFLOP a {per}"),
-        ("memory of a device", f"{_gib(found['peak'])} of {_gib(found['capacity'])} at its peak"),
+        ("memory of a device", f"{_gib(found['memory'])} of {_gib(found['capacity'])}"),
         ("  arguments", _gib(found["arguments"])),
         ("  temporaries", _gib(found["temporaries"])),
         ("roofline: compute", _seconds(found["compute_seconds"])),

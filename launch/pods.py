@@ -28,8 +28,8 @@ and one row, with its collectives, by
 
 ## How to read it
 
-- **memory**: what the program takes at its peak, of what the chip has (XLA's own limit), and of
-  that the train state (parameters, moving average and two moments, float32, cut up over all chips
+- **memory**: what the program takes, of what the chip has (XLA's own limit), and of that the train
+  state (parameters, moving average and two moments, float32, cut up over all chips
   where the configuration says `mesh.fsdp = -1`).
 - **step**: the largest of three times, each as if it were alone: operations at the peak of the
   matrix units, bytes at the bandwidth of the memory, bytes at that of the network. No step is
@@ -102,7 +102,7 @@ def _fits(reports: list[dict]) -> list[str]:
         speed = f"{found['clips_per_second']:,.0f}" if report["what"] == "train" else "-"
         lines.append(
             f"{start}| {report['batch']} "
-            f"| {found['peak'] / 2**30:.2f} of {found['capacity'] / 2**30:.2f} "
+            f"| {found['memory'] / 2**30:.2f} of {found['capacity'] / 2**30:.2f} "
             f"| {found['arguments'] / 2**30:.2f} | {found['flops'] / 1e12:.1f} "
             f"| {found['network_bytes'] / 1e9:.2f}{share} | {found['step_seconds'] * 1e3:.0f} "
             f"| {found['bound']} | {found['mfu']:.0%} | {speed} |"

@@ -48,7 +48,7 @@ def test_what_fits(run, config_file, capsys):
     described = json.loads(capsys.readouterr().out)
     assert report["fits"] and report["parameters"] == described["parameters"]
     assert found["model_flops"] == 3 * 8 * described["flops"]
-    assert found["devices"] == 4 and 0 < found["peak"] < found["capacity"] == 15.75 * 2**30
+    assert found["devices"] == 4 and 0 < found["memory"] < found["capacity"] == 15.75 * 2**30
     assert found["step_seconds"] >= max(found["compute_seconds"], found["memory_seconds"])
     # Gathered twice or once, their gradients summed; most of them in float32 here.
     assert 2 * 4 < found["network_bytes"] / report["parameters"] < 6 * 4

@@ -50,7 +50,7 @@ def test_the_largest_term_bounds_the_step():
     assert (found.bound, found.step_seconds) == ("network", found.network_seconds)
     assert found.clips_per_second == pytest.approx(16 / 28)
     assert found.mfu == pytest.approx(600 / (8 * 100 * 28))
-    assert (found.outputs, found.peak) == (10, 410)
+    assert (found.outputs, found.memory) == (10, 410)
     assert estimate.Estimate.from_dict(found.to_dict()) == found
 
 

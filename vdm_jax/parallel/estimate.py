@@ -37,7 +37,7 @@ class Estimate:
       model_flops: operations that a step needs, counted analytically, all devices together.
       flops: operations of a device: with what is computed again, or as XLA counts, whichever is
         more (XLA counts the body of a loop once, and custom kernels hardly).
-      arguments, outputs, temporaries, peak: memory; outputs that reuse arguments are in neither.
+      arguments, outputs, temporaries: memory; outputs that reuse arguments are not counted again.
       capacity: memory of a device.
       memory_traffic: bytes that pass between a device's memory and its units.
       collectives: see `hlo.collectives`.
@@ -54,7 +54,6 @@ class Estimate:
     arguments: int
     outputs: int
     temporaries: int
-    peak: int
     capacity: float
     memory_traffic: float
     collectives: Sequence[hlo.Collective]
@@ -63,6 +62,11 @@ class Estimate:
     memory_seconds: float
     network_seconds: float
     compile_seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the program takes of a device."""
+        return self.arguments + self.outputs + self.temporaries
 
     @property
     def step_seconds(self) -> float:
@@ -95,7 +99,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, as JSON takes them."""
-        derived = ("step_seconds", "bound", "mfu", "clips_per_second")
+        derived = ("memory", "step_seconds", "bound", "mfu", "clips_per_second")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
     @classmethod
@@ -131,11 +135,9 @@ def estimate(
     reused = memory.alias_size_in_bytes
     arguments = memory.argument_size_in_bytes
     outputs = memory.output_size_in_bytes - reused
-    peak = getattr(memory, "peak_memory_in_bytes", 0) or (
-        arguments + outputs + memory.temp_size_in_bytes
-    )
-    if peak > chip.hbm_bytes:
-        raise DoesNotFitError(peak, chip.hbm_bytes)
+    needed = arguments + outputs + memory.temp_size_in_bytes
+    if needed > chip.hbm_bytes:
+        raise DoesNotFitError(needed, chip.hbm_bytes)
     found = hlo.collectives(compiled.as_text(), devices)
     wire = {"ici": 0.0, "dcn": 0.0}
     for row in found:
@@ -151,7 +153,6 @@ def estimate(
         arguments=arguments,
         outputs=outputs,
         temporaries=memory.temp_size_in_bytes,
-        peak=peak,
         capacity=chip.hbm_bytes,
         memory_traffic=traffic,
         collectives=found,
