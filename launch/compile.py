@@ -193,6 +193,9 @@ def _compile(request: Request, target, use_cache: bool, quiet: bool) -> dict:
     with console.status(f"tracing {title}"):
         lowered, figures = lower(config, target, request.what)
     options = {"optimization_level": EFFORT[request.effort]}
+    if not target.is_tpu:
+        # Tiles are chosen by trying them, which takes the GPU; without it some cannot be chosen.
+        options = {"xla_gpu_enable_triton_gemm": False}
     digest = hashlib.sha256()
     for part in (str(target), jax.__version__, _libtpu_version(), str(options), lowered.as_text()):
         digest.update(part.encode())
@@ -346,6 +349,7 @@ def _print(report: dict) -> None:
                 console.print(f"not enough: {flags}: {attempt['error']}", soft_wrap=True)
         return
     found = report["estimate"]
+    traffic = found["memory_traffic"]
     per = "step" if report["what"] == "train" else "denoising step"
     table = Table(show_header=False)
     rows = [
@@ -356,7 +360,7 @@ def _print(report: dict) -> None:
         ("  arguments", _gib(found["arguments"])),
         ("  temporaries", _gib(found["temporaries"])),
         ("roofline: compute", _seconds(found["compute_seconds"])),
-        ("roofline: memory", _seconds(found["memory_seconds"])),
+        ("roofline: memory", _seconds(found["memory_seconds"]) if traffic else "not told for GPUs"),
         ("roofline: network", _seconds(found["network_seconds"])),
         (f"a {per} takes", f"{_seconds(found['step_seconds'])} or more: {found['bound']} bound"),
         ("MFU at most", f"{found['mfu']:.0%}"),

@@ -96,16 +96,21 @@ def _span(text: str) -> tuple[int, int]:
 def _with_vocabulary(config, workdir: str):
     """The configuration with the words of the data, where it asks for words and names none.
 
-    A run that is resumed keeps the words that it began with: they are its network's.
+    A run that is resumed keeps the words that it began with, one that starts from a model those of
+    the model: they are the network's.
     """
+    from vdm_jax import pretrained
     from vdm_jax.data import pipeline
     from vdm_jax.training import checkpoints
 
     if config.text.encoder != "words" or config.text.vocabulary:
         return config
-    if not checkpoints.has_checkpoint(workdir):
+    if checkpoints.has_checkpoint(workdir):
+        _, saved = checkpoints.read_config(workdir, fallback=config.checkpoint.fallback)
+    elif config.train.init_from:
+        saved = pretrained.read_config(config.train.init_from)
+    else:
         return pipeline.with_vocabulary(config)
-    _, saved = checkpoints.read_config(workdir, fallback=config.checkpoint.fallback)
     config = config.copy_and_resolve_references()
     config.text.vocabulary = saved.text.vocabulary
     return config.lock()

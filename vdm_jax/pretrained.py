@@ -93,11 +93,26 @@ def load(source: str | Path = DEFAULT, *, mesh: Mapping[str, int] | None = None)
     FileNotFoundError, ValueError, CheckpointError, MeshError.
     """
     path = _find(source)
-    config = _read_config(path)
+    config = read_config(path)
     stage = systems.build(config)
     plan = None if mesh is None else sharding.make_plan(stage, mesh)
     params = read_params(path, _abstract_params(stage, plan))
     return Model(stage=stage, params=params, config=config, plan=plan)
+
+
+def read_config(source: str | Path):
+    """The configuration that a model was trained with. Raises as `load`."""
+    path = _find(source)
+    if path.is_dir():
+        return checkpoints.read_config(path)[1]
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
+            f"metadata, not {_FORMAT!r})"
+        )
+    return config_lib.from_json(metadata["config"])
 
 
 def read_params(source: str | Path, abstract: PyTree) -> PyTree:
@@ -145,19 +160,6 @@ def _find(source: str | Path) -> Path:
         f"{str(source)!r} is no directory, no .safetensors file and no model of the package"
         f"{_nearest(str(source))}"
     )
-
-
-def _read_config(path: Path):
-    if path.is_dir():
-        return checkpoints.read_config(path)[1]
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
-            f"metadata, not {_FORMAT!r})"
-        )
-    return config_lib.from_json(metadata["config"])
 
 
 def _read_file(path: Path, abstract: PyTree) -> PyTree:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -96,6 +97,35 @@ def test_the_same_command_resumes(trained):
     logged = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
     assert logged == list(range(1, steps + 1))
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == steps
+
+
+def test_a_run_starts_from_a_model(trained, config_file, environment, tmp_path):
+    workdir, _, _ = trained
+    model = pretrained.load(workdir)
+    file = pretrained.save_model(tmp_path / "m.safetensors", model.params, model.config)
+    arguments = [f"--config={config_file}", "--config.train.learning_rate=1e-9"]
+    done = run(
+        environment,
+        "train",
+        *arguments,
+        f"--workdir={tmp_path / 'tuned'}",
+        f"--config.train.init_from={file}",
+        "--config.train.steps=1",
+    )
+    assert done.returncode == 0, done.stderr
+    tuned = pretrained.load(tmp_path / "tuned")
+    assert tuned.config.text.vocabulary == model.config.text.vocabulary
+    chex.assert_trees_all_close(tuned.params, model.params, atol=1e-6)
+
+    other = run(
+        environment,
+        "train",
+        *arguments,
+        f"--workdir={tmp_path / 'other'}",
+        f"--config.train.init_from={file}",
+        "--config.model.channels=16",
+    )
+    assert other.returncode == 1 and "the network wants" in other.stderr
 
 
 def test_sample_writes_every_output(trained, environment, tmp_path):

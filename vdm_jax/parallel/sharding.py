@@ -23,18 +23,18 @@ from jaxtyping import Array, PyTree
 from vdm_jax.models import layers
 from vdm_jax.parallel.mesh import MeshError, make_mesh
 
-# The mesh axes that may cut up a parameter's axis, by its logical name. A mesh axis cuts one axis
-# of a parameter: that of the first row here which it divides. Scales and shifts of normalisations
-# (CHANNELS), kernel sizes and buckets are never cut.
-PARAMETER_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (layers.HIDDEN, ("tensor",)),
-    (layers.HEADS, ("tensor",)),
-    (layers.IN, ("fsdp",)),
-    (layers.OUT, ("fsdp",)),
-    (layers.VOCAB, ("fsdp",)),
-    (layers.HIDDEN, ("fsdp",)),
-    (layers.HEADS, ("fsdp",)),
-    (layers.HEAD_DIM, ("fsdp",)),
+# Logical names of a parameter's axes, and the mesh axis that may cut them up. A mesh axis cuts one
+# axis of a parameter: that of the first of its rows here which it divides. Scales and shifts of
+# normalisations (CHANNELS), kernel sizes and buckets are never cut.
+PARAMETER_RULES: tuple[tuple[str, str], ...] = (
+    (layers.HIDDEN, "tensor"),
+    (layers.HEADS, "tensor"),
+    (layers.IN, "fsdp"),
+    (layers.OUT, "fsdp"),
+    (layers.VOCAB, "fsdp"),
+    (layers.HIDDEN, "fsdp"),
+    (layers.HEADS, "fsdp"),
+    (layers.HEAD_DIM, "fsdp"),
 )
 # Clips are spread over these axes; the frames of each, or in temporal layers its pixels, over
 # `context`.
@@ -78,7 +78,7 @@ def plan_parameter(
     notes = []
     for mesh_axis in ("tensor", "fsdp"):
         size = sizes[mesh_axis]
-        wanted = [name for name, allowed in PARAMETER_RULES if mesh_axis in allowed]
+        wanted = [name for name, allowed in PARAMETER_RULES if allowed == mesh_axis]
         dims = [dim for name in wanted for dim, own in enumerate(names) if own == name]
         if size == 1 or not dims:
             continue

@@ -122,7 +122,7 @@ def train(
         )
         saves.report = progress.message if first_process else _say_nothing
         stop = stack.enter_context(_stop_on_signals())
-        clock = metrics.Clock(_peak_share(flops, plan))
+        clock = metrics.Clock(_ideal_seconds(flops, plan))
         watch = _Watch(config, writer, progress, saves, clock, first)
         trace = stack.enter_context(_Trace(profile, workdir / "profile"))
 
@@ -289,7 +289,7 @@ def _agreed(here: bool, asked: bool) -> bool:
     return asked and bool(multihost_utils.broadcast_one_to_all(np.asarray(here)))
 
 
-def _peak_share(flops: float, plan: sharding.Plan) -> float:
+def _ideal_seconds(flops: float, plan: sharding.Plan) -> float:
     """Seconds that an update of `flops` operations takes at the devices' peak, 0 if not known."""
     chip = chips.chip_of_device(plan.mesh.devices.flat[0].device_kind)
     return flops / (plan.mesh.size * chip.peak_flops_bf16) if chip else 0.0
