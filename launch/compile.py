@@ -107,11 +107,6 @@ class Request:
     what: str = "train"
     effort: str = "0"
 
-    def change(self, **overrides: str) -> "Request":
-        """The same with further fields of the configuration, dots written as __."""
-        fields = {name.replace("__", "."): value for name, value in overrides.items()}
-        return dataclasses.replace(self, overrides=self.overrides | fields)
-
 
 def run(request: Request, *, tries: int = 3, use_cache: bool = True, quiet: bool = False) -> dict:
     """Compiles `request`, and where it does not fit, up to `tries` changes of it.
@@ -131,7 +126,7 @@ def run(request: Request, *, tries: int = 3, use_cache: bool = True, quiet: bool
     for changes in _changes(request, target.num_devices):
         if len(report["suggestions"]) == tries:
             break
-        tried = tried.change(**changes)
+        tried = dataclasses.replace(tried, overrides=tried.overrides | changes)
         attempt = _compile(tried, target, use_cache, quiet)
         made = {k: v for k, v in tried.overrides.items() if request.overrides.get(k) != v}
         report["suggestions"].append({"changes": made, **attempt})
@@ -148,19 +143,23 @@ def _changes(request: Request, devices: int) -> list[dict[str, str]]:
     changes = []
     shards = config.train.batch_size if request.what == "train" else config.sample.batch_size
     if config.mesh.fsdp != -1 and config.mesh.fsdp < devices and shards % devices == 0:
-        changes.append({"mesh__fsdp": "-1", "mesh__data": "1"})
+        changes.append({"mesh.fsdp": "-1", "mesh.data": "1"})
     if request.what == "train":
         if config.model.remat != "full":
-            changes.append({"model__remat": "full"})
+            changes.append({"model.remat": "full"})
         accumulate = config.train.accumulate
         while shards // (2 * accumulate) >= devices:
             accumulate *= 2
-            changes.append({"train__accumulate": str(accumulate)})
-        changes.append({"train__moment_dtype": "bfloat16"})
-    field = "train__batch_size" if request.what == "train" else "sample__batch_size"
+            changes.append({"train.accumulate": str(accumulate)})
+        changes.append({"train.moment_dtype": "bfloat16"})
     while shards // 2 >= devices and shards % 2 == 0:
         shards //= 2
-        changes.append({field: str(shards)})
+        if request.what == "train":
+            # A microbatch has a clip for each device already.
+            accumulate = str(max(shards // devices, 1))
+            changes.append({"train.batch_size": str(shards), "train.accumulate": accumulate})
+        else:
+            changes.append({"sample.batch_size": str(shards)})
     return changes
 
 
