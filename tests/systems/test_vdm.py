@@ -17,6 +17,7 @@ MILLIONS = {
     "kinetics600": 1168.4,
     "moving_shapes": 1.32,
     "t2v_large": 1304.6,
+    "t2v_5b": 5155.97,
     "t2v_small": 375.47,
     "ucf101": 1168.4,
 }
