@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = ">=0.10"
+# libtpu of the version that JAX asks for: it compiles for TPUs on machines without any.
+TPU_COMPILER = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
 setup(
     name="vdm_jax",
@@ -47,10 +49,9 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda13]{JAX}"],
         "eval": ["scipy>=1.14"],
-        # The compiler for TPUs of the version that JAX asks for, on a machine without any.
-        "compile": [f"jax[tpu]{JAX}"],
+        "compile": [TPU_COMPILER],
         "test": [
-            f"jax[tpu]{JAX}",
+            TPU_COMPILER,
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "beartype>=0.20",
