@@ -32,44 +32,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vdm_jax import video_io
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 EVERY = 5  # updates from checkpoint to checkpoint
 STOPPED = 75  # the exit status that asks for the same command again
 PATIENCE = 300  # seconds for anything that a process is waited for
-
-CONFIG = """
-from vdm_jax.systems import vdm
-
-def get_config():
-    config = vdm.default_config()
-    config.device = "cpu"
-    config.model.channels = 8
-    config.model.channel_mult = (1,)
-    config.model.num_res_blocks = 1
-    config.model.attention_levels = ()
-    config.model.head_dim = 4
-    config.model.norm_groups = 2
-    config.model.patch_size = 4
-    config.model.dtype = "float32"
-    config.text.encoder = "words"
-    config.text.max_length = 6
-    config.text.vocabulary_size = 8
-    config.data.name = "video_folder"
-    config.data.data_dir = {videos!r}
-    config.data.num_frames = 4
-    config.data.image_size = 8
-    config.data.workers = 0
-    config.train.steps = {steps}
-    config.train.batch_size = 2
-    config.train.warmup_steps = 2
-    config.train.log_every = 1
-    config.train.sample_every = 0
-    config.checkpoint.every = {every}
-    config.checkpoint.keep = 2
-    return config
-"""
 
 
 class SoakError(RuntimeError):
@@ -95,7 +63,7 @@ def soak(
 ) -> list[str]:
     """Both runs, in `folder`; what differs at the end. Raises SoakError."""
     folder = Path(folder)
-    config = write_config(folder, steps)
+    config = tiny.write_config(folder, steps, every=EVERY, keep=2)
     peace = Run(folder, config, "peace")
     peace.finish()
     report(f"left in peace: {peace.latest()} updates; the first after {peace.begun:.1f} s")
@@ -262,21 +230,6 @@ def read_losses(log: Path) -> dict[int, tuple[float, float]]:
     """(loss, gradient norm) of the updates in a log. Lines that a kill took away are not there."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
-
-
-def write_config(folder: Path, steps: int) -> Path:
-    """Three videos and a configuration file that trains on them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, color in enumerate(("red", "blue", "green")):
-        video = np.zeros((6, 8, 8, 3), np.uint8)
-        for frame in range(6):
-            video[frame, 2:5, frame : frame + 3, index] = 255
-        name = folder / "videos" / f"{color}.mp4"
-        video_io.write_mp4(name, video, min_size=8)
-        name.with_suffix(".txt").write_text(f"a {color} square")
-    config = folder / "tiny.py"
-    config.write_text(CONFIG.format(videos=str(folder / "videos"), steps=steps, every=EVERY))
-    return config
 
 
 def main(arguments: list[str]) -> int:

@@ -1,55 +1,10 @@
-"""A configuration whose training takes seconds, on real video files."""
+"""The configuration that the command lines are tested with."""
 
-import numpy as np
 import pytest
 
-from vdm_jax import video_io
-
-CONFIG = """
-from vdm_jax.systems import vdm
-
-def get_config():
-    config = vdm.default_config()
-    config.device = "cpu"
-    config.model.channels = 8
-    config.model.channel_mult = (1,)
-    config.model.num_res_blocks = 1
-    config.model.attention_levels = ()
-    config.model.head_dim = 4
-    config.model.norm_groups = 2
-    config.model.embedding_dim = 32
-    config.model.patch_size = 4
-    config.model.dtype = "float32"
-    config.text.encoder = "words"
-    config.text.max_length = 6
-    config.text.vocabulary_size = 8
-    config.data.name = "video_folder"
-    config.data.data_dir = {videos!r}
-    config.data.num_frames = 4
-    config.data.image_size = 8
-    config.data.workers = 0
-    config.train.steps = 100_000
-    config.train.batch_size = 2
-    config.train.warmup_steps = 2
-    config.train.log_every = 1
-    config.train.sample_every = 0
-    config.checkpoint.every = 100_000
-    config.sample.sampler = "ddim"
-    config.sample.steps = 2
-    return config
-"""
+from tests import tiny
 
 
 @pytest.fixture(scope="session")
 def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for index, color in enumerate(("red", "blue", "green")):
-        video = np.zeros((6, 8, 8, 3), np.uint8)
-        for frame in range(6):
-            video[frame, 2:5, frame : frame + 3, index] = 255
-        name = folder / "videos" / f"{color}.mp4"
-        video_io.write_mp4(name, video, min_size=8)
-        name.with_suffix(".txt").write_text(f"a {color} square")
-    path = folder / "tiny.py"
-    path.write_text(CONFIG.format(videos=str(folder / "videos")))
-    return path
+    return tiny.write_config(tmp_path_factory.mktemp("data"))
