@@ -98,6 +98,19 @@ def test_shape_and_scale():
     assert output.dtype == np.float32 and output.std() > 0.1
 
 
+def test_the_layout_of_folded_arrays_changes_nothing():
+    """Frames and pixels folded in two blocks, as where each half is on another device."""
+    inputs = make_inputs(frames=2, images=2)
+    blocks = NETWORK.clone(layout=layers.Layout(blocks=2))
+    close(apply(*inputs, network=blocks, num_images=2), apply(*inputs, num_images=2))
+    x = jnp.arange(24.0).reshape(2, 4, 3)
+    layout = layers.Layout(blocks=2)
+    np.testing.assert_array_equal(layout.unfold(layout.fold(x), 4), x)
+    assert layout.fold(x)[2, 0] == x[1, 0, 0]  # block 0 of both clips comes first
+    with pytest.raises(ValueError, match="frames and images = 3 must be a multiple of 2"):
+        jax.eval_shape(blocks.init, jax.random.key(0), *make_inputs())
+
+
 def test_starts_at_zero():
     output, _ = jax.jit(SMALL.init_with_output)(jax.random.key(0), *make_inputs())
     assert not output.any()

@@ -30,11 +30,13 @@ class Processes:
       coordinator: "host:port" of the first process.
       count: number of processes.
       index: which of them this is, from 0.
+      local_devices: which of the machine's GPUs are this process's.
     """
 
     coordinator: str | None = None
     count: int | None = None
     index: int | None = None
+    local_devices: tuple[int, ...] | None = None
 
 
 def find(
@@ -72,7 +74,7 @@ def find(
             )
         return Processes(**given)
     if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        return Processes()
+        return Processes(local_devices=_slurm_gpus(environment))
     platforms = environment.get("JAX_PLATFORMS") or "tpu"
     has_tpu = topology.on_tpu_host() and importlib.util.find_spec("libtpu") is not None
     return Processes() if "tpu" in platforms and has_tpu else None
@@ -88,10 +90,23 @@ def initialize(processes: Processes | None) -> None:
             processes.coordinator,
             processes.count,
             processes.index,
+            processes.local_devices,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
         raise DistributedError(f"the processes of this run did not meet: {error}") from error
+
+
+def _slurm_gpus(environment: Mapping[str, str]) -> tuple[int, ...] | None:
+    """All GPUs of the node, where one task has it to itself: JAX would give it the first only."""
+    tasks = environment.get(
+        "SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "")
+    )
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    alone = tasks.split("(")[0] == "1"
+    if not (alone and gpus.isdigit()) or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    return tuple(range(int(gpus)))
 
 
 def _number(name: str, given: int | None, environment: Mapping[str, str]) -> int | None:
