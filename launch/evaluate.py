@@ -1,6 +1,7 @@
 """Scores a model on the embedded data set: samples held-out captions and lets the judge read them.
 
     python -m launch.evaluate --workdir=DIR [--num_samples=128] [--steps=64] [--guidance=2]
+        [--sampler=NAME] [--grid=GRID]
 
 The captions are those of the split `held_out`, which training never shows, in turn. The judge
 measures colour, shape and direction from the pixels; `all` is the share of samples with every one
@@ -24,6 +25,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--guidance", type=float, default=2.0, metavar="G", help="scale; 1 = none (default 2)"
     )
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="as of launch.sample (default: the model's configuration)"
+    )
+    parser.add_argument(
+        "--grid", metavar="GRID", help="as of launch.sample (default: the model's configuration)"
+    )
     number("--batch_size", help="samples computed at once (default: the model's configuration)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON only")
@@ -37,8 +44,11 @@ def main(arguments: list[str]) -> int:
     from rich.table import Table
 
     from vdm_jax.data import moving_shapes
+    from vdm_jax.diffusion import grids
     from vdm_jax.evaluation import judge
 
+    grid = "time" if options.grid is None else grids.parse_grid(options.grid)
+    steps = options.steps if isinstance(grid, str) else len(grid) - 1
     model = launch.load_model(options)
     if model.config.data.name != "moving_shapes":
         raise ValueError(
@@ -48,7 +58,11 @@ def main(arguments: list[str]) -> int:
     captions = moving_shapes.captions("held_out", objects)
     prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
     sampler = model.sampler(
-        steps=options.steps, guidance=options.guidance, batch_size=options.batch_size
+        steps=options.steps,
+        guidance=options.guidance,
+        sampler=options.sampler,
+        grid=options.grid,
+        batch_size=options.batch_size,
     )
     batches = -(-len(prompts) // min(sampler.batch_size, len(prompts)))
     quiet = options.json or jax.process_index() != 0
@@ -62,7 +76,9 @@ def main(arguments: list[str]) -> int:
         return 0
     scores = {name: float(value) for name, value in judge.score(videos, prompts).items()}
     scores["n"] = len(prompts)
-    scores |= {"steps": options.steps, "guidance": options.guidance, "seconds": round(seconds, 1)}
+    scores |= {"steps": steps, "guidance": options.guidance, "seconds": round(seconds, 1)}
+    given = {"sampler": options.sampler, "grid": options.grid}
+    scores |= {name: value for name, value in given.items() if value is not None}
     if options.json:
         print(json.dumps(scores))
         return 0
@@ -73,7 +89,10 @@ def main(arguments: list[str]) -> int:
         table.add_column(name, justify="right")
     table.add_row(*(f"{scores[name]:.1%}" for name in ("color", "shape", "direction", "all")))
     Console().print(table)
-    print(f"sampling took {seconds:.0f} s ({options.steps} steps, guidance {options.guidance:g})")
+    print(
+        f"sampling took {seconds:.0f} s ({steps} steps"
+        f"{f' of {options.sampler}' if options.sampler else ''}, guidance {options.guidance:g})"
+    )
     return 0
 
 

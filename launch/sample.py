@@ -32,9 +32,29 @@ def main(arguments: list[str]) -> int:
     number("--num_samples", default=1, help="samples of each prompt (default 1)")
     number("--steps", help="denoising steps*")
     parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 = none*")
-    parser.add_argument("--sampler", metavar="NAME", help="ddim or ancestral*")
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="ddim, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, heun, flow_euler, "
+        "flow_midpoint, flow_heun or distilled*",
+    )
+    parser.add_argument(
+        "--grid",
+        metavar="GRID",
+        help="spacing of the steps: time, logsnr, karras, trailing, leading; or increasing "
+        "log-SNRs: --grid=-8,-2,0,2,inf*",
+    )
     parser.add_argument(
         "--eta", type=float, metavar="X", help="of ddim: 0 deterministic to 1 ancestral*"
+    )
+    parser.add_argument(
+        "--churn", type=float, metavar="X", help="of euler and heun: noise added, 0 = none*"
+    )
+    parser.add_argument(
+        "--corrector",
+        type=float,
+        metavar="X",
+        help="step of a Langevin corrector after each step: 0.1 in VDM, 0 = none*",
     )
     number("--num_frames", help="frames of a video (default: as trained)")
     number("--batch_size", help="samples computed at once*")
@@ -60,14 +80,20 @@ def main(arguments: list[str]) -> int:
         steps=options.steps,
         guidance=options.guidance,
         sampler=options.sampler,
+        grid=options.grid,
         eta=options.eta,
+        churn=options.churn,
+        corrector=options.corrector,
         num_frames=options.num_frames,
         batch_size=options.batch_size,
     )
     model.stage.encode_prompts(prompts)  # an unknown word is told before anything is compiled
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
     if jax.process_index() == 0:
-        print(f"{len(repeated)} samples, {sampler.steps} steps, guidance {sampler.guidance:g}")
+        print(
+            f"{len(repeated)} samples, {sampler.steps} steps of {sampler.sampler}, "
+            f"guidance {sampler.guidance:g}"
+        )
 
     out = Path(options.out)
     fps = model.config.data.fps or 8

@@ -243,6 +243,14 @@ _RULES = {
     "sample.steps": _COUNT,
     "sample.eta": _FRACTION,
     "sample.gamma": _FRACTION,
+    "sample.rho": _POSITIVE,
+    "sample.sigma_min": _POSITIVE,
+    "sample.sigma_max": _POSITIVE,
+    "sample.churn": _NOT_NEGATIVE,
+    "sample.churn_min": _NOT_NEGATIVE,
+    "sample.churn_max": _NOT_NEGATIVE,
+    "sample.churn_noise": _NOT_NEGATIVE,
+    "sample.corrector": _Number(low=0, high=2, open_high=True),
     "sample.batch_size": _COUNT,
 }
 

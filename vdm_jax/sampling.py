@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from vdm_jax.diffusion import guidance, samplers
+from vdm_jax.diffusion import grids, guidance, samplers
 from vdm_jax.parallel import sharding
 from vdm_jax.stage import to_uint8
 
@@ -23,7 +23,8 @@ Callback = Callable[[int, int], None]
 
 THRESHOLDS = ("none", "static", "dynamic")
 # What each step rule takes from a configuration, which lists the fields of all of them.
-_RULE_FIELDS = {"ddim": ("eta",), "ancestral": ("gamma",)}
+_CHURN = ("churn", "churn_min", "churn_max", "churn_noise", "steps")
+_RULE_FIELDS = {"ddim": ("eta",), "ancestral": ("gamma",), "euler": _CHURN, "heun": _CHURN}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,17 @@ class Sampler:
     Attributes:
       stage: what is sampled.
       sampler: name of the step rule, see `diffusion.samplers.make_rule`.
-      steps: number of denoising steps.
+      steps: number of denoising steps; of an explicit `grid`, what that has.
+      grid: the log-SNRs that are stepped through: a spacing of `diffusion.grids.logsnr_grid`
+        (time, logsnr, karras, trailing, leading), or increasing log-SNRs, as numbers or as text.
+      rho: of the grid "karras".
+      sigma_min, sigma_max: of the grids "karras" and "logsnr", their range in noise over signal.
       guidance: classifier-free guidance g: ε_null + g (ε_cond − ε_null); 1 = no guidance.
       eta: of "ddim", 0 deterministic to 1 ancestral.
       gamma: of "ancestral", 0 lower to 1 upper bound of the variance.
+      churn, churn_min, churn_max, churn_noise: of "euler" and "heun": the noise added over all
+        steps, where (in noise over signal), and its factor; churn 0 is deterministic.
+      corrector: δ of VDM's Langevin step after each step, 0.1 in the paper; 0 = none.
       threshold: of x̂ at each step: none, static (clipped to [-1, 1]) or dynamic (by percentile).
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames: frames of a sample, None = as trained.
@@ -48,8 +56,17 @@ class Sampler:
     sampler: str = "ddim"
     steps: int = 64
     guidance: float = 1.0
+    grid: str | Sequence[float | int] = "time"
+    rho: float = 7.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
     eta: float = 0.0
     gamma: float = 0.3
+    churn: float = 0.0
+    churn_min: float = 0.05
+    churn_max: float = 50.0
+    churn_noise: float = 1.003
+    corrector: float = 0.0
     threshold: str = "static"
     batch_size: int = 16
     num_frames: int | None = None
@@ -64,7 +81,14 @@ class Sampler:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}: must be at least 1")
-        _ = self.rule  # an unknown sampler, or a value out of its range, is told here
+        grid = grids.parse_grid(self.grid)
+        object.__setattr__(self, "grid", grid)
+        if not isinstance(grid, str):
+            object.__setattr__(self, "steps", len(grid) - 1)
+        # An unknown sampler, a value out of its range and steps that the grid cannot have are told
+        # here.
+        _ = self.rule
+        jax.eval_shape(self.logsnrs)
 
     @classmethod
     def from_config(cls, stage, sample, **changes) -> "Sampler":
@@ -85,7 +109,23 @@ class Sampler:
     def rule(self) -> Any:
         """The step rule."""
         names = _RULE_FIELDS.get(self.sampler, ())
-        return samplers.make_rule(self.sampler, **{name: getattr(self, name) for name in names})
+        rule = samplers.make_rule(self.sampler, **{name: getattr(self, name) for name in names})
+        if self.corrector == 0.0:
+            return rule
+        return samplers.Corrector(rule=rule, delta=self.corrector)
+
+    def logsnrs(self) -> Float[Array, "steps_plus_1"]:
+        """The log-SNRs that are stepped through."""
+        if not isinstance(self.grid, str):
+            return jnp.asarray(self.grid, jnp.float32)
+        return grids.logsnr_grid(
+            self.stage.process.schedule,
+            self.steps,
+            spacing=self.grid,
+            rho=self.rho,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+        )
 
     def denoiser(self, params: PyTree) -> Any:
         """The stage's Denoiser under guidance and thresholding."""
@@ -167,7 +207,7 @@ class Sampler:
                 steps_key,
                 self.denoiser(params),
                 self.rule,
-                samplers.logsnr_grid(self.stage.process.schedule, self.steps),
+                self.logsnrs(),
                 noise,
                 jax.tree.map(lambda leaf: leaf[None], cond),
                 callback,

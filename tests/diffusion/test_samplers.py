@@ -1,16 +1,35 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion import samplers, schedules
+from vdm_jax.diffusion import samplers, schedules, solvers
 from vdm_jax.diffusion.predictions import to_prediction
-from vdm_jax.diffusion.samplers import DDIM, Ancestral, logsnr_grid, make_rule, sample
+from vdm_jax.diffusion.samplers import (
+    DDIM,
+    Ancestral,
+    Corrector,
+    Distilled,
+    logsnr_grid,
+    make_rule,
+    sample,
+)
 from vdm_jax.diffusion.schedules import alpha_sigma
 
 RULES = [DDIM(), DDIM(form="angular"), DDIM(eta=0.7), Ancestral(), Ancestral(gamma=1.0)]
+# The rest of `samplers.RULES`, which `test_solvers.py` holds to the papers' formulas.
+SOLVERS = [
+    solvers.DPMPP2M(),
+    solvers.DPMPP2MSDE(),
+    solvers.DPMPP2S(),
+    solvers.Euler(),
+    solvers.Heun(),
+    solvers.FlowEuler(),
+    solvers.FlowHeun(),
+    Distilled(),
+    Corrector(rule=DDIM()),
+]
+MORE = [solvers.Euler(churn=0.5), solvers.Heun(churn=0.5), solvers.FlowMidpoint()]
 VARIANCE = 0.25
 
 
@@ -69,7 +88,7 @@ def test_ddim_step_is_equation_twelve(eta):
     np.testing.assert_allclose(out.var(), variance, rtol=5 * np.sqrt(2 / n), atol=1e-9)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", RULES + SOLVERS, ids=repr)
 def test_the_step_to_clean_data_returns_x_exactly(rule):
     z = noise(4, 3)
     out, x = one_step(rule, z, -1.0, np.inf)
@@ -77,7 +96,7 @@ def test_the_step_to_clean_data_returns_x_exactly(rule):
 
 
 @pytest.mark.parametrize("level", [-np.inf, -20.0, 0.0, 20.0, np.inf])
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", RULES + SOLVERS + MORE, ids=repr)
 def test_a_step_of_no_length_changes_nothing(rule, level):
     z = noise(4, 3)
     np.testing.assert_allclose(one_step(rule, z, level, level)[0], z, atol=1e-6)
@@ -87,7 +106,7 @@ def scans(jaxpr):
     return [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
 
 
-@pytest.mark.parametrize("rule", RULES[:1] + RULES[3:4], ids=repr)
+@pytest.mark.parametrize("rule", RULES[:1] + RULES[3:4] + SOLVERS + MORE, ids=repr)
 def test_sampling_is_one_scan_that_stacks_nothing(rule):
     grid = logsnr_grid(schedules.CosineSchedule(), 50)
     jaxpr = jax.make_jaxpr(lambda key, grid, z: sample(key, denoiser, rule, grid, z))(
@@ -149,64 +168,19 @@ def test_condition_reaches_the_denoiser_in_every_step():
     np.testing.assert_allclose(out, np.tile(mean[:, None], (1, 3)), atol=1e-6)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Multistep:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): a rule with a state, of second order."""
-
-    def init(self, z):
-        return {"x": jnp.zeros_like(z), "h": jnp.float32(0)}
-
-    def step(self, key, denoise, z, state, logsnr_t, logsnr_s):
-        x = denoise(z, logsnr_t).x
-        (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(logsnr_t), alpha_sigma(logsnr_s)
-        h = 0.5 * (logsnr_s - logsnr_t)
-        slope = jnp.where(state["h"] > 0, h / jnp.maximum(2 * state["h"], 1e-9), 0.0)
-        extrapolated = x + slope * (x - state["x"])
-        z = sigma_s / sigma_t * z - alpha_s * jnp.expm1(-h) * extrapolated
-        return z, {"x": x, "h": h}
-
-
-def test_rules_with_a_state_fit_and_keep_their_order():
-    # DDIM is of first order and the multistep rule of second on the same grids.
-    assert isinstance(Multistep(), samplers.Rule)
-    alpha, sigma = (float(c) for c in alpha_sigma(jnp.float32(4.0)))
-    errors = {}
-    for rule in (DDIM(), Multistep()):
-        for steps in (16, 32, 64):
-            grid = jnp.linspace(-4.0, 4.0, steps + 1)
-            out = jax.jit(lambda g, z, r=rule: sample(jax.random.key(0), denoiser, r, g, z))(
-                grid, jnp.ones((1, 1))
-            )
-            start, end = (
-                np.sqrt(a**2 * VARIANCE + s**2) for a, s in ((sigma, alpha), (alpha, sigma))
-            )
-            errors[rule, steps] = abs(float(out[0, 0]) - end / start)  # the exact flow is linear
-    for rule, order in ((DDIM(), 1), (Multistep(), 2)):
-        slope = np.log2(errors[rule, 16] / errors[rule, 64]) / 2
-        assert abs(slope - order) < 0.25, (rule, slope)
-
-
-def test_grids():
-    schedule = schedules.EDMSchedule()
-    np.testing.assert_allclose(
-        logsnr_grid(schedule, 4, "schedule"), schedule(jnp.linspace(1, 0, 5)), rtol=1e-6
-    )
-    clean = logsnr_grid(schedule, 4)
-    np.testing.assert_allclose(clean[:-1], schedule(jnp.array([1, 0.75, 0.5, 0.25])), rtol=1e-5)
-    assert clean[-1] == np.inf
-    edm = logsnr_grid(schedule, 4, "append")
-    np.testing.assert_allclose(edm[:-1], schedule(jnp.array([1, 2 / 3, 1 / 3, 0])), rtol=1e-5)
-    assert edm[-1] == np.inf
-    assert logsnr_grid(schedule, 1).shape == (2,)
-    assert logsnr_grid(schedule, 1, "append").shape == (2,)
-    assert np.all(np.diff(clean) > 0)
+def test_every_rule_has_a_name_and_the_interface():
+    assert {type(rule) for rule in RULES + SOLVERS + MORE} == {
+        *samplers.RULES.values(),
+        Corrector,
+    }
+    assert all(isinstance(rule, samplers.Rule) for rule in RULES + SOLVERS + MORE)
 
 
 def test_bad_settings_are_refused():
     assert make_rule("ddim", eta=0.5) == DDIM(eta=0.5)
     assert make_rule("ancestral") == Ancestral(gamma=0.3)
-    with pytest.raises(ValueError, match=r"sampler='euler' is unknown; allowed: ddim, ancestral"):
-        make_rule("euler")
+    with pytest.raises(ValueError, match=r"sampler='rk4' is unknown; allowed: ddim, ancestral"):
+        make_rule("rk4")
     with pytest.raises(ValueError, match=r"no field gamma; allowed: eta, form"):
         make_rule("ddim", gamma=0.3)
     with pytest.raises(ValueError, match=r"eta=1\.5 must be in \[0, 1\]"):
@@ -215,9 +189,20 @@ def test_bad_settings_are_refused():
         DDIM(form="polar")
     with pytest.raises(ValueError, match=r"gamma=-0\.1"):
         Ancestral(gamma=-0.1)
-    with pytest.raises(ValueError, match="steps=0"):
-        logsnr_grid(schedules.CosineSchedule(), 0)
-    with pytest.raises(ValueError, match=r"end='zero'.*clean, append, schedule"):
-        logsnr_grid(schedules.CosineSchedule(), 4, "zero")
+    assert make_rule("heun", churn=2.0, steps=4) == solvers.Heun(churn=2.0, steps=4)
+    with pytest.raises(ValueError, match=r"no field eta; allowed: none"):
+        make_rule("dpmpp_2m", eta=0.5)
+    with pytest.raises(ValueError, match=r"Heun: churn=-1\.0 must be at least 0"):
+        make_rule("heun", churn=-1.0)
+    with pytest.raises(ValueError, match=r"churn_min=3\.0, churn_max=2\.0 must satisfy"):
+        make_rule("euler", churn_min=3.0, churn_max=2.0)
+    with pytest.raises(ValueError, match=r"churn_noise=-1\.0"):
+        make_rule("euler", churn_noise=-1.0)
+    with pytest.raises(ValueError, match=r"steps=0"):
+        make_rule("euler", steps=0)
+    with pytest.raises(ValueError, match=r"delta=2\.0 must be in \[0, 2\)"):
+        Corrector(rule=DDIM(), delta=2.0)
+    with pytest.raises(ValueError, match="'distilled' takes no corrector"):
+        Corrector(rule=Distilled())
     with pytest.raises(ValueError, match=r"shape \(1,\)"):
         sample(jax.random.key(0), denoiser, DDIM(), jnp.zeros(1), jnp.zeros((1, 1)))

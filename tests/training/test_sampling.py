@@ -10,6 +10,8 @@ import safetensors
 
 from vdm_jax import config as config_lib
 from vdm_jax import pretrained, sampling, systems
+from vdm_jax.diffusion import samplers, solvers
+from vdm_jax.systems import vdm
 from vdm_jax.training import checkpoints, loop
 
 PROMPTS = ["red left", "green right", "red right", "green left", "red left"]
@@ -72,10 +74,81 @@ def test_settings_are_checked(stage, make_config):
         sampling.Sampler(stage=stage, threshold="hard")
     with pytest.raises(ValueError, match="steps = 0"):
         sampling.Sampler(stage=stage, steps=0)
-    with pytest.raises(ValueError, match="euler"):
-        sampling.Sampler(stage=stage, sampler="euler")
+    with pytest.raises(ValueError, match="rk4"):
+        sampling.Sampler(stage=stage, sampler="rk4")
+    with pytest.raises(ValueError, match="grid='cosine' is unknown"):
+        sampling.Sampler(stage=stage, grid="cosine")
+    with pytest.raises(ValueError, match="sigma_min < sigma_max"):
+        sampling.Sampler(stage=stage, grid="karras", sigma_min=9.0, sigma_max=1.0)
+    with pytest.raises(ValueError, match="Heun: churn"):
+        sampling.Sampler(stage=stage, sampler="heun", churn=-1.0)
+    with pytest.raises(ValueError, match=r"Corrector: delta=-0\.1"):
+        sampling.Sampler(stage=stage, corrector=-0.1)
+    with pytest.raises(ValueError, match="'distilled' takes no corrector"):
+        sampling.Sampler(stage=stage, sampler="distilled", corrector=0.1)
     sampler = sampling.Sampler.from_config(stage, make_config().sample, steps=None, guidance=3.0)
     assert (sampler.steps, sampler.guidance, sampler.sampler) == (2, 3.0, "ddim")
+
+
+def test_a_configuration_chooses_rule_and_grid(stage):
+    # A model that was saved before these fields were there has the defaults of `Sampler`, which
+    # are those of a new configuration.
+    old = {"sampler": "ddim", "steps": 4, "guidance": 2.0, "eta": 0.0, "gamma": 0.3}
+    sampler = sampling.Sampler.from_config(stage, old)
+    schedule = stage.process.schedule
+    np.testing.assert_array_equal(sampler.logsnrs(), samplers.logsnr_grid(schedule, 4))
+    assert sampler.rule == samplers.DDIM()
+    defaults = vdm.default_config().sample
+    for name in set(defaults) - {"sampler", "steps"}:
+        assert getattr(sampling.Sampler(stage=stage), name) == defaults[name], name
+
+    new = {"sampler": "heun", "grid": "karras", "steps": 4, "rho": 5.0, "churn": 2.0}
+    sampler = sampling.Sampler.from_config(stage, new, corrector=0.1)
+    heun = solvers.Heun(churn=2.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003, steps=4)
+    assert sampler.rule == samplers.Corrector(rule=heun, delta=0.1)
+    grid = samplers.logsnr_grid(schedule, 4, spacing="karras", rho=5.0)
+    np.testing.assert_array_equal(sampler.logsnrs(), grid)
+
+    sampler = sampling.Sampler.from_config(stage, old, grid="-8,-2,2,inf")
+    assert sampler.steps == 3
+    np.testing.assert_array_equal(sampler.logsnrs(), [-8.0, -2.0, 2.0, np.inf])
+
+
+def test_every_configured_field_of_a_rule_exists(stage):
+    for name in samplers.RULES:
+        assert isinstance(sampling.Sampler(stage=stage, sampler=name).rule, samplers.RULES[name])
+    assert sampling._RULE_FIELDS.keys() <= samplers.RULES.keys()
+
+
+def test_bad_values_of_a_configuration_are_told_before_compilation():
+    config = vdm.default_config()
+    for field, value in {"rho": "0", "sigma_max": "-1", "churn": "-1", "corrector": "2"}.items():
+        config_lib.override(config, f"sample.{field}", value)
+    with pytest.raises(config_lib.ConfigError) as error:
+        config_lib.validate(config)
+    for field in ("rho", "sigma_max", "churn", "corrector"):
+        assert f"sample.{field} = " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sampler": "dpmpp_2m_sde", "grid": "karras", "corrector": 0.1},
+        {"sampler": "heun", "grid": "logsnr", "churn": 1.0},
+        {"sampler": "distilled", "grid": (-6.0, 0.0, 4.0, float("inf"))},
+    ],
+    ids=lambda fields: fields["sampler"],
+)
+def test_videos_of_other_rules_do_not_depend_on_the_batch(stage, params, fields):
+    drawn = []
+    for size in (2, 3):
+        sampler = sampling.Sampler(stage=stage, steps=3, batch_size=size, **fields)
+        stream = sampler.stream(params, jax.random.key(7), PROMPTS[:3])
+        drawn.append(np.concatenate(list(stream)).astype(int))
+    assert drawn[0].shape == (3, 3, 4, 4, 3)
+    # Equal to rounding, which can be one level of 255.
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+    assert drawn[0].std() > 0
 
 
 @pytest.fixture

@@ -3,57 +3,30 @@
 A rule takes z from λ_t to λ_s > λ_t. With q(z_s | z_t, x) Gaussian (VDM, Ho et al. 2022, §2),
 everything follows from one number, c = 1 − e^{λ_t − λ_s}, which is also exact where a λ is
 infinite: the lower bound of the reverse variance is σ̃² = c σ_s², the upper σ²_{t|s} = c σ_t².
+
+The papers' own samplers and what wraps another rule are here, solvers of higher order in
+`solvers.py`, grids in `grids.py`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from vdm_jax.diffusion import solvers
+from vdm_jax.diffusion.grids import logsnr_grid as logsnr_grid  # samplers.logsnr_grid
 from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Denoiser
-from vdm_jax.diffusion.schedules import Schedule, alpha_sigma
-
-Denoise = Callable[[Array, Array], Prediction]
-
-
-@runtime_checkable
-class Rule(Protocol):
-    """One step of a sampler.
-
-    `state` is a pytree of arrays of fixed shapes, () if there is none: multistep rules keep their
-    earlier predictions in it. A rule may call `denoise` as often as it likes.
-    """
-
-    def init(self, z: Float[Array, "b ..."]) -> Any:
-        """The state before the first step."""
-
-    def step(
-        self,
-        key: Key[Array, ""],
-        denoise: Denoise,
-        z: Float[Array, "b ..."],
-        state: Any,
-        logsnr_t: Float[Array, ""],
-        logsnr_s: Float[Array, ""],
-    ) -> tuple[Float[Array, "b ..."], Any]:
-        """z and state at `logsnr_s`, given them at `logsnr_t`.
-
-        `denoise(z, logsnr)` takes a scalar λ. Equal λ must leave z as it is.
-        """
-
-
-def _innovation(logsnr_t: Float[Array, ""], logsnr_s: Float[Array, ""]) -> Float[Array, ""]:
-    """c = 1 − e^{λ_t − λ_s} = 1 − (α_t σ_s / (α_s σ_t))², and 0 where the two are equal."""
-    difference = jnp.where(logsnr_t == logsnr_s, 0.0, logsnr_t - logsnr_s)
-    return -jnp.expm1(difference)
+from vdm_jax.diffusion.schedules import alpha_sigma
+from vdm_jax.diffusion.solvers import Denoise, Rule, Stateless, ddim_step, innovation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDIM:
+class DDIM(Stateless):
     """DDIM (Song et al. 2021, eq. 12 and 16): z_s = α_s x̂ + √(σ_s² − η² c σ_s²) ε̂ + η √c σ_s ξ.
 
     η = 0 is deterministic and of first order, η = 1 is ancestral sampling with the lower variance.
@@ -70,9 +43,6 @@ class DDIM:
         if self.form not in ("x_eps", "angular"):
             raise ValueError(f"DDIM: form={self.form!r} is unknown; allowed: x_eps, angular")
 
-    def init(self, z: Float[Array, "b ..."]) -> tuple[()]:
-        return ()
-
     def step(
         self,
         key: Key[Array, ""],
@@ -84,7 +54,7 @@ class DDIM:
     ) -> tuple[Float[Array, "b ..."], tuple[()]]:
         prediction = denoise(z, logsnr_t)
         alpha_s, sigma_s = alpha_sigma(logsnr_s)
-        c = _innovation(logsnr_t, logsnr_s)
+        c = innovation(logsnr_t, logsnr_s)
         kept = sigma_s * jnp.sqrt(1.0 - self.eta**2 * c)
         if self.form == "x_eps":
             mean = alpha_s * prediction.x + kept * prediction.eps
@@ -101,11 +71,12 @@ class DDIM:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral:
+class Ancestral(Stateless):
     """Ancestral sampling with interpolated variance (VDM, Ho et al. 2022, §2).
 
-    z_s ~ N(μ̃(z_t, x̂), (σ̃²)^{1−γ} (σ²_{t|s})^γ): γ = 0 is the lower bound of the reverse variance,
-    γ = 1 the upper: exact for data that is a point and for white data (Ho et al. 2020, §3.2).
+    z_s ~ N(μ̃(z_t, x̂), (σ̃²)^{1−γ} (σ²_{t|s})^γ). γ = 0 is the lower bound of the reverse variance,
+    DDPM's σ² = β̃ ("fixed small"), exact for data that is a point; γ = 1 the upper, DDPM's σ² = β
+    ("fixed large"), exact for white data (Ho et al. 2020, §3.2).
     """
 
     gamma: float = 0.3
@@ -113,9 +84,6 @@ class Ancestral:
     def __post_init__(self):
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"Ancestral: gamma={self.gamma} must be in [0, 1]")
-
-    def init(self, z: Float[Array, "b ..."]) -> tuple[()]:
-        return ()
 
     def step(
         self,
@@ -129,7 +97,7 @@ class Ancestral:
         prediction = denoise(z, logsnr_t)
         alpha_s, sigma_s = alpha_sigma(logsnr_s)
         _, sigma_t = alpha_sigma(logsnr_t)
-        c = _innovation(logsnr_t, logsnr_s)
+        c = innovation(logsnr_t, logsnr_s)
         # The paper's e^{λt−λs} (α_s/α_t) z + c α_s x̂ with z = α_t x̂ + σ_t ε̂: no quotient is left.
         mean = alpha_s * prediction.x + sigma_s * jnp.sqrt(1.0 - c) * prediction.eps
         # At λ_s = +inf z_s is x itself and γ = 1 too must add nothing (DDPM, algorithm 2, line 3).
@@ -138,7 +106,107 @@ class Ancestral:
         return mean + deviation * jax.random.normal(key, z.shape, jnp.float32), state
 
 
-RULES: Mapping[str, type] = {"ddim": DDIM, "ancestral": Ancestral}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """Imagen Video's sampler for distilled models (Ho et al. 2022, Imagen Video, §2.7): stochastic.
+
+    From z at grid point i, DDIM over two steps to i + 2, then one stochastic step back by the
+    forward process, z_{i+1} ~ q(z_{i+1} | z_{i+2}); the last step is DDIM's. A rule is not told
+    the point after the next, so step i + 1 begins with the way back of step i: what a step returns
+    is DDIM's z, which is final if the grid ends there, and the state holds the prediction from
+    which the next step goes two steps far. One evaluation a step.
+    """
+
+    def init(self, z: Float[Array, "b ..."]) -> dict[str, Array]:
+        return {"x": jnp.zeros_like(z), "eps": jnp.zeros_like(z), "started": jnp.zeros((), bool)}
+
+    def step(
+        self,
+        key: Key[Array, ""],
+        denoise: Denoise,
+        z: Float[Array, "b ..."],
+        state: Any,
+        logsnr_t: Float[Array, ""],
+        logsnr_s: Float[Array, ""],
+    ) -> tuple[Float[Array, "b ..."], Any]:
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(logsnr_t), alpha_sigma(logsnr_s)
+        far = alpha_s * state["x"] + sigma_s * state["eps"]
+        # q(z_t | z_s) has the mean (α_t/α_s) z_s and the variance σ²_{t|s} = c σ_t². Only both at
+        # −inf is α_s = 0.
+        ratio = jnp.where(alpha_s > 0.0, alpha_t / jnp.where(alpha_s > 0.0, alpha_s, 1.0), 1.0)
+        c = innovation(logsnr_t, logsnr_s)
+        noise = jax.random.normal(key, z.shape, jnp.float32)
+        back = ratio * far + jnp.sqrt(c) * sigma_t * noise
+        # A step of no length neither goes two steps far nor back.
+        moved = logsnr_t != logsnr_s
+        z = jnp.where(state["started"] & moved, back, z)
+        prediction = denoise(z, logsnr_t)
+        new = {"x": prediction.x, "eps": prediction.eps, "started": jnp.ones((), bool)}
+        state = jax.tree.map(lambda fresh, old: jnp.where(moved, fresh, old), new, state)
+        return jnp.where(moved, ddim_step(prediction, logsnr_s), z), state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corrector:
+    """A Langevin step after each step of another rule (VDM, Ho et al. 2022, §2).
+
+    z_s ← z_s − ½ δ σ_s ε̂(z_s) + √δ σ_s ξ, which is Langevin dynamics with the score −ε̂/σ_s and a
+    step of δ σ_s²: the corrector of Song et al. 2021 (score SDE), with a fixed step. One more
+    evaluation a step, but none after a step to λ = +inf. For data of variance V at λ_s its own
+    error is a variance too large by the factor 1/(1 − δ σ_s²/4V).
+
+    Attributes:
+      rule: the predictor. `Distilled` does not go on from the z that it returned, so it has none.
+      delta: δ, 0.1 in the paper.
+    """
+
+    rule: Rule
+    delta: float = 0.1
+
+    def __post_init__(self):
+        if not 0.0 <= self.delta < 2.0:
+            raise ValueError(f"Corrector: delta={self.delta} must be in [0, 2)")
+        if isinstance(self.rule, Distilled):
+            raise ValueError("Corrector: the sampler 'distilled' takes no corrector")
+
+    def init(self, z: Float[Array, "b ..."]) -> Any:
+        return self.rule.init(z)
+
+    def step(
+        self,
+        key: Key[Array, ""],
+        denoise: Denoise,
+        z: Float[Array, "b ..."],
+        state: Any,
+        logsnr_t: Float[Array, ""],
+        logsnr_s: Float[Array, ""],
+    ) -> tuple[Float[Array, "b ..."], Any]:
+        rule_key, own_key = jax.random.split(key)
+        z, state = self.rule.step(rule_key, denoise, z, state, logsnr_t, logsnr_s)
+        sigma_s = alpha_sigma(logsnr_s)[1]
+
+        def corrected(z: Array) -> Array:
+            noise = jax.random.normal(own_key, z.shape, jnp.float32)
+            drift = 0.5 * self.delta * sigma_s * denoise(z, logsnr_s).eps
+            return z - drift + math.sqrt(self.delta) * sigma_s * noise
+
+        applies = (logsnr_t != logsnr_s) & (logsnr_s != jnp.inf)
+        return jax.lax.cond(applies, corrected, lambda z: z, z), state
+
+
+RULES: Mapping[str, type] = {
+    "ddim": DDIM,
+    "ancestral": Ancestral,
+    "dpmpp_2m": solvers.DPMPP2M,
+    "dpmpp_2m_sde": solvers.DPMPP2MSDE,
+    "dpmpp_2s": solvers.DPMPP2S,
+    "euler": solvers.Euler,
+    "heun": solvers.Heun,
+    "flow_euler": solvers.FlowEuler,
+    "flow_midpoint": solvers.FlowMidpoint,
+    "flow_heun": solvers.FlowHeun,
+    "distilled": Distilled,
+}
 
 
 def make_rule(name: str, **kwargs) -> Rule:
@@ -153,34 +221,10 @@ def make_rule(name: str, **kwargs) -> Rule:
     unknown = sorted(set(kwargs) - set(fields))
     if unknown:
         raise ValueError(
-            f"sampler {name!r} has no field {', '.join(unknown)}; allowed: {', '.join(fields)}"
+            f"sampler {name!r} has no field {', '.join(unknown)}; allowed: "
+            f"{', '.join(fields) or 'none'}"
         )
     return RULES[name](**kwargs)
-
-
-def logsnr_grid(
-    schedule: Schedule,
-    steps: int,
-    end: str = "clean",
-) -> Float[Array, "{steps}+1"]:
-    """The `steps` + 1 increasing log-SNRs of a sampler, uniform in the schedule's time.
-
-    Args:
-      schedule: the noise schedule.
-      steps: number of steps, at least 1.
-      end: "clean": t = 1, 1 − 1/steps, …, 1/steps, then +inf in place of t = 0, so that the last
-        step returns x̂. "append": t from 1 to 0 in steps − 1 intervals, then +inf (EDM's eq. 5).
-        "schedule": t from 1 to 0; what is returned keeps the noise of t = 0.
-    """
-    if steps < 1:
-        raise ValueError(f"logsnr_grid: steps={steps} must be at least 1")
-    if end not in ("clean", "append", "schedule"):
-        raise ValueError(f"logsnr_grid: end={end!r} is unknown; allowed: clean, append, schedule")
-    times = jnp.linspace(1.0, 0.0, steps if end == "append" else steps + 1)
-    logsnrs = schedule(times)
-    if end == "append":
-        return jnp.append(logsnrs, jnp.inf)
-    return logsnrs.at[-1].set(jnp.inf) if end == "clean" else logsnrs
 
 
 def sample(
