@@ -93,8 +93,10 @@ def losses(workdir):
 
 
 def said(out):
-    """What a process says itself: not what its communication library says."""
-    return "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]"))
+    """What a process says itself, by words that every command says: its communication library
+    prints too, from many threads into each other's lines."""
+    words = ("device:", "data:", "starting", "step ", "stopped", "samples", "sample it", ".mp4")
+    return [word for word in words if word in out]
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +126,8 @@ def test_two_processes_train_as_one(alone, together):
 
 def test_only_the_first_process_speaks_and_writes(together):
     workdir, (first, second) = together
-    assert "stopped after step 6" in first
-    assert said(second) == ""
+    assert "stopped after step 6" in first and "step " in said(first)
+    assert said(second) == []
     assert (workdir / "config.json").is_file()
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
@@ -161,7 +163,7 @@ def test_processes_sample_together(together, tmp_path):
     assert status == 0, err
     results = run("sample", 2, 2, *arguments, "--mesh=fsdp=2", f"--out={tmp_path / 'two'}")
     assert [status for status, _, _ in results] == [0, 0], results[0][2] + results[1][2]
-    assert said(results[1][1]) == ""
+    assert said(results[1][1]) == [] and ".mp4" in said(results[0][1])
     videos = []
     for name in ("one", "two"):
         assert len(list((tmp_path / name).glob("*.mp4"))) == 3
