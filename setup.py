@@ -41,6 +41,7 @@ setup(
         "pillow>=11.0",
         # Launching and reporting.
         "absl-py>=2.1",
+        "matplotlib>=3.9",
         "ml_collections>=1.0",
         "rich>=13.0",
         "tensorboardX>=2.6",

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from vdm_jax.diffusion import grids, guidance, samplers
+from vdm_jax.diffusion import conditional, grids, guidance, samplers
+from vdm_jax.diffusion.measurements import Measurement
+from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import sharding
 from vdm_jax.stage import to_uint8
 
@@ -25,6 +27,44 @@ THRESHOLDS = ("none", "static", "dynamic")
 # What each step rule takes from a configuration, which lists the fields of all of them.
 _CHURN = ("churn", "churn_min", "churn_max", "churn_noise", "steps")
 _RULE_FIELDS = {"ddim": ("eta",), "ancestral": ("gamma",), "euler": _CHURN, "heun": _CHURN}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of n videos: y = A x.
+
+    measurement: A, its arrays (a `Mask`'s) with a row a video; y: float32, a row a video, in
+    [-1, 1] where it holds pixels.
+    """
+
+    measurement: Measurement
+    y: Any
+
+
+def guided_denoiser(
+    stage, params: PyTree, scale: float | Float[Array, "b"], threshold: str
+) -> Denoiser:
+    """A stage's Denoiser under guidance and thresholding.
+
+    scale, threshold: as in `Sampler`; the scale may be one for each example.
+    """
+    return _thresholded(_guided(stage, params, scale), threshold)
+
+
+def _guided(stage, params: PyTree, scale: float | Float[Array, "b"]) -> Denoiser:
+    denoiser = stage.denoiser(params)
+    if stage.takes_guidance:
+        return guidance.distilled(denoiser, scale)
+    return guidance.classifier_free(denoiser, scale, stage.null)
+
+
+def _thresholded(denoiser: Denoiser, threshold: str) -> Denoiser:
+    if threshold == "static":
+        return guidance.static_clip(denoiser)
+    if threshold == "dynamic":
+        return guidance.dynamic_threshold(denoiser)
+    return denoiser
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +79,8 @@ class Sampler:
         (time, logsnr, karras, trailing, leading), or increasing log-SNRs, as numbers or as text.
       rho: of the grid "karras".
       sigma_min, sigma_max: of the grids "karras" and "logsnr", their range in noise over signal.
-      guidance: classifier-free guidance g: ε_null + g (ε_cond − ε_null); 1 = no guidance.
+      guidance: classifier-free guidance g: ε_null + g (ε_cond − ε_null); 1 = no guidance. A model
+        that was distilled from a guided one is told g instead.
       eta: of "ddim", 0 deterministic to 1 ancestral.
       gamma: of "ancestral", 0 lower to 1 upper bound of the variance.
       churn, churn_min, churn_max, churn_noise: of "euler" and "heun": the noise added over all
@@ -48,6 +89,10 @@ class Sampler:
       threshold: of x̂ at each step: none, static (clipped to [-1, 1]) or dynamic (by percentile).
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames: frames of a sample, None = as trained.
+      method, weight: how what is known of a video is used, see `diffusion.conditional.condition`;
+        weight None = the method's own.
+      remat: of the network, where a method differentiates it: "none", or "dots" or "full" to keep
+        less (`models.layers.remat`).
       plan: how the stage lies on a mesh, None = one device. Every process of a mesh runs the same
         calls and is given all samples.
     """
@@ -70,6 +115,9 @@ class Sampler:
     threshold: str = "static"
     batch_size: int = 16
     num_frames: int | None = None
+    method: str = "reconstruction"
+    weight: float | None = None
+    remat: str = "none"
     plan: sharding.Plan | None = None
 
     def __post_init__(self):
@@ -85,6 +133,7 @@ class Sampler:
         object.__setattr__(self, "grid", grid)
         if not isinstance(grid, str):
             object.__setattr__(self, "steps", len(grid) - 1)
+        conditional.check(self.method, self.weight)
         # An unknown sampler, a value out of its range and steps that the grid cannot have are told
         # here.
         _ = self.rule
@@ -127,20 +176,23 @@ class Sampler:
             sigma_max=self.sigma_max,
         )
 
-    def denoiser(self, params: PyTree) -> Any:
-        """The stage's Denoiser under guidance and thresholding."""
+    def denoiser_and_rule(
+        self, params: PyTree, known: "Known | None" = None
+    ) -> tuple[Denoiser, samplers.Rule]:
+        """The stage's Denoiser, guided towards what is known, and the rule that steps with it."""
         stage = self.stage
         if self.plan is not None:
             # Samples are mapped over: inside the map there is one clip, not a batch of them.
             stage = stage.with_layout(self.plan.layout(batch_axes=()))
             params = self.plan.gather(params)
-        denoiser = stage.denoiser(params)
-        denoiser = guidance.classifier_free(denoiser, self.guidance, self.stage.null)
-        if self.threshold == "static":
-            return guidance.static_clip(denoiser)
-        if self.threshold == "dynamic":
-            return guidance.dynamic_threshold(denoiser)
-        return denoiser
+        if self.remat != "none":
+            stage = dataclasses.replace(stage, network=stage.network.clone(remat=self.remat))
+        denoiser, rule = _guided(stage, params, self.guidance), self.rule
+        if known is not None:
+            denoiser, rule = conditional.condition(
+                self.method, denoiser, rule, known.measurement, known.y, weight=self.weight
+            )
+        return _thresholded(denoiser, self.threshold), rule
 
     def stream(
         self,
@@ -148,14 +200,19 @@ class Sampler:
         key: Key[Array, ""],
         prompts: Sequence[str],
         callback: Callback | None = None,
+        known: "Known | None" = None,
     ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
         """Yields videos of the prompts, in order, a batch at a time.
 
-        With a callback the compiled function cannot be kept in the persistent compilation cache.
+        known: what is known of the videos, a row a prompt. With a callback the compiled function
+        cannot be kept in the persistent compilation cache.
         Raises FloatingPointError when a sample is not finite.
         """
         if not prompts:
             raise ValueError("no prompts")
+        rows = {leaf.shape[0] for leaf in jax.tree.leaves(known)}
+        if rows - {len(prompts)}:
+            raise ValueError(f"known has {rows} rows: must be {len(prompts)}, one a prompt")
         size = self._size(min(self.batch_size, len(prompts)))
         compiled = self.compiled if callback is None else self._compile(callback)
         for start in range(0, len(prompts), size):
@@ -163,9 +220,12 @@ class Sampler:
             padded = chosen + [chosen[-1]] * (size - len(chosen))
             indices = np.arange(start, start + size, dtype=np.uint32)
             cond = dict(self.stage.encode_prompts(padded))
+            # The last prompt is repeated, and so is what is known of its video.
+            places = np.minimum(indices, len(prompts) - 1)
+            part = jax.tree.map(lambda leaf, places=places: leaf[places], known)
             if self.plan is not None:
-                indices, cond = jax.device_put((indices, cond), self.plan.batch)
-            video, finite = compiled(params, key, indices, cond)
+                indices, cond, part = jax.device_put((indices, cond, part), self.plan.batch)
+            video, finite = compiled(params, key, indices, cond, part)
             if not np.all(finite[: len(chosen)]):
                 raise FloatingPointError(
                     f"samples {start}..{start + len(chosen) - 1} are not finite: "
@@ -173,9 +233,9 @@ class Sampler:
                 )
             yield np.asarray(video[: len(chosen)])
 
-    def abstract_inputs(self) -> tuple[Any, Any, Any]:
+    def abstract_inputs(self) -> tuple[Any, Any, Any, None]:
         """Shapes and places of what `compiled` takes beside the parameters, on a mesh: the key, the
-        numbers of a batch's samples, and their condition."""
+        numbers of a batch's samples, their condition, and that nothing is known of them."""
         cond = self.stage.conditioning(self.stage.abstract_batch(self._size(self.batch_size)))
         key = jax.eval_shape(lambda: jax.random.key(0))
         indices = jax.ShapeDtypeStruct(cond["keep"].shape, jnp.uint32)
@@ -185,6 +245,7 @@ class Sampler:
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.plan.batch),
                 (indices, cond),
             ),
+            None,
         )
 
     def _size(self, wanted: int) -> int:
@@ -194,33 +255,36 @@ class Sampler:
 
     @functools.cached_property
     def compiled(self) -> Callable:
-        """(params, key, numbers of samples, condition) -> (uint8 videos, whether all is finite)."""
+        """(params, key, numbers of samples, condition, what is known of them or None) -> (uint8
+        videos, whether all is finite)."""
         return self._compile(None)
 
     def _compile(self, callback: Callback | None) -> Callable:
         def one(
-            params: PyTree, key: Key[Array, ""], index: Array, cond: PyTree
+            params: PyTree, key: Key[Array, ""], index: Array, cond: PyTree, known: PyTree
         ) -> tuple[Float[Array, "f h w c"], Array]:
             start_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
             noise = jax.random.normal(start_key, (1, *self.video_shape))
+            cond, known = jax.tree.map(lambda leaf: leaf[None], (cond, known))
+            denoiser, rule = self.denoiser_and_rule(params, known)
             video = samplers.sample(
                 steps_key,
-                self.denoiser(params),
-                self.rule,
+                denoiser,
+                rule,
                 self.logsnrs(),
                 noise,
-                jax.tree.map(lambda leaf: leaf[None], cond),
+                cond,
                 callback,
             )[0]
             return to_uint8(video), jnp.all(jnp.isfinite(video))
 
-        axes = (None, None, 0, 0)
+        axes = (None, None, 0, 0, 0)
         if self.plan is None:
             return jax.jit(jax.vmap(one, in_axes=axes))
         plan = self.plan
         return jax.jit(
             jax.vmap(one, in_axes=axes, spmd_axis_name=sharding.BATCH_AXES),
-            in_shardings=(plan.params, plan.everywhere, plan.batch, plan.batch),
+            in_shardings=(plan.params, plan.everywhere, plan.batch, plan.batch, plan.batch),
             # Whole on every process: whichever writes files has what it needs.
             out_shardings=plan.everywhere,
             compiler_options=sharding.compiler_options(plan.mesh),

@@ -36,6 +36,8 @@ class Stage:
       text_encoder: for stages with text.
       num_labels: classes, for stages with labels.
       cond_dropout: chance of the null condition in training, for guidance.
+      takes_guidance: whether the network is told the guidance scale (`cond["guidance"]`) instead of
+        being guided: it has been distilled from a guided one.
     """
 
     network: nn.Module
@@ -44,6 +46,7 @@ class Stage:
     text_encoder: TextEncoder | None = None
     num_labels: int = 0
     cond_dropout: float = 0.1
+    takes_guidance: bool = False
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Parameters (float32), drawn from `key`."""
@@ -75,7 +78,8 @@ class Stage:
 
     def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
         z = jnp.zeros((1, *self.video_shape))
-        return self.network.init(key, z, jnp.zeros(1), self._example_cond())["params"]
+        cond = self._told_guidance(self._example_cond())
+        return self.network.init(key, z, jnp.zeros(1), cond)["params"]
 
     def _example_cond(self) -> Cond:
         cond = {}
@@ -85,13 +89,15 @@ class Stage:
             cond["label"] = jnp.zeros(1, jnp.int32)
         return cond
 
+    def _told_guidance(self, cond: Cond) -> Cond:
+        """The condition of one example as the network takes it: a batch has no guidance scale."""
+        return {**cond, "guidance": jnp.ones(1)} if self.takes_guidance else cond
+
     def cost(self, image_frames: int = 0) -> list[flops.LevelCost]:
         """Parameters and operations of one evaluation of one clip, a row a level, from shapes."""
-        batch = self.abstract_batch(1, image_frames)
+        cond = self._told_guidance(self.conditioning(self.abstract_batch(1, image_frames)))
         frames, *rest = self.video_shape
-        return flops.level_table(
-            self.network, (frames + image_frames, *rest), self.conditioning(batch), image_frames
-        )
+        return flops.level_table(self.network, (frames + image_frames, *rest), cond, image_frames)
 
     def train_flops(self, image_frames: int = 0) -> int:
         """Operations that a training update needs a clip: forward, and twice that backward.

@@ -19,7 +19,7 @@ import optax
 
 from vdm_jax import sampling, systems
 from vdm_jax.parallel import sharding
-from vdm_jax.systems import vdm
+from vdm_jax.systems import distillation, vdm
 from vdm_jax.training import optimizer, state, step
 
 BATCH = 8
@@ -117,6 +117,35 @@ def sample(mesh):
     return np.concatenate(list(stream))
 
 
+def distill(mesh):
+    """One update of a student: its loss and gradients. The teacher lies on the mesh too."""
+    config = make_config()
+    ladder = distillation.default_config()
+    ladder.train.update(batch_size=BATCH, warmup_steps=0, clip_norm=0.0)
+    this = distillation.rounds(ladder.distill)[0]
+    config = distillation.round_config(config.lock(), ladder, this, "teacher")
+    teacher = systems.build(make_config())
+    stage = distillation.build_round(teacher, config, this)
+    random = np.random.default_rng(0)
+
+    def filled(of, plan):
+        shapes = jax.eval_shape(of.init, jax.random.key(0))
+        return jax.device_put(
+            jax.tree.map(lambda x: random.normal(0, 0.1, x.shape).astype(x.dtype), shapes),
+            plan.params,
+        )
+
+    plan, teacher_plan = make_plan(stage, mesh), make_plan(teacher, mesh)
+    tx = optimizer.make_optimizer(config.train)
+    current = state.from_params(filled(stage, plan), tx, plan)
+    frozen = step.Frozen(params=filled(teacher, teacher_plan), plan=teacher_plan)
+    cut = sum(any(spec) for spec in place(frozen.params))
+    update = step.make_train_step(stage, tx, config, plan, frozen)
+    current, metrics = update(current, plan.put_batch(make_batch(stage, 0), BATCH))
+    moments = optax.tree_utils.tree_get(current.opt_state, "mu")
+    return {"loss": metrics["loss"], "gradients": jax.tree.map(np.asarray, moments), "cut": cut}
+
+
 def make_plan(stage, mesh):
     count = int(np.prod(list(mesh.values())))
     return sharding.make_plan(stage, {**mesh, "min_fsdp_size": 1}, jax.devices()[:count])
@@ -144,6 +173,7 @@ def main(names):
         trained = [pool.submit(train, mesh) for mesh in (SINGLE, *meshes)]
         halves = [pool.submit(train, mesh, 2) for mesh in (SINGLE, meshes[2])]
         sampled = [pool.submit(sample, mesh) for mesh in (SINGLE, meshes[2], meshes[3])]
+        students = [pool.submit(distill, mesh) for mesh in (SINGLE, meshes[2])]
         created = pool.submit(new_params, *meshes[2].items())
         one, *others = [future.result() for future in trained]
         report = {}
@@ -154,6 +184,10 @@ def main(names):
         alone, spread = (future.result() for future in halves)
         report["created"] = difference(created.result(), new_params())
         report["accumulate"] = difference(spread["gradients"], alone["gradients"])
+        alone, spread = (future.result() for future in students)
+        keys = ("loss", "gradients")
+        report["distillation"] = {key: difference(spread[key], alone[key]) for key in keys}
+        report["distillation"]["cut"] = spread["cut"]
         alone, *spread = (future.result() for future in sampled)
         # In levels of 255: rounding to uint8 may fall either way.
         report["samples"] = [

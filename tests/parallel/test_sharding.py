@@ -60,6 +60,12 @@ def test_microbatches_are_those_of_one_device(report):
     assert report["accumulate"] < 1e-5
 
 
+def test_a_student_learns_as_on_one_device(report):
+    assert report["distillation"]["loss"] < 1e-6
+    assert report["distillation"]["gradients"] < 1e-5
+    assert report["distillation"]["cut"] > 20  # the teacher is not whole on every device
+
+
 def test_a_new_run_starts_alike_on_every_mesh(report):
     assert report["created"] == 0.0
 

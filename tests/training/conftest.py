@@ -49,6 +49,7 @@ class TinyStage:
     network: Network = Network()
     process: Process = Process()
     video_shape: tuple[int, int, int, int] = (3, 4, 4, 3)
+    takes_guidance: bool = False
 
     def init(self, key):
         cond = {"tokens": jnp.zeros((1, 2), jnp.int32)}

@@ -147,6 +147,29 @@ class Distilled:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Consistency(Stateless):
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): z_s = α_s x̂ + σ_s ξ.
+
+    For consistency models, whose x̂ is a sample from any z; of another model it is a sampler of no
+    order.
+    """
+
+    def step(
+        self,
+        key: Key[Array, ""],
+        denoise: Denoise,
+        z: Float[Array, "b ..."],
+        state: tuple[()],
+        logsnr_t: Float[Array, ""],
+        logsnr_s: Float[Array, ""],
+    ) -> tuple[Float[Array, "b ..."], tuple[()]]:
+        alpha_s, sigma_s = alpha_sigma(logsnr_s)
+        noise = jax.random.normal(key, z.shape, jnp.float32)
+        fresh = alpha_s * denoise(z, logsnr_t).x + sigma_s * noise
+        return jnp.where(logsnr_t == logsnr_s, z, fresh), state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Corrector:
     """A Langevin step after each step of another rule (VDM, Ho et al. 2022, §2).
 
@@ -206,6 +229,7 @@ RULES: Mapping[str, type] = {
     "flow_midpoint": solvers.FlowMidpoint,
     "flow_heun": solvers.FlowHeun,
     "distilled": Distilled,
+    "consistency": Consistency,
 }
 
 

@@ -19,7 +19,8 @@ Cond = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 - image_tokens (b, k, l), image_token_mask (b, k, l), image_label (b, k): those of the k images
   appended to the clip;
 - keep bool (b,): False where the condition is replaced by the null condition of guidance;
-  absent, all are kept.
+  absent, all are kept;
+- guidance float (b,): the scale of classifier-free guidance that a distilled network imitates.
 """
 
 NULL_CONDITIONS = ("learned", "zero")
@@ -35,6 +36,8 @@ class ConditionEmbedding(nn.Module):
       null_condition: what stands for a dropped condition, a learned embedding or zeros.
       frame_positions: whether the vector also says which frame of the clip it is for, by a
         sinusoidal embedding (any number of frames can be asked for).
+      guidance_embedding: whether the vector also holds the guidance scale (Meng et al. 2023, §3.1).
+        It starts at zero: a student begins as the network that it takes its weights from.
     """
 
     dim: int
@@ -43,6 +46,7 @@ class ConditionEmbedding(nn.Module):
     num_labels: int = 0
     null_condition: str = "learned"
     frame_positions: bool = False
+    guidance_embedding: bool = False
     dtype: DTypeLike = jnp.float32
     layout: layers.Layout = layers.ANYWHERE
 
@@ -66,6 +70,8 @@ class ConditionEmbedding(nn.Module):
         # Frequencies from 1 to 1/100 resolve the useful range of log-SNR, about [-20, 20].
         h = layers.sinusoidal_embedding(logsnr, self.dim, max_period=100.0)
         h = self._mlp("logsnr", h)
+        if self.guidance_embedding:
+            h = h + self._guidance(cond)
         h = h[:, None]  # b, items, dim; items are the clip and the images
         keep = cond.get("keep", jnp.ones(batch, bool))
         tokens = mask = None
@@ -92,6 +98,17 @@ class ConditionEmbedding(nn.Module):
         return layers.dense(self.dim, dtype=self.dtype, axes=second, name=f"{name}_out")(
             nn.swish(h)
         )
+
+    def _guidance(self, cond: Cond) -> Float[Array, "b dim"]:
+        if "guidance" not in cond:
+            raise ValueError(f"cond lacks guidance; it has: {', '.join(cond) or 'nothing'}")
+        scale = jnp.asarray(cond["guidance"])
+        h = layers.sinusoidal_embedding(scale, self.dim, max_period=100.0)
+        first, second = (layers.IN, layers.HIDDEN), (layers.HIDDEN, layers.OUT)
+        h = layers.dense(self.dim, dtype=self.dtype, axes=first, name="guidance_in")(h)
+        return layers.dense(
+            self.dim, dtype=self.dtype, zero=True, axes=second, name="guidance_out"
+        )(nn.swish(h))
 
     def _items(self, cond: Cond, key: str, num_images: int) -> Array:
         wanted = [key] + ([f"image_{key}"] if num_images else [])

@@ -37,7 +37,7 @@ class UNet3D(nn.Module):
       initial_kernel: size of the first convolution.
       initial_temporal: whether temporal attention follows the first convolution too.
       embedding_dim: width of the condition's embedding; 0 is 4 * channels.
-      vocab_size, max_length, num_labels, null_condition, frame_positions: see
+      vocab_size, max_length, num_labels, null_condition, frame_positions, guidance_embedding: see
         `ConditionEmbedding`.
       dtype: of the computation; parameters are float32 always.
       remat: see `layers.remat`.
@@ -66,6 +66,7 @@ class UNet3D(nn.Module):
     num_labels: int = 0
     null_condition: str = "learned"
     frame_positions: bool = False
+    guidance_embedding: bool = False
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
     layout: layers.Layout = layers.ANYWHERE
@@ -93,6 +94,7 @@ class UNet3D(nn.Module):
             num_labels=self.num_labels,
             null_condition=self.null_condition,
             frame_positions=self.frame_positions,
+            guidance_embedding=self.guidance_embedding,
             dtype=self.dtype,
             layout=self.layout,
             name="condition",

@@ -34,6 +34,8 @@ def build(config: ConfigDict) -> Stage:
         text_encoder=text_encoder,
         num_labels=model["num_labels"],
         cond_dropout=config.train.cond_dropout,
+        # Only configurations of distilled models have this field.
+        takes_guidance=model.get("guidance_embedding", False),
     )
 
 

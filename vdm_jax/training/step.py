@@ -1,5 +1,7 @@
 """One update of a stage, as one compiled function."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +18,27 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[state.TrainState, PyTree], tuple[state.TrainState, Metrics]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Parameters that a loss needs and that are not trained, such as a teacher's.
+
+    params: stored as `plan`, which is theirs, says.
+    """
+
+    params: PyTree
+    plan: sharding.Plan
+
+
 def make_train_step(
-    stage, tx: optax.GradientTransformation, config, plan: sharding.Plan
+    stage,
+    tx: optax.GradientTransformation,
+    config,
+    plan: sharding.Plan,
+    frozen: Frozen | None = None,
 ) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the state's memory is donated.
+
+    With `frozen` the loss is given its parameters too: `stage.loss(params, batch, key, frozen)`.
 
     batch: a tree of arrays with a leading batch axis of train.batch_size, placed as `plan.batch`.
     It is split into train.accumulate microbatches, one after the other, their gradients averaged.
@@ -40,11 +59,18 @@ def make_train_step(
     )
     schedule = optimizer.make_schedule(train)
     stage = stage.with_layout(plan.layout())
-    value_and_grad = jax.value_and_grad(
-        lambda params, batch, key: stage.loss(plan.gather(params), batch, key), has_aux=True
-    )
 
-    def gradients(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, Metrics]:
+    def stage_loss(params: PyTree, batch: PyTree, key: jax.Array, frozen_params: PyTree | None):
+        if frozen is None:
+            return stage.loss(plan.gather(params), batch, key)
+        return stage.loss(plan.gather(params), batch, key, frozen.plan.gather(frozen_params))
+
+    def gradients(
+        params: PyTree, batch: PyTree, key: jax.Array, frozen_params: PyTree | None
+    ) -> tuple[PyTree, Metrics]:
+        value_and_grad = jax.value_and_grad(
+            lambda params, batch, key: stage_loss(params, batch, key, frozen_params), has_aux=True
+        )
         if train.accumulate == 1:
             (loss, metrics), grads = value_and_grad(params, batch, key)
             return grads, {**metrics, "loss": loss}
@@ -66,9 +92,11 @@ def make_train_step(
         grads = jax.tree.map(lambda leaf: leaf / train.accumulate, total)
         return grads, jax.tree.map(jnp.mean, metrics)
 
-    def train_step(old: state.TrainState, batch: PyTree) -> tuple[state.TrainState, Metrics]:
+    def train_step(
+        old: state.TrainState, batch: PyTree, frozen_params: PyTree | None
+    ) -> tuple[state.TrainState, Metrics]:
         key = state.derive_key(train.seed, old.step, state.LOSS)
-        grads, metrics = gradients(old.params, batch, key)
+        grads, metrics = gradients(old.params, batch, key, frozen_params)
         grad_norm = optax.global_norm(grads)
         # One bad gradient makes the norm not finite, so this sees every leaf.
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
@@ -98,13 +126,18 @@ def make_train_step(
         return new, metrics
 
     places = state.state_shardings(stage, tx, plan)
-    return jax.jit(
-        train_step,
+    compile_step = functools.partial(
+        jax.jit,
         donate_argnums=0,
-        in_shardings=(places, plan.batch),
         out_shardings=(places, plan.everywhere),
         compiler_options=sharding.compiler_options(plan.mesh),
     )
+    if frozen is None:
+        without = functools.partial(train_step, frozen_params=None)
+        return compile_step(without, in_shardings=(places, plan.batch))
+    # An argument, not a constant of the program: it is large, and lies on many devices.
+    compiled = compile_step(train_step, in_shardings=(places, plan.batch, frozen.plan.params))
+    return lambda old, batch: compiled(old, batch, frozen.params)
 
 
 def check_batch(batch: dict[str, Any], batch_size: int) -> None:

@@ -1,0 +1,238 @@
+"""Distils a guided model into one that needs few steps and no guidance.
+
+    python -m launch.distill --config=configs/vdm/moving_shapes_distill.py --workdir=DIR
+        [--teacher=DIR] [--config.FIELD=VALUE ...]
+
+The ladder: first a student that is told the guidance scale (Meng et al. 2023), then rounds that
+halve the number of steps (Salimans & Ho 2022), then, if distill.consistency_updates is not 0,
+consistency distillation of the first student. The teacher is a working directory of launch.train, a
+.safetensors file or a shipped model (the default is the shipped one); network, process, text and
+data set are the teacher's. Running the command again goes on where it stopped, within a round too.
+
+DIR receives a working directory a round (guidance/, progressive_32/, ...), each student as
+NAME.safetensors for --model of launch.sample, and the report: report.md, report.json, curve.png,
+ladder.gif and ladder.png, the same noise in ever fewer steps.
+
+Exit status: as of launch.train.
+"""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import launch
+
+_SHOWN = 8  # clips of each model in ladder.gif
+
+
+def main(arguments: list[str]) -> int:
+    parser = launch.parser("python -m launch.distill", __doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="of the distillation")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
+    parser.add_argument(
+        "--teacher", metavar="SOURCE", help="the model to distil (default: moving_shapes)"
+    )
+    launch.add_process_arguments(parser)
+
+    from vdm_jax import config as config_lib
+
+    overrides, arguments = config_lib.split_overrides(arguments)
+    options = parser.parse_args(arguments)
+    config = config_lib.load_config(options.config, overrides)
+    if "distill" not in config:
+        raise config_lib.ConfigError(
+            f"--config={options.config}: has no section distill; "
+            "such as configs/vdm/moving_shapes_distill.py has"
+        )
+    launch.setup(config.device, options)
+
+    from vdm_jax import pretrained, systems
+    from vdm_jax.systems import distillation
+
+    ladder = distillation.rounds(config.distill)
+    source = options.teacher or pretrained.DEFAULT
+    teacher_config = pretrained.read_config(source)
+    if systems.build(teacher_config).takes_guidance:
+        raise config_lib.ConfigError(
+            f"--teacher={source}: has been distilled already; the ladder begins at a guided model"
+        )
+    workdir = Path(options.workdir)
+    for number, this in enumerate(ladder, 1):
+        say(f"round {number} of {len(ladder)}: {this.name}, {this.updates} updates")
+        this_config = distillation.round_config(teacher_config, config, this, source)
+        code = _train_round(workdir, source, teacher_config, this, this_config)
+        if code is not None:
+            return code
+    _report(workdir, source, config, ladder)
+    return 0
+
+
+def say(text: str) -> None:
+    """Prints, in the first process."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _train_round(workdir: Path, source: str, teacher_config, this, config) -> int | None:
+    """Trains one round to its end; the exit status where it was told to stop before."""
+    import jax
+    import jax.numpy as jnp
+
+    from vdm_jax import config as config_lib
+    from vdm_jax import pretrained, systems
+    from vdm_jax.data import pipeline
+    from vdm_jax.parallel import sharding
+    from vdm_jax.systems import distillation
+    from vdm_jax.training import checkpoints, loop, optimizer, step
+
+    directory = workdir / this.name
+    if checkpoints.has_checkpoint(directory):
+        done, saved = checkpoints.read_config(directory, fallback=config.checkpoint.fallback)
+        if done >= this.updates and not config_lib.resume_differences(saved, config):
+            say(f"{directory}: done before")
+            return None
+
+    before = workdir / this.teacher if this.teacher else source
+    teacher = systems.build(pretrained.read_config(before))
+    stage = distillation.build_round(teacher, config, this)
+    plan, teacher_plan = (sharding.make_plan(s, config.mesh) for s in (stage, teacher))
+    dtype = jnp.dtype(config.distill.teacher_dtype)
+
+    def read(plan, of) -> dict:
+        shapes = jax.eval_shape(of.init, jax.random.key(0))
+        abstract = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            plan.params,
+        )
+        return pretrained.read_params(before, abstract)
+
+    teacher_params = read(teacher_plan, teacher)
+
+    def initial(abstract) -> dict:
+        if teacher.takes_guidance:
+            return read(plan, stage)
+        # What the teacher lacks is the embedding of the guidance scale, which starts at zero.
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(config.train.seed))
+        return with_leaves(fresh, read(teacher_plan, teacher))
+
+    cast = jax.jit(
+        lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree),
+        out_shardings=teacher_plan.params,
+    )
+    frozen = step.Frozen(params=cast(teacher_params), plan=teacher_plan)
+    tx = optimizer.make_optimizer(config.train)
+    train = config.train
+    dataset = pipeline.make_dataset(
+        config,
+        split=config.data.split,
+        text_encoder=stage.text_encoder,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        rows=plan.rows(train.batch_size),
+        report=None,
+    )
+    # Beside the student's forward and backward, which count three, every target takes two forward.
+    flops = train.batch_size * stage.train_flops() * (1 + 2 / 3)
+    result = loop.train(
+        stage,
+        config,
+        directory,
+        dataset,
+        plan=plan,
+        fps=config.data.fps or 8,
+        initial=initial,
+        flops=flops,
+        train_step=step.make_train_step(stage, tx, config, plan, frozen),
+    )
+    if result.reason in ("SIGINT", "SIGTERM"):
+        say("the same command goes on from there")
+        return launch.PREEMPTED if result.reason == "SIGTERM" else 0
+    return None
+
+
+def with_leaves(tree: dict, leaves: dict) -> dict:
+    """`tree` with those of its leaves replaced that `leaves` has."""
+    return {
+        name: with_leaves(value, leaves[name])
+        if isinstance(value, dict) and name in leaves
+        else leaves.get(name, value)
+        for name, value in tree.items()
+    }
+
+
+def _report(workdir: Path, source: str, config, ladder) -> None:
+    """Samples and measures the teacher and every student with the same noise."""
+    import jax
+    import numpy as np
+    from rich.progress import track
+
+    from vdm_jax import pretrained, video_io
+    from vdm_jax.evaluation import ladder as ladder_lib
+
+    if jax.process_index() != 0:
+        return
+    teacher = pretrained.load(source)
+    distill = config.distill
+    captions, score = _judged(teacher)
+    prompts = list(itertools.islice(itertools.cycle(captions), distill.samples))
+    plain = {"sampler": "ddim", "eta": 0.0, "grid": "time", "corrector": 0.0}
+    plain["threshold"] = distill.threshold
+    guided = "teacher, guided"
+    entries = [(teacher, "teacher", guided, distill.teacher_steps, plain)]
+    for this in ladder:
+        student = pretrained.load(workdir / this.name)
+        pretrained.save_model(workdir / f"{this.name}.safetensors", student.params, student.config)
+        family = "consistency" if this.target == "consistency" else "progressive"
+        entries += [(student, this.name, family, steps, {}) for steps in this.sample_steps]
+    halved = [this.steps for this in ladder if this.target == "progressive"]
+    entries += [(teacher, "teacher", guided, steps, plain) for steps in halved]
+
+    rows, labels, samples = [], [], []
+    for model, name, family, steps, changes in track(entries, "measuring", transient=True):
+        row, videos = ladder_lib.measure(
+            model.sampler(guidance=distill.guidance, steps=steps, **changes),
+            model.params,
+            prompts,
+            name=name,
+            family=family,
+            score=score,
+            reference=samples[0] if samples else None,
+        )
+        rows.append(row)
+        labels.append(f"{name}, {steps} steps")
+        samples.append(videos)
+    table = ladder_lib.markdown(rows)
+    (workdir / "report.md").write_text(table)
+    ladder_lib.save(workdir / "report.json", rows)
+    ladder_lib.curve(workdir / "curve.png", rows)
+    first = np.stack([videos[0] for videos in samples])
+    video_io.contact_sheet(workdir / "ladder.png", first, labels, max_clips=len(first))
+    few = np.concatenate([videos[:_SHOWN] for videos in samples])
+    tiled = video_io.grid(video_io.enlarge(few, 64), columns=_SHOWN)
+    video_io.write_gif(workdir / "ladder.gif", tiled, fps=teacher.config.data.fps or 8)
+    print(f"{len(prompts)} samples of each, guidance {distill.guidance:g}\n\n{table}")
+    print(", ".join(str(workdir / name) for name in ("report.md", "curve.png", "ladder.gif")))
+
+
+def _judged(model) -> tuple[list[str], Callable | None]:
+    """The captions that the report samples, and what scores the samples, if anything does."""
+    from vdm_jax.data import moving_shapes
+    from vdm_jax.evaluation import judge
+
+    if model.config.data.name != "moving_shapes":
+        return list(model.config.train.sample_prompts) or [""], None
+
+    def score(videos, prompts):
+        shares = judge.score(videos, prompts)
+        return {name: float(shares[name]) for name in (*judge.FACTORS, "all")}
+
+    objects = 2 if model.config.data.config.endswith("_two") else 1
+    return moving_shapes.captions("held_out", objects), score
+
+
+if __name__ == "__main__":
+    launch.run(main)

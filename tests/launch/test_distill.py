@@ -1,0 +1,145 @@
+"""The ladder of distillation as one command, on a teacher as small as it can be."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from launch import distill
+from vdm_jax import config as config_lib
+from vdm_jax import pretrained, systems, video_io
+from vdm_jax.training import checkpoints
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "configs/vdm/moving_shapes_distill.py"
+
+
+@pytest.fixture(scope="module")
+def teacher(config_file, tmp_path_factory):
+    """A model whose output is not zero, as a file."""
+    overrides = {"text.vocabulary": "a,red,blue,square", "sample.guidance": "2.0"}
+    config = config_lib.load_config(config_file, overrides)
+    params = systems.build(config).init(jax.random.key(0))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.05 * random.normal(size=leaf.shape).astype(np.float32), params
+    )
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    return pretrained.save_model(path, params, config)
+
+
+def arguments(teacher, workdir, **changes):
+    config = pretrained.read_config(teacher)
+    values = {
+        "device": "cpu",
+        "data.data_dir": config.data.data_dir,
+        "train.batch_size": 2,
+        "train.log_every": 1,
+        "train.warmup_steps": 1,
+        "checkpoint.every": 100,
+        "distill.teacher_steps": 4,
+        "distill.end_steps": 2,
+        "distill.guidance_updates": 3,
+        "distill.updates": 2,
+        "distill.last_updates": 2,
+        "distill.consistency_updates": 2,
+        "distill.consistency_steps": 4,
+        "distill.samples": 2,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    return [f"--config={ROOT / CONFIG}", f"--teacher={teacher}", f"--workdir={workdir}", *flags]
+
+
+@pytest.fixture(scope="module")
+def preempted(teacher, tmp_path_factory):
+    """A ladder that was told to stop in its first round: (workdir, exit status, output)."""
+    workdir = tmp_path_factory.mktemp("ladder")
+    flags = arguments(teacher, workdir, distill__guidance_updates=100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "launch.distill", *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGTERM)
+    return workdir, process.wait(), "".join(lines)
+
+
+def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, teacher, capsys):
+    workdir, status, output = preempted
+    assert status == 75, output
+    assert "the same command goes on from there" in output
+    done = checkpoints.read_config(workdir / "guidance")[0]
+    assert done >= 3
+
+    flags = arguments(teacher, workdir, distill__guidance_updates=done + 1)
+    assert distill.main(flags) == 0
+    output = capsys.readouterr().out
+    assert f"step {done + 1}/{done + 1}" in output
+    assert f"step {done}/" not in output
+    names = ["guidance", "progressive_2", "consistency"]
+    assert [checkpoints.read_config(workdir / name)[0] for name in names] == [done + 1, 2, 2]
+
+    # A longer ladder trains what is new, and a report is made again.
+    flags = arguments(teacher, workdir, distill__guidance_updates=done + 1, distill__end_steps=1)
+    assert distill.main(flags) == 0
+    output = capsys.readouterr().out
+    assert output.count("done before") == 3
+    assert "round 3 of 4: progressive_1, 2 updates" in output
+
+    rows = json.loads((workdir / "report.json").read_text())
+    told = [(row["name"], row["steps"], row["evaluations"]) for row in rows]
+    assert told == [
+        ("teacher", 4, 8),
+        ("guidance", 4, 4),
+        ("progressive_2", 2, 2),
+        ("progressive_1", 1, 1),
+        ("consistency", 2, 2),
+        ("consistency", 1, 1),
+        ("teacher", 2, 4),
+        ("teacher", 1, 2),
+    ]
+    assert rows[0]["distance"] == 0 < min(row["distance"] for row in rows[1:])
+    assert all(row["seconds"] > 0 and row["scores"] == {} for row in rows)
+    table = (workdir / "report.md").read_text()
+    assert table in output
+    assert len(table.splitlines()) == 2 + len(rows)
+    assert video_io.read_video(workdir / "ladder.gif")[0].shape[0] == 4
+    assert {"curve.png", "ladder.png"} <= {path.name for path in workdir.iterdir()}
+
+    # A student is a model as any other, and needs nothing to be said about its sampling.
+    student = pretrained.load(workdir / "progressive_1.safetensors")
+    sampler = student.sampler()
+    assert (sampler.sampler, sampler.steps, sampler.guidance) == ("ddim", 1, 2.0)
+    weak, strong = (
+        student.sample(jax.random.key(0), "a red square", guidance=scale) for scale in (1.0, 4.0)
+    )
+    assert weak.shape == (1, 4, 8, 8, 3)
+    assert (weak != strong).any()
+
+    with pytest.raises(config_lib.ConfigError, match="has been distilled already"):
+        distill.main(arguments(workdir / "progressive_1.safetensors", workdir / "again"))
+
+
+def test_a_configuration_of_training_is_refused(teacher, config_file, tmp_path):
+    flags = [f"--config={config_file}", f"--teacher={teacher}", f"--workdir={tmp_path}"]
+    with pytest.raises(config_lib.ConfigError, match="has no section distill"):
+        distill.main(flags)
+
+
+def test_the_shipped_student_needs_eight_evaluations():
+    student = pretrained.load("moving_shapes_8step")
+    sampler = student.sampler()
+    assert student.stage.takes_guidance
+    assert (sampler.sampler, sampler.steps) == ("ddim", 8)

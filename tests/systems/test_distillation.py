@@ -1,0 +1,149 @@
+"""The ladder of distillation: its rounds, and a stage that learns from a teacher."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from vdm_jax import config as config_lib
+from vdm_jax import sampling, systems
+from vdm_jax.systems import distillation
+
+CONFIG = Path(__file__).parents[2] / "configs" / "vdm" / "moving_shapes_distill.py"
+
+
+def ladder(**changes):
+    overrides = {f"distill.{name}": str(value) for name, value in changes.items()}
+    return distillation.rounds(config_lib.load_config(CONFIG, overrides).distill)
+
+
+def test_rounds_halve_the_steps_and_each_learns_from_the_one_before():
+    rounds = ladder(teacher_steps=16, end_steps=2, consistency_updates=5)
+    names = ["guidance", "progressive_8", "progressive_4", "progressive_2", "consistency"]
+    assert [this.name for this in rounds] == names
+    assert [this.teacher for this in rounds] == ["", *names[:3], "guidance"]
+    assert [this.steps for this in rounds[1:4]] == [8, 4, 2]
+    assert rounds[-1].sample_steps == (8, 4, 2, 1)
+    assert ladder(consistency_updates=0)[-1].name == "progressive_1"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("teacher_steps", 48, "distill.teacher_steps = 48: must be a power of 2"),
+        ("end_steps", 128, "distill.end_steps = 128: must be at most"),
+        ("guidance_max", 0.5, "distill.guidance_max = 0.5: must be >="),
+        ("loss", "l1", "distill.loss = 'l1': must be one of v_mse"),
+        ("updates", 0, "distill.updates = 0: must be >= 1"),
+        ("teacher_dtype", "int8", "distill.teacher_dtype = 'int8'"),
+    ],
+)
+def test_values_that_are_not_allowed(field, value, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        ladder(**{field: value})
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tiny.write_config(tmp_path_factory.mktemp("tiny"))
+    return config_lib.load_config(path, {"text.vocabulary": "a,red,blue,green,square"})
+
+
+def make_stage(teacher_config, index):
+    config = config_lib.load_config(CONFIG, {"distill.teacher_steps": "4"})
+    this = distillation.rounds(config.distill)[index]
+    round_config = distillation.round_config(teacher_config, config, this, "somewhere")
+    before = teacher_config
+    if this.teacher:
+        first = distillation.rounds(config.distill)[0]
+        before = distillation.round_config(teacher_config, config, first, "somewhere")
+    return distillation.build_round(systems.build(before), round_config, this)
+
+
+def shaken(params, seed):
+    """Parameters none of which is zero, as after training."""
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(
+        structure, [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    )
+
+
+@pytest.fixture(scope="module")
+def guided(teacher):
+    """The stage of the first round, its parameters, the teacher's."""
+    stage = make_stage(teacher, 0)
+    params = stage.init(jax.random.key(0))
+    return stage, params, shaken(stage.teacher.init(jax.random.key(1)), 2)
+
+
+def batch_of(stage):
+    video = np.random.default_rng(0).integers(0, 256, (4, *stage.video_shape), np.uint8)
+    cond = stage.encode_prompts(["a red square", "a blue square", "a green square", "red"])
+    batch = {"video": video, "tokens": cond["tokens"], "token_mask": cond["token_mask"]}
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def test_a_student_begins_as_its_teacher_at_any_guidance(guided):
+    stage, params, teacher_params = guided
+    both = {**params, **{k: v for k, v in teacher_params.items() if k != "condition"}}
+    both["condition"] = {**params["condition"], **teacher_params["condition"]}
+    assert set(params["condition"]) - set(teacher_params["condition"]) == {
+        "guidance_in",
+        "guidance_out",
+    }
+    z = jax.random.normal(jax.random.key(3), (2, *stage.video_shape))
+    cond = jax.tree.map(jnp.asarray, stage.encode_prompts(["a red square", "blue"]))
+    expected = stage.teacher.denoiser(teacher_params)(z, jnp.zeros(2), cond).x
+    student = jax.jit(
+        lambda scale: sampling.guided_denoiser(stage, both, scale, "none")(z, jnp.zeros(2), cond).x
+    )
+    for scale in (1.0, 3.0):
+        np.testing.assert_allclose(student(scale), expected, atol=1e-5)
+    # Once trained it does hear the scale.
+    both["condition"]["guidance_out"] = shaken(both["condition"]["guidance_out"], 4)
+    heard = jax.jit(
+        lambda scale: sampling.guided_denoiser(stage, both, scale, "none")(z, jnp.zeros(2), cond).x
+    )
+    assert np.abs(heard(1.0) - heard(3.0)).max() > 1e-4
+
+
+@pytest.mark.parametrize("target", distillation.TARGETS)
+def test_every_target_trains_the_student_and_not_the_teacher(teacher, guided, target):
+    index = {"guidance": 0, "progressive": 1, "consistency": -1}[target]
+    stage = make_stage(teacher, index)
+    assert stage.target == target
+    params = shaken(stage.init(jax.random.key(0)), 5)
+    teacher_params = guided[2] if target == "guidance" else shaken(params, 6)
+    loss = jax.jit(
+        jax.value_and_grad(lambda p, t: stage.loss(p, batch_of(stage), jax.random.key(1), t)[0])
+    )
+    before, gradient = loss(params, teacher_params)
+    assert np.isfinite(before) and before > 0
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+    nearer = jax.tree.map(lambda p, g: p - 0.02 * g / norm, params, gradient)
+    assert loss(nearer, teacher_params)[0] < before
+    assert loss(params, shaken(teacher_params, 7))[0] != before  # it is the teacher that is learned
+
+
+def test_noise_levels_are_those_of_the_samplers_grid(teacher):
+    stage = make_stage(teacher, 1)
+    assert stage.steps == 2
+    t, mid, s = stage._logsnrs(jax.random.key(0), 8)
+    sampler = sampling.Sampler(stage=stage, steps=2)
+    student, whole = np.asarray(sampler.logsnrs()), sampling.Sampler(stage=stage, steps=4)
+    chosen = np.asarray([np.flatnonzero(student == value)[0] for value in np.asarray(t)])
+    assert sorted(chosen) == [0, 0, 0, 0, 1, 1, 1, 1]
+    np.testing.assert_array_equal(s, student[chosen + 1])
+    np.testing.assert_array_equal(mid, np.asarray(whole.logsnrs())[2 * chosen + 1])
+
+
+def test_training_alone_does_not_make_a_network_that_is_told_guidance(guided):
+    stage, params, teacher_params = guided
+    assert dataclasses.replace(stage, target="guidance") == stage
+    with pytest.raises(ValueError, match="cond lacks guidance"):
+        systems.vdm.Stage.loss(stage, params, batch_of(stage), jax.random.key(0))

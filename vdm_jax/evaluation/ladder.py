@@ -1,0 +1,125 @@
+"""A ladder of samplers of ever fewer steps, measured alike: table and curve."""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree, UInt8
+
+from vdm_jax.sampling import Sampler
+
+TIMED_CLIPS = 16
+_REPEATS = 3
+_COLUMNS = "| model | steps | evaluations | {scores}r.m.s. to the teacher | s a clip | speed |"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One sampler of the ladder.
+
+    Attributes:
+      name: of the model.
+      family: the models of one line of the curve.
+      steps: of the sampler.
+      evaluations: of the network for a clip; guidance takes two a step.
+      scores: shares of samples, by name, such as the judge's.
+      distance: root mean square difference of pixels (of 255) to the reference's samples of the
+        same noise; 0 for the reference itself.
+      seconds: wall time a clip, in batches of `TIMED_CLIPS`, compiled before; the median of three.
+    """
+
+    name: str
+    family: str
+    steps: int
+    evaluations: int
+    scores: Mapping[str, float]
+    distance: float
+    seconds: float
+
+
+def measure(
+    sampler: Sampler,
+    params: PyTree,
+    prompts: Sequence[str],
+    *,
+    name: str,
+    family: str,
+    score: Callable[[np.ndarray, Sequence[str]], Mapping[str, float]] | None = None,
+    reference: UInt8[np.ndarray, "n f h w c"] | None = None,
+    seed: int = 0,
+) -> tuple[Row, UInt8[np.ndarray, "n f h w c"]]:
+    """Samples every prompt, in batches of `TIMED_CLIPS`, scores the videos and times the sampler.
+
+    Returns the videos too.
+    """
+    key = jax.random.key(seed)
+    sampler = dataclasses.replace(sampler, batch_size=TIMED_CLIPS)
+    cycled = [prompts[i % len(prompts)] for i in range(max(len(prompts), TIMED_CLIPS))]
+    videos = np.concatenate(list(sampler.stream(params, key, cycled)))[: len(prompts)]
+    seconds = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        list(sampler.stream(params, key, cycled[:TIMED_CLIPS]))
+        seconds.append(time.perf_counter() - started)
+    difference = videos.astype(np.float64) - (videos if reference is None else reference)
+    guided = not sampler.stage.takes_guidance and sampler.guidance != 1.0
+    row = Row(
+        name=name,
+        family=family,
+        steps=sampler.steps,
+        evaluations=sampler.steps * (1 + guided),
+        scores=dict(score(videos, prompts)) if score is not None else {},
+        distance=float(np.sqrt(np.mean(difference**2))),
+        seconds=statistics.median(seconds) / TIMED_CLIPS,
+    )
+    return row, videos
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table; speed is relative to the first row."""
+    names = list(rows[0].scores)
+    header = _COLUMNS.format(scores="".join(f"{name} | " for name in names))
+    lines = [header, "|---" + "|---:" * (header.count("|") - 2) + "|"]
+    for row in rows:
+        scores = [f"{row.scores[name]:.1%}" for name in names]
+        cells = [row.name, str(row.steps), str(row.evaluations), *scores]
+        speed = rows[0].seconds / row.seconds
+        cells += [f"{row.distance:.1f}", f"{row.seconds:.4f}", f"{speed:.1f} x"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def save(path: Path, rows: Sequence[Row]) -> None:
+    """The rows as JSON."""
+    path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+
+
+def curve(path: Path, rows: Sequence[Row]) -> Path:
+    """A picture: over the steps, the last score and the distance of every family."""
+    from matplotlib.figure import Figure
+
+    scores = list(rows[0].scores)[-1:]
+    figure = Figure(figsize=(5.0 * (1 + len(scores)), 3.8), layout="constrained")
+    axes = figure.subplots(1, 1 + len(scores), squeeze=False)[0]
+    panels = [(f"{name} right (share)", lambda row, n=name: row.scores[n]) for name in scores]
+    panels.append(("r.m.s. difference to the teacher (of 255)", lambda row: row.distance))
+    for axis, (label, value) in zip(axes, panels, strict=True):
+        for marker, family in zip("osD^v", dict.fromkeys(row.family for row in rows), strict=False):
+            chosen = sorted((r for r in rows if r.family == family), key=lambda row: row.steps)
+            steps = [row.steps for row in chosen]
+            axis.plot(steps, [value(row) for row in chosen], marker=marker, label=family)
+        axis.set_xscale("log", base=2)
+        ticks = sorted({row.steps for row in rows})
+        axis.set_xticks(ticks, [str(step) for step in ticks])
+        axis.set_xlabel("steps")
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=120)
+    return path
