@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         "--sampler",
         metavar="NAME",
         help="ddim, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, heun, flow_euler, "
-        "flow_midpoint, flow_heun or distilled*",
+        "flow_midpoint, flow_heun, distilled or consistency*",
     )
     parser.add_argument(
         "--grid",
