@@ -7,17 +7,26 @@ without JAX.
 
 import argparse
 import importlib.util
+import itertools
 import os
 import platform
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CACHE = Path("~/.cache/vdm_jax/xla")
 # A run that was told to stop (SIGTERM, a preemption notice) and saved: the same command goes on.
 # EX_TEMPFAIL of sysexits.h; launch/supervise.sh starts it again.
 PREEMPTED = 75
+# A GIF of more clips than this is not looked at any more; the MP4s and the npz are always complete.
+AT_A_GLANCE = 64
+_LEAST_SIDE = 64  # pixels, of a clip in the GIF
 
 
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
@@ -178,6 +187,47 @@ def add_model_arguments(arguments: argparse.ArgumentParser) -> None:
     add_process_arguments(arguments)
 
 
+_SAMPLER_NUMBERS = ("steps", "num_frames", "batch_size")
+_SAMPLER_FLAGS = (*_SAMPLER_NUMBERS, "guidance", "sampler", "grid", "eta", "churn", "corrector")
+
+
+def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The flags that choose how a model is sampled; `sampler_changes` reads them."""
+    helps = (
+        "denoising steps*",
+        "of a clip (default: as trained)",
+        "clips computed at once*",
+    )
+    for name, text in zip(_SAMPLER_NUMBERS, helps, strict=True):
+        arguments.add_argument(f"--{name}", type=positive, metavar="N", help=text)
+    arguments.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 = none*")
+    arguments.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="ddim, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, heun, flow_euler, "
+        "flow_midpoint, flow_heun, distilled or consistency*",
+    )
+    arguments.add_argument(
+        "--grid",
+        metavar="GRID",
+        help="spacing of the steps: time, logsnr, karras, trailing, leading; or increasing "
+        "log-SNRs: --grid=-8,-2,0,2,inf*",
+    )
+    for name, text in (
+        ("eta", "of ddim: 0 deterministic to 1 ancestral*"),
+        ("churn", "of euler and heun: noise added, 0 = none*"),
+        ("corrector", "step of a Langevin corrector after each step: 0.1 in VDM, 0 = none*"),
+    ):
+        arguments.add_argument(f"--{name}", type=float, metavar="X", help=text)
+    arguments.epilog = "* default: what the model's configuration says (its section `sample`)"
+
+
+def sampler_changes(options: argparse.Namespace) -> dict:
+    """What `add_sampler_arguments`'s flags were given, as fields of `sampling.Sampler`; None where
+    a flag was not."""
+    return {name: getattr(options, name) for name in _SAMPLER_FLAGS}
+
+
 def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
     """The flags that tell a process of its peers; needed on no TPU pod and under no Slurm."""
     group = arguments.add_argument_group(
@@ -204,6 +254,37 @@ def load_model(options: argparse.Namespace):
         raise FileNotFoundError(f"--workdir={options.workdir}: there is no such directory")
     source = options.workdir or options.model or pretrained.DEFAULT
     return pretrained.load(source, mesh=mesh.parse_mesh(options.mesh))
+
+
+def write_samples(
+    out: Path, batches: Iterable["np.ndarray"], prompts: Sequence[str], fps: float
+) -> "np.ndarray":
+    """Writes videos, uint8 `n f h w c` a batch, as they come, and prints what was written.
+
+    OUT receives an MP4 a sample, samples.gif, contact_sheet.png and samples.npz: `video`, uint8
+    b f h w c, and `prompts`, b texts. Returns the videos.
+    """
+    import numpy as np
+
+    from vdm_jax import video_io
+
+    videos = []
+    for video in itertools.chain.from_iterable(batches):
+        slug = re.sub(r"[^a-z0-9]+", "_", prompts[len(videos)].lower()).strip("_")[:60]
+        video_io.write_mp4(out / f"{len(videos):04d}_{slug}.mp4", video, fps=fps)
+        videos.append(video)
+    videos = np.stack(videos)
+    watchable = video_io.enlarge(videos[:AT_A_GLANCE], _LEAST_SIDE)
+    gif = video_io.write_gif(out / "samples.gif", video_io.grid(watchable), fps=fps)
+    numbered = [f"{index:04d} {prompt}" for index, prompt in enumerate(prompts)]
+    sheet = video_io.contact_sheet(out / "contact_sheet.png", videos, numbered)
+    np.savez_compressed(out / "samples.npz", video=videos, prompts=np.array(prompts, dtype=str))
+    total = len(videos)
+    some = f" (the first {AT_A_GLANCE} of {total})" if total > AT_A_GLANCE else ""
+    even = f" ({video_io.SHEET_CLIPS} of {total}, evenly chosen)"
+    print(f"{gif}{some}\n{sheet}{even if total > video_io.SHEET_CLIPS else ''}")
+    print(f"{out / 'samples.npz'}\n{out}/*.mp4: {total} clips")
+    return videos
 
 
 def positive(text: str) -> int:

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     launch.add_model_arguments(parser)
     number = functools.partial(parser.add_argument, type=launch.positive, metavar="N")
     number("--num_samples", default=128, help="samples, over all captions (default 128)")
-    number("--steps", default=64, help="denoising steps (default 64)")
+    number("--steps", help="denoising steps (default 64; of a distilled model its own)")
     parser.add_argument(
         "--guidance", type=float, default=2.0, metavar="G", help="scale; 1 = none (default 2)"
     )
@@ -44,12 +44,10 @@ def main(arguments: list[str]) -> int:
     from rich.table import Table
 
     from vdm_jax.data import moving_shapes
-    from vdm_jax.diffusion import grids
     from vdm_jax.evaluation import judge
 
-    grid = "time" if options.grid is None else grids.parse_grid(options.grid)
-    steps = options.steps if isinstance(grid, str) else len(grid) - 1
     model = launch.load_model(options)
+    default = model.config.sample.steps if model.stage.takes_guidance else 64
     if model.config.data.name != "moving_shapes":
         raise ValueError(
             f"data.name = {model.config.data.name!r}: the judge reads moving_shapes only"
@@ -58,12 +56,13 @@ def main(arguments: list[str]) -> int:
     captions = moving_shapes.captions("held_out", objects)
     prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
     sampler = model.sampler(
-        steps=options.steps,
+        steps=options.steps or default,
         guidance=options.guidance,
         sampler=options.sampler,
         grid=options.grid,
         batch_size=options.batch_size,
     )
+    steps = sampler.steps
     batches = -(-len(prompts) // min(sampler.batch_size, len(prompts)))
     quiet = options.json or jax.process_index() != 0
     started = time.monotonic()

@@ -14,6 +14,7 @@ HEIGHT = {
     "vdm_jax.config": 3,
     "vdm_jax.video_io": 3,
     "vdm_jax.sampling": 4,
+    "vdm_jax.editing": 4,
     "vdm_jax.data": 4,
     "vdm_jax.evaluation": 4,
     "vdm_jax.training": 5,

@@ -212,7 +212,7 @@ class Sampler:
             raise ValueError("no prompts")
         rows = {leaf.shape[0] for leaf in jax.tree.leaves(known)}
         if rows - {len(prompts)}:
-            raise ValueError(f"known has {rows} rows: must be {len(prompts)}, one a prompt")
+            raise ValueError(f"known has {sorted(rows)} rows: must be {len(prompts)}, one a prompt")
         size = self._size(min(self.batch_size, len(prompts)))
         compiled = self.compiled if callback is None else self._compile(callback)
         for start in range(0, len(prompts), size):
