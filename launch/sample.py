@@ -29,6 +29,11 @@ def main(arguments: list[str]) -> int:
         help="samples of each prompt (default 1)",
     )
     launch.add_sampler_arguments(parser)
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="rewrite OUT/preview.png as sampling goes on: what the batch looks like so far",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--out", default="samples", metavar="OUT", help="default samples/")
     options = parser.parse_args(arguments)
@@ -54,7 +59,12 @@ def main(arguments: list[str]) -> int:
 
     fps = model.config.data.fps or 8
     batches = -(-len(repeated) // min(sampler.batch_size, len(repeated)))
-    stream = sampler.stream(model.params, jax.random.key(options.seed), repeated)
+    stream = sampler.stream(
+        model.params,
+        jax.random.key(options.seed),
+        repeated,
+        preview=_write_preview(Path(options.out)) if options.preview else None,
+    )
     if jax.process_index() != 0:
         for _ in stream:  # the first process writes
             pass
@@ -62,6 +72,18 @@ def main(arguments: list[str]) -> int:
     batches = track(stream, "sampling", total=batches, transient=True)
     launch.write_samples(Path(options.out), batches, repeated, fps)
     return 0
+
+
+def _write_preview(out: Path):
+    from vdm_jax import video_io
+
+    def write(step: int, steps: int, videos) -> None:
+        partial = video_io.contact_sheet(
+            out / ".preview.png", videos, [f"step {step} of {steps}"] * len(videos), max_clips=8
+        )
+        partial.replace(out / "preview.png")  # whoever looks sees a whole picture
+
+    return write
 
 
 def _prompts(options) -> list[str]:

@@ -64,14 +64,16 @@ class Model:
         guidance: float | None = None,
         num_frames: int | None = None,
         callback: sampling.Callback | None = None,
+        preview: sampling.Preview | None = None,
         **changes,
     ) -> UInt8[np.ndarray, "n f h w c"]:
         """Draws videos: `num_samples` of each prompt, in the order of the prompts.
 
         Give `prompt` or `prompts`. What is None comes from the configuration (`config.sample`);
         `changes` are further fields of `sampling.Sampler` (sampler, eta, gamma, threshold,
-        batch_size). callback(step, steps) is called as sampling goes on. The same key and
-        arguments give the same videos.
+        batch_size). callback(step, steps) is called as sampling goes on, preview(step, steps,
+        videos) now and then with the videos so far. The same key and arguments give the same
+        videos.
         """
         if (prompt is None) == (prompts is None):
             raise ValueError("give either prompt (one text) or prompts (a list of texts)")
@@ -82,7 +84,9 @@ class Model:
             raise ValueError(f"prompts = {texts!r}: must be a list of one text or more")
         sampler = self.sampler(steps=steps, guidance=guidance, num_frames=num_frames, **changes)
         repeated = [text for text in texts for _ in range(num_samples)]
-        return np.concatenate(list(sampler.stream(self.params, key, repeated, callback)))
+        return np.concatenate(
+            list(sampler.stream(self.params, key, repeated, callback, preview=preview))
+        )
 
 
 def load(source: str | Path = DEFAULT, *, mesh: Mapping[str, int] | None = None) -> Model:

@@ -22,6 +22,10 @@ from vdm_jax.stage import to_uint8
 
 # callback(step, steps), called while a batch is being sampled.
 Callback = Callable[[int, int], None]
+# preview(step, steps, videos), called now and then with what the videos of a batch look like so
+# far: x̂, uint8 n f h w c, a padded batch whole.
+Preview = Callable[[int, int, np.ndarray], None]
+PREVIEWS = 8  # of a batch
 
 THRESHOLDS = ("none", "static", "dynamic")
 # What each step rule takes from a configuration, which lists the fields of all of them.
@@ -201,20 +205,25 @@ class Sampler:
         prompts: Sequence[str],
         callback: Callback | None = None,
         known: "Known | None" = None,
+        preview: Preview | None = None,
     ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
         """Yields videos of the prompts, in order, a batch at a time.
 
-        known: what is known of the videos, a row a prompt. With a callback the compiled function
-        cannot be kept in the persistent compilation cache.
-        Raises FloatingPointError when a sample is not finite.
+        known: what is known of the videos, a row a prompt. callback and preview are called by the
+        device's threads while it goes on; with either the compiled function cannot be kept in the
+        persistent compilation cache. Raises FloatingPointError when a sample is not finite, and
+        ValueError for a preview where several processes sample.
         """
         if not prompts:
             raise ValueError("no prompts")
         rows = {leaf.shape[0] for leaf in jax.tree.leaves(known)}
         if rows - {len(prompts)}:
             raise ValueError(f"known has {sorted(rows)} rows: must be {len(prompts)}, one a prompt")
+        if preview is not None and jax.process_count() > 1:
+            raise ValueError("preview: no process of several has a whole batch")
         size = self._size(min(self.batch_size, len(prompts)))
-        compiled = self.compiled if callback is None else self._compile(callback)
+        plain = callback is None and preview is None
+        compiled = self.compiled if plain else self._compile(callback, preview)
         for start in range(0, len(prompts), size):
             chosen = list(prompts[start : start + size])
             padded = chosen + [chosen[-1]] * (size - len(chosen))
@@ -257,9 +266,9 @@ class Sampler:
     def compiled(self) -> Callable:
         """(params, key, numbers of samples, condition, what is known of them or None) -> (uint8
         videos, whether all is finite)."""
-        return self._compile(None)
+        return self._compile(None, None)
 
-    def _compile(self, callback: Callback | None) -> Callable:
+    def _compile(self, callback: Callback | None, preview: Preview | None) -> Callable:
         def one(
             params: PyTree, key: Key[Array, ""], index: Array, cond: PyTree, known: PyTree
         ) -> tuple[Float[Array, "f h w c"], Array]:
@@ -275,6 +284,7 @@ class Sampler:
                 noise,
                 cond,
                 callback,
+                None if preview is None else _watch(preview, self.steps, self.plan),
             )[0]
             return to_uint8(video), jnp.all(jnp.isfinite(video))
 
@@ -289,3 +299,34 @@ class Sampler:
             out_shardings=plan.everywhere,
             compiler_options=sharding.compiler_options(plan.mesh),
         )
+
+
+def _watch(
+    preview: Preview, steps: int, plan: sharding.Plan | None
+) -> Callable[[Array, Array], None]:
+    """What `samplers.sample` calls to have `preview` called."""
+    every = -(-steps // PREVIEWS)
+
+    def tell(step: Array, videos: Array) -> None:
+        pixels = to_uint8(videos)
+        if plan is not None:
+            pixels = jax.lax.with_sharding_constraint(pixels, plan.everywhere)
+        jax.debug.callback(
+            lambda step, pixels: preview(int(step), steps, np.asarray(pixels)), step, pixels
+        )
+
+    # Samples are mapped over; a callback that is mapped is called for each, this for all at once.
+    @jax.custom_batching.custom_vmap
+    def report(step: Array, x: Array) -> Array:
+        tell(step, x)
+        return step
+
+    @report.def_vmap
+    def report_all(size: int, batched: Any, step: Array, x: Array) -> tuple[Array, bool]:
+        tell(step, x[:, 0])
+        return step, False
+
+    def watch(step: Array, x: Array) -> None:
+        jax.lax.cond(step % every == 0, report, lambda step, x: step, step, x)
+
+    return watch

@@ -8,6 +8,7 @@ from vdm_jax.diffusion.predictions import to_prediction
 from vdm_jax.diffusion.samplers import (
     DDIM,
     Ancestral,
+    Consistency,
     Corrector,
     Distilled,
     logsnr_grid,
@@ -27,6 +28,7 @@ SOLVERS = [
     solvers.FlowEuler(),
     solvers.FlowHeun(),
     Distilled(),
+    Consistency(),
     Corrector(rule=DDIM()),
 ]
 MORE = [solvers.Euler(churn=0.5), solvers.Heun(churn=0.5), solvers.FlowMidpoint()]
@@ -148,6 +150,29 @@ def test_callback_reports_every_step_in_order():
     assert reports == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
     without = sample(jax.random.key(0), denoiser, Ancestral(), grid, noise(2, 3))
     np.testing.assert_allclose(with_callback, without, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", samplers.RULES)
+def test_what_is_believed_at_every_step_can_be_watched(name):
+    """Of every rule, also behind a corrector: x̂ of the z that the step begins with."""
+    rule, grid, seen = make_rule(name), logsnr_grid(schedules.CosineSchedule(), 3), []
+    if name != "distilled":
+        rule = Corrector(rule=rule, delta=0.1)
+
+    def watch(step, x):
+        jax.debug.callback(lambda i, x: seen.append((int(i), np.asarray(x))), step, x)
+
+    z = noise(2, 3)
+    watched = jax.jit(lambda z: sample(jax.random.key(0), denoiser, rule, grid, z, watch=watch))
+    end = watched(z)
+    jax.effects_barrier()
+    steps, beliefs = zip(*sorted(seen, key=lambda pair: pair[0]), strict=True)
+    assert steps == (1, 2, 3)
+    first = denoiser(z, jnp.broadcast_to(grid[0], (2,)), None).x
+    np.testing.assert_allclose(beliefs[0], first, atol=1e-5)
+    assert np.abs(beliefs[2] - beliefs[0]).max() > 1e-3
+    if name in ("ddim", "ancestral", "consistency", "distilled"):
+        np.testing.assert_allclose(beliefs[2], end, atol=1e-5)  # the last step returns x̂
 
 
 def test_the_key_decides_the_noise():

@@ -62,6 +62,25 @@ def test_the_callback_sees_every_step_of_every_batch(stage, params):
     assert sorted(seen) == sorted([(1, 3), (2, 3), (3, 3)] * 2)
 
 
+def test_previews_show_a_batch_as_it_becomes(stage, params):
+    seen = []
+    sampler = sampling.Sampler(stage=stage, steps=16, batch_size=2)
+    stream = sampler.stream(
+        params, jax.random.key(0), PROMPTS[:2], preview=lambda *of: seen.append(of)
+    )
+    videos = np.concatenate(list(stream))
+    jax.effects_barrier()
+    seen.sort(key=lambda of: of[0])
+    assert [of[:2] for of in seen] == [(step, 16) for step in range(2, 17, 2)]
+    assert all(shown.shape == videos.shape for _, _, shown in seen)
+    np.testing.assert_array_equal(seen[-1][2], videos)  # the last step returns x̂
+    assert (seen[0][2] != videos).any()
+    plain = sampling.Sampler(stage=stage, steps=16, batch_size=2)
+    np.testing.assert_array_equal(
+        videos, np.concatenate(list(plain.stream(params, jax.random.key(0), PROMPTS[:2])))
+    )
+
+
 def test_samples_that_are_not_finite_are_refused(stage, params):
     bad = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
     sampler = sampling.Sampler(stage=stage, steps=2)

@@ -64,7 +64,8 @@ def reconstruction_guidance(
       measurement: A.
       y: what is known, float32, `measurement.measure` of some x.
       weight: w_r ≥ 0. 1 is right for noise so low that x is known to within σ/α; before that A x̂
-        is closer to y than σ/α and more is better (docs/conditional.md).
+        is closer to y than σ/α and more is better (docs/conditional.md). For A Aᵀ = I/n, means of
+        n elements, n times as much.
 
     Returns:
       The guided denoiser. It raises ValueError if y does not have A x's shape.
@@ -191,7 +192,7 @@ class Replacement:
 
 
 METHODS = ("reconstruction", "replacement", "pigdm", "projection")
-DEFAULT_WEIGHTS = {"reconstruction": 2.0, "pigdm": 1.0}
+DEFAULT_WEIGHTS = {"reconstruction": 4.0, "pigdm": 1.0}
 
 
 def check(method: str, weight: Weight | None) -> None:

@@ -259,6 +259,7 @@ def sample(
     z_init: Float[Array, "b ..."],
     cond: Any = None,
     callback: Callable[[int, int], None] | None = None,
+    watch: Callable[[Array, Array], None] | None = None,
 ) -> Float[Array, "b ..."]:
     """Runs `rule` over the grid and returns z at its end; nothing of the way is kept.
 
@@ -271,6 +272,8 @@ def sample(
       z_init: z at `logsnrs[0]`; standard normal noise for generation.
       cond: the denoiser's condition.
       callback: called as `callback(step, steps)` after each step, from 1 to `steps`, on the host.
+      watch: called as `watch(step, x̂)` once, with traced arrays: the number of a step, from 1, and
+        what is believed of x at its beginning.
 
     Returns:
       z, float32 whatever the network computes in.
@@ -281,12 +284,20 @@ def sample(
     logsnrs = jnp.asarray(logsnrs, jnp.float32)
     batch = z_init.shape[0]
 
+    beliefs: list[Array] = []
+
     def denoise(z: Array, logsnr: Array) -> Prediction:
-        return denoiser(z, jnp.broadcast_to(logsnr, (batch,)), cond)
+        prediction = denoiser(z, jnp.broadcast_to(logsnr, (batch,)), cond)
+        beliefs.append(prediction.x)
+        return prediction
 
     def body(carry: tuple[Array, Any], step: tuple[Array, Array, Array]):
         index, logsnr_t, logsnr_s = step
+        beliefs.clear()
         z, state = rule.step(jax.random.fold_in(key, index), denoise, *carry, logsnr_t, logsnr_s)
+        if watch is not None:
+            # The first: a rule may ask for others inside of a branch, which are not seen here.
+            watch(index + 1, beliefs[0])
         if callback is not None:
             # The barrier makes the report wait for the step that it reports.
             index, z = jax.lax.optimization_barrier((index, z))
