@@ -141,7 +141,7 @@ def make_run(denoiser: Callable, shape: tuple[int, ...]) -> Callable:
     It returns `[weights, 1 + d + m + samples, d]`: for 0, a basis of z and a basis of y with one
     noise, then for z = 0 and y = 0 with others.
     """
-    from vdm_jax.diffusion.conditional import DEFAULT_WEIGHTS, condition
+    from vdm_jax.diffusion.conditional import WEIGHTED, condition
     from vdm_jax.diffusion.samplers import make_rule, sample
 
     size = int(np.prod(shape))
@@ -155,7 +155,7 @@ def make_run(denoiser: Callable, shape: tuple[int, ...]) -> Callable:
                 make_rule(rule_name),
                 measurement,
                 y[None],
-                weight=weight if method in DEFAULT_WEIGHTS else None,
+                weight=weight if method in WEIGHTED else None,
                 sigma_data=sigma_data,
             )
             return sample(key, conditional, rule, logsnrs, z[None])[0]

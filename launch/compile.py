@@ -2,8 +2,8 @@
 
     python -m launch.compile --config=configs/vdm/t2v_large.py --topology=v5p:4x4x4 [--mesh=fsdp=64]
 
-Compiles the real training update (or, with --what=sample, the real sampler) for every device of
-the topology with the compiler that runs there, and reports memory a device against its capacity,
+Compiles the real training update (or, with --what, the real sampler) for every device of the
+topology with the compiler that runs there, and reports memory a device against its capacity,
 collectives, and the least time that a step can take by the peak of the device, its memory and its
 network. What does not fit is said, with changes that were compiled and do. No accelerator is used:
 TPUs need the package libtpu (pip install -e ".[compile]").
@@ -38,7 +38,10 @@ def main(arguments: list[str]) -> int:
         "--slices", type=launch.positive, default=1, metavar="N", help="of that shape (default 1)"
     )
     parser.add_argument(
-        "--what", default="train", choices=("train", "sample"), help="default train"
+        "--what",
+        default="train",
+        choices=("train", "sample", "guided"),
+        help="train (default); sample; guided: sampling with known frames and gradient guidance",
     )
     parser.add_argument(
         "--mesh",
@@ -144,9 +147,9 @@ def _changes(request: Request, devices: int) -> list[dict[str, str]]:
     shards = config.train.batch_size if request.what == "train" else config.sample.batch_size
     if config.mesh.fsdp != -1 and config.mesh.fsdp < devices and shards % devices == 0:
         changes.append({"mesh.fsdp": "-1", "mesh.data": "1"})
+    if request.what != "sample" and config.model.remat != "full":
+        changes.append({"model.remat": "full"})
     if request.what == "train":
-        if config.model.remat != "full":
-            changes.append({"model.remat": "full"})
         accumulate = config.train.accumulate
         while shards // (2 * accumulate) >= devices:
             accumulate *= 2
@@ -255,7 +258,7 @@ def lower(config, target, what: str):
 
     stage = systems.build(config)
     plan = sharding.make_plan(stage, config.mesh, target.devices())
-    forward = sum(level.flops for level in stage.cost(0 if what == "sample" else _images(config)))
+    forward = sum(level.flops for level in stage.cost(_images(config) if what == "train" else 0))
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(stage.init, jax.random.key(0)),
@@ -276,15 +279,18 @@ def lower(config, target, what: str):
             "hardware_flops": (3 + again) * forward * batch_size,
             "repeats": config.train.accumulate,
         }
+    guided = what == "guided"
     sampler = sampling.Sampler.from_config(stage, config.sample, plan=plan)
-    inputs = sampler.abstract_inputs()
+    inputs = sampler.abstract_inputs(frames_known=guided)
     lowered = sampler.compiled.lower(params, *inputs)
     size = inputs[1].shape[0]
     flops = forward * size * (1 if sampler.guidance == 1 else 2)
+    # The gradient by z costs as much as the forward pass: parameters have none.
+    again = guided and config.model.remat == "full"
     return lowered, figures | {
         "batch": size,
-        "model_flops": flops,
-        "hardware_flops": flops,
+        "model_flops": flops * (1 + guided),
+        "hardware_flops": flops * (1 + guided + again),
         "steps": sampler.steps,
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import conditional, grids, guidance, samplers
-from vdm_jax.diffusion.measurements import Measurement
+from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import sharding
 from vdm_jax.stage import to_uint8
@@ -242,19 +242,24 @@ class Sampler:
                 )
             yield np.asarray(video[: len(chosen)])
 
-    def abstract_inputs(self) -> tuple[Any, Any, Any, None]:
+    def abstract_inputs(self, frames_known: bool = False) -> tuple[Any, Any, Any, Any]:
         """Shapes and places of what `compiled` takes beside the parameters, on a mesh: the key, the
-        numbers of a batch's samples, their condition, and that nothing is known of them."""
+        numbers of a batch's samples, their condition, and what is known of them: nothing, or
+        frames."""
         cond = self.stage.conditioning(self.stage.abstract_batch(self._size(self.batch_size)))
         key = jax.eval_shape(lambda: jax.random.key(0))
         indices = jax.ShapeDtypeStruct(cond["keep"].shape, jnp.uint32)
+        known = None
+        if frames_known:
+            shape = (*indices.shape, *self.video_shape)
+            mask = Mask(known=jax.ShapeDtypeStruct((*shape[:2], 1, 1, 1), bool))
+            known = Known(measurement=mask, y=jax.ShapeDtypeStruct(shape, jnp.float32))
         return (
             jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.plan.everywhere),
             *jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.plan.batch),
-                (indices, cond),
+                (indices, cond, known),
             ),
-            None,
         )
 
     def _size(self, wanted: int) -> int:

@@ -143,7 +143,7 @@ def draw(name, seed=1):
 
 @functools.partial(jax.jit, static_argnames=("denoise", "method", "sigma_data"))
 def guided(denoise, method, measurement, y, z, logsnr, cond=None, weight=None, sigma_data=1.0):
-    weight = weight if method in conditional.DEFAULT_WEIGHTS else None
+    weight = weight if method in conditional.WEIGHTED else None
     made, _ = condition(
         method, denoise, DDIM(), measurement, y, weight=weight, sigma_data=sigma_data
     )
@@ -196,9 +196,14 @@ def test_pseudo_inverse_guidance_is_exact_on_white_data(name):
 
 
 def test_the_default_weight_is_the_tables():
-    z, y, *_ = draw("frames")
-    arguments = (MEASUREMENTS["frames"], y, z, jnp.asarray(LOGSNRS, jnp.float32))
-    for method, weight in conditional.DEFAULT_WEIGHTS.items():
+    for name, method, weight in (
+        ("frames", "reconstruction", 4.0),
+        ("frames", "pigdm", 1.0),
+        ("downsample", "reconstruction", 1.25 * MEASUREMENTS["downsample"].block_size),
+        ("downsample", "pigdm", 1.0),
+    ):
+        z, y, *_ = draw(name)
+        arguments = (MEASUREMENTS[name], y, z, jnp.asarray(LOGSNRS, jnp.float32))
         default = guided(worse, method, *arguments, sigma_data=0.6)
         given = guided(worse, method, *arguments, weight=jnp.float32(weight), sigma_data=0.6)
         np.testing.assert_allclose(default.x, given.x, atol=1e-6)
@@ -259,7 +264,7 @@ def test_classifier_free_inside_and_clipping_outside(method):
 
 @functools.partial(jax.jit, static_argnames=("method", "rule", "steps"))
 def sampled(method, rule, key, measurement, y, z, weight, steps):
-    weight = weight if method in conditional.DEFAULT_WEIGHTS else None
+    weight = weight if method in conditional.WEIGHTED else None
     made, rule = condition(method, denoiser, rule, measurement, y, weight=weight)
     return sample(key, made, rule, logsnr_grid(CosineSchedule(), steps), z)
 

@@ -219,6 +219,57 @@ def test_bfloat16_computes_the_same_with_float32_parameters():
     assert np.abs(half - full).max() > 0
 
 
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_gradients_of_a_convolution_are_those_of_lax(size):
+    """They are written out for CPUs, by x and by the kernel, alone, in a map and in a scan."""
+    random = np.random.default_rng(size)
+    x = jnp.asarray(random.normal(size=(3, 6, 5, 4)), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=(size, size, 4, 7)), jnp.float32)
+    towards = jnp.asarray(random.normal(size=(3, 6, 5, 7)), jnp.float32)
+
+    def plain(x, kernel):
+        pad = [(size // 2, size // 2)] * 2
+        names = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), pad, dimension_numbers=names)
+
+    def gradients(convolution):
+        def of(x, kernel):
+            return jnp.vdot(jnp.tanh(convolution(x, kernel)), towards)
+
+        def mapped(x, kernel):
+            rows = jax.vmap(lambda row: convolution(row[None], kernel)[0])(x)
+            return jnp.vdot(jnp.tanh(rows), towards)
+
+        def scanned(x, kernel):
+            def body(total, row):
+                return total + jnp.sum(convolution(row[None], kernel) ** 2), None
+
+            return jax.lax.scan(body, 0.0, x)[0]
+
+        return jax.jit(
+            lambda x, kernel: [jax.grad(f, (0, 1))(x, kernel) for f in (of, mapped, scanned)]
+        )(x, kernel)
+
+    np.testing.assert_allclose(layers.same_conv(x, kernel), plain(x, kernel), rtol=1e-6)
+    for ours, theirs in zip(
+        jax.tree.leaves(gradients(layers.same_conv)), jax.tree.leaves(gradients(plain)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_remat_policy_dots_keeps_convolutions():
+    """It computes no convolution again; full does, in the backward pass."""
+
+    def convolutions(policy):
+        block = layers.remat(layers.ResidualBlock, policy, static_argnums=(3,))(8, 4)
+        h, embedding = jnp.zeros((1, 4, 4, 8)), jnp.zeros((1, 8))
+        params = jax.eval_shape(lambda: block.init(jax.random.key(0), h, embedding, True))
+        gradient = jax.grad(lambda h, p: block.apply(p, h, embedding, True).sum())
+        return str(jax.make_jaxpr(gradient)(h, params)).count("= conv_general_dilated")
+
+    assert convolutions("none") == convolutions("dots") < convolutions("full")
+
+
 @pytest.mark.parametrize("policy", ["dots", "full"])
 def test_remat_changes_no_gradient(policy):
     inputs = jax.tree.map(jnp.asarray, make_inputs())

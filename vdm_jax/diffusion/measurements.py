@@ -99,6 +99,11 @@ class Downsample:
             if getattr(self, name) < 1:
                 raise ValueError(f"Downsample: {name}={getattr(self, name)} must be at least 1")
 
+    @property
+    def block_size(self) -> int:
+        """Elements of a block."""
+        return self.time * self.space**2
+
     def _blocks(self) -> dict[str, int]:
         return {"t": self.time, "s": self.space, "r": self.space}
 

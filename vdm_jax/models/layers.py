@@ -121,6 +121,58 @@ def dense(
     )
 
 
+@jax.custom_vjp
+def same_conv(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "k k c out"]
+) -> Float[Array, "n h w out"]:
+    """A 2D convolution of stride 1 with an odd kernel, padded so that the size stays.
+
+    XLA's CPU backend has its fast convolution only for axes in the order of this signature. Outside
+    of loops it brings the gradients' convolutions into that order, inside of a scan it does not,
+    and they take ten times as long; so on CPUs the gradients are written in that order here.
+    """
+    pad = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), [(pad, pad), (pad, pad)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _same_conv_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    pad = (kernel.shape[0] - 1) // 2
+
+    def of_x(x: Array, kernel: Array, gradient: Array) -> Array:
+        return same_conv(gradient, rearrange(kernel[::-1, ::-1], "k l c out -> k l out c"))
+
+    def of_kernel(x: Array, kernel: Array, gradient: Array) -> Array:
+        # A convolution over the batch, whose kernel is the gradient.
+        product = jax.lax.conv_general_dilated(
+            rearrange(x, "n h w c -> c h w n"),
+            rearrange(gradient, "n h w out -> h w n out"),
+            (1, 1),
+            [(pad, pad), (pad, pad)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return rearrange(product, "c k l out -> k l c out")
+
+    def transposed(index: int) -> Callable[..., Array]:
+        plain = same_conv.__wrapped__
+        return lambda x, kernel, gradient: jax.vjp(plain, x, kernel)[1](gradient)[index]
+
+    return (
+        jax.lax.platform_dependent(x, kernel, gradient, cpu=of_x, default=transposed(0)),
+        jax.lax.platform_dependent(x, kernel, gradient, cpu=of_kernel, default=transposed(1)),
+    )
+
+
+def _same_conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Unwrapped, so that a policy of remat sees a convolution.
+    return same_conv.__wrapped__(x, kernel), (x, kernel)
+
+
+same_conv.defvjp(_same_conv_forward, _same_conv_backward)
+
+
 def conv(
     features: int,
     kernel: int = 3,
@@ -143,8 +195,14 @@ def conv(
             nn.initializers.zeros if zero else _lecun, None, None, *axes, dtype=dtype
         ),
         bias_init=named(nn.initializers.zeros, axes[1], dtype=dtype),
+        conv_general_dilated=_flax_same_conv if stride == 1 and kernel % 2 else None,
         name=name,
     )
+
+
+def _flax_same_conv(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """`same_conv` in the place of `lax.conv_general_dilated`, whose settings it implies."""
+    return same_conv(x, kernel)
 
 
 def group_norm(channels: int, groups: int, name=None):
@@ -246,12 +304,18 @@ def coordinate_grid(height: int, width: int) -> Float[Array, "1 h w 2"]:
 def remat(module: type[nn.Module], policy: str, static_argnums: tuple[int, ...] = ()):
     """`module` with its activations recomputed in the backward pass as `policy` says.
 
-    none: keep all. dots: keep the outputs of matrix products, recompute the rest. full: keep the
-    block's input only.
+    none: keep all. dots: keep the outputs of convolutions and of products with parameters,
+    recompute the rest. full: keep the block's input only.
     """
+    products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+    def dots(primitive: Any, *args: Any, **settings: Any) -> bool:
+        is_convolution = primitive is jax.lax.conv_general_dilated_p
+        return is_convolution or products(primitive, *args, **settings)
+
     policies = {
         "none": None,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "dots": dots,
         "full": jax.checkpoint_policies.nothing_saveable,
     }
     if policy not in policies:
