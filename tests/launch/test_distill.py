@@ -7,30 +7,15 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from launch import distill
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained, systems, video_io
+from vdm_jax import pretrained, video_io
 from vdm_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/vdm/moving_shapes_distill.py"
-
-
-@pytest.fixture(scope="module")
-def teacher(config_file, tmp_path_factory):
-    """A model whose output is not zero, as a file."""
-    overrides = {"text.vocabulary": "a,red,blue,square", "sample.guidance": "2.0"}
-    config = config_lib.load_config(config_file, overrides)
-    params = systems.build(config).init(jax.random.key(0))
-    random = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.05 * random.normal(size=leaf.shape).astype(np.float32), params
-    )
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    return pretrained.save_model(path, params, config)
 
 
 def arguments(teacher, workdir, **changes):
@@ -57,10 +42,10 @@ def arguments(teacher, workdir, **changes):
 
 
 @pytest.fixture(scope="module")
-def preempted(teacher, tmp_path_factory):
+def preempted(model_file, tmp_path_factory):
     """A ladder that was told to stop in its first round: (workdir, exit status, output)."""
     workdir = tmp_path_factory.mktemp("ladder")
-    flags = arguments(teacher, workdir, distill__guidance_updates=100_000)
+    flags = arguments(model_file, workdir, distill__guidance_updates=100_000)
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "launch.distill", *flags],
         cwd=ROOT,
@@ -76,14 +61,14 @@ def preempted(teacher, tmp_path_factory):
     return workdir, process.wait(), "".join(lines)
 
 
-def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, teacher, capsys):
+def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, capsys):
     workdir, status, output = preempted
     assert status == 75, output
     assert "the same command goes on from there" in output
     done = checkpoints.read_config(workdir / "guidance")[0]
     assert done >= 3
 
-    flags = arguments(teacher, workdir, distill__guidance_updates=done + 1)
+    flags = arguments(model_file, workdir, distill__guidance_updates=done + 1)
     assert distill.main(flags) == 0
     output = capsys.readouterr().out
     assert f"step {done + 1}/{done + 1}" in output
@@ -92,7 +77,7 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, teacher, capsys
     assert [checkpoints.read_config(workdir / name)[0] for name in names] == [done + 1, 2, 2]
 
     # A longer ladder trains what is new, and a report is made again.
-    flags = arguments(teacher, workdir, distill__guidance_updates=done + 1, distill__end_steps=1)
+    flags = arguments(model_file, workdir, distill__guidance_updates=done + 1, distill__end_steps=1)
     assert distill.main(flags) == 0
     output = capsys.readouterr().out
     assert output.count("done before") == 3
@@ -132,8 +117,8 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, teacher, capsys
         distill.main(arguments(workdir / "progressive_1.safetensors", workdir / "again"))
 
 
-def test_a_configuration_of_training_is_refused(teacher, config_file, tmp_path):
-    flags = [f"--config={config_file}", f"--teacher={teacher}", f"--workdir={tmp_path}"]
+def test_a_configuration_of_training_is_refused(model_file, config_file, tmp_path):
+    flags = [f"--config={config_file}", f"--teacher={model_file}", f"--workdir={tmp_path}"]
     with pytest.raises(config_lib.ConfigError, match="has no section distill"):
         distill.main(flags)
 

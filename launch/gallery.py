@@ -1,0 +1,309 @@
+"""Makes a page of everything the shipped models can do: static HTML, to be opened from the disk.
+
+    python -m launch.gallery [--out=docs/gallery] [--ladder=DIR]
+
+Text to video, extension to 64 frames, interpolation, inpainting, super-resolution, loops, and the
+ladder of distillation: the shipped student, or with --ladder=DIR all of a launch.distill workdir.
+Captions are held out from training; what has a truth is rendered. OUT receives index.html and a GIF
+for each clip.
+"""
+
+import dataclasses
+import html
+import itertools
+from pathlib import Path
+
+import launch
+
+CLIPS = 6
+ROUNDS_TO = 64  # frames of the extension
+TURNED = {"left": "right", "right": "left", "up": "down", "down": "up"}
+_STYLE = """
+body { background: #14161a; color: #dfe3ea; font: 15px/1.5 system-ui, sans-serif; margin: 0 auto;
+       max-width: 76rem; padding: 1.5rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+p { max-width: 46rem; } code { color: #a8d1ff; }
+pre { background: #1d2026; overflow-x: auto; padding: .6rem .8rem; }
+table { border-spacing: .6rem .3rem; } th { font-weight: normal; text-align: right;
+        color: #9aa3b2; white-space: nowrap; } td { text-align: center; color: #9aa3b2;
+        font-size: .75rem; max-width: 8rem; vertical-align: top; }
+img { display: block; height: 8rem; image-rendering: pixelated; width: 8rem; margin: auto; }
+div { overflow-x: auto; }
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+      name: in file names; title, text: shown; command: that does the like, "" for none.
+      captions: of the columns.
+      rows: label and videos, uint8 `n f h w c` each, a video a caption.
+    """
+
+    name: str
+    title: str
+    text: str
+    command: str
+    captions: list[str]
+    rows: list[tuple[str, object]]
+
+
+def main(arguments: list[str]) -> int:
+    parser = launch.parser("python -m launch.gallery", __doc__)
+    parser.add_argument("--out", default="docs/gallery", metavar="OUT", help="default docs/gallery")
+    parser.add_argument("--ladder", metavar="DIR", help="workdir of launch.distill")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument("--clips", type=launch.positive, default=CLIPS, metavar="N", help="a row")
+    options = parser.parse_args(arguments)
+    launch.setup("any")
+
+    from rich.progress import track
+
+    import vdm_jax
+
+    model = vdm_jax.load()
+    makers = [_text_to_video, _extension, _interpolation, _inpainting, _super_resolution, _loop]
+    jobs = [lambda maker=maker: maker(model, options) for maker in makers]
+    jobs.append(lambda: _distillation(model, options))
+    sections = [job() for job in track(jobs, "making", transient=True)]
+    print(_write(Path(options.out), sections, fps=model.config.data.fps or 8))
+    return 0
+
+
+def _captions(count: int) -> list[str]:
+    from vdm_jax.data import shapes
+
+    return list(itertools.islice(itertools.cycle(shapes.captions("held_out")), count))
+
+
+def _truth(model, count: int):
+    """Rendered clips that no model was trained on, and their captions."""
+    import numpy as np
+
+    from vdm_jax.data import moving_shapes, shapes
+
+    name = model.config.data.config
+    config = {c.name: c for c in moving_shapes.MovingShapes.BUILDER_CONFIGS}[name]
+    clips = itertools.islice(moving_shapes.clips(config, "held_out", count), count)
+    scenes, videos = zip(*clips, strict=True)
+    return np.stack(videos), [shapes.make_caption(scene) for scene in scenes]
+
+
+def _key(options, index: int):
+    import jax
+
+    return jax.random.fold_in(jax.random.key(options.seed), index)
+
+
+def _sampled(model, options, prompts, **changes):
+    return model.sample(_key(options, 0), prompts=prompts, batch_size=len(prompts), **changes)
+
+
+def _text_to_video(model, options) -> Section:
+    captions = _captions(2 * options.clips)
+    videos = _sampled(model, options, captions, guidance=2.0)
+    half = options.clips
+    return Section(
+        name="text",
+        title="Text to video",
+        text="64 steps of DDIM, guidance 2; captions that were held out from training.",
+        command=f'python -m launch.sample --guidance=2 --prompt="{captions[0]}"',
+        captions=[f"{a} / {b}" for a, b in zip(captions[:half], captions[half:], strict=True)],
+        rows=[("", videos[:half]), ("", videos[half:])],
+    )
+
+
+def _extension(model, options) -> Section:
+    from vdm_jax import editing
+
+    captions = _captions(options.clips)
+    start = _sampled(model, options, captions, guidance=2.0)
+    turned = [" ".join([*text.split()[:-1], TURNED[text.split()[-1]]]) for text in captions]
+    prompts = list(zip(turned, captions, strict=True))
+    rows = []
+    for method in ("reconstruction", "replacement"):
+        sampler = model.sampler(guidance=2.0, batch_size=len(captions), method=method)
+        videos = editing.extend(
+            sampler, model.params, _key(options, 1), start, prompts, frames=ROUNDS_TO, context=2
+        )
+        rows.append((method, videos))
+    return Section(
+        name="extension",
+        title=f"Extension to {ROUNDS_TO} frames",
+        text="Each clip of 8 frames begins with the last two of the one before. The direction of "
+        "the prompt turns from clip to clip, since a shape that went on would leave the frame.",
+        command=f'python -m launch.edit extend --prompt="{captions[0]}" --then="{turned[0]}" '
+        f'--then="{captions[0]}" --frames={ROUNDS_TO} --context=2 --guidance=2',
+        captions=captions,
+        rows=rows,
+    )
+
+
+def _interpolation(model, options) -> Section:
+    import numpy as np
+
+    from vdm_jax import editing
+
+    truth, captions = _truth(model, options.clips)
+    known = truth[:, ::7]
+    share = np.linspace(0, 1, 8).reshape(1, -1, 1, 1, 1)
+    blend = np.rint(known[:, :1] * (1 - share) + known[:, 1:] * share).astype(np.uint8)
+    sampler = model.sampler(guidance=1.0, batch_size=options.clips)
+    made = editing.interpolate(sampler, model.params, _key(options, 2), known, captions, factor=7)
+    return Section(
+        name="interpolation",
+        title="Interpolation",
+        text="The first and the last frame are known; the six between are made.",
+        command="python -m launch.edit interpolate --factor=7 "
+        f'--input=two_frames.mp4 --prompt="{captions[0]}"',
+        captions=captions,
+        rows=[("known", known), ("blended", blend), ("made", made), ("truth", truth)],
+    )
+
+
+def _inpainting(model, options) -> Section:
+    import numpy as np
+
+    from vdm_jax import editing
+
+    truth, captions = _truth(model, options.clips)
+    size = truth.shape[2]
+    hole = np.zeros((1, size, size), bool)
+    hole[:, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = True
+    sampler = model.sampler(guidance=1.0, batch_size=options.clips)
+    made = editing.inpaint(sampler, model.params, _key(options, 3), truth, captions, known=~hole)
+    given = np.where(hole[..., None], np.uint8(96), truth)
+    return Section(
+        name="inpainting",
+        title="Inpainting",
+        text="The middle of every frame is made anew.",
+        command=f'python -m launch.edit inpaint --input=clip.mp4 --prompt="{captions[0]}"',
+        captions=captions,
+        rows=[("known", given), ("made", made), ("truth", truth)],
+    )
+
+
+def _super_resolution(model, options) -> Section:
+    import numpy as np
+    from einops import reduce
+
+    from vdm_jax import editing
+
+    truth, captions = _truth(model, options.clips)
+    sampler = model.sampler(guidance=1.0, batch_size=options.clips)
+    rows = []
+    for factor in (2, 4):
+        low = reduce(
+            truth.astype(np.float32), "n f (h s) (w r) c -> n f h w c", "mean", s=factor, r=factor
+        )
+        low = np.rint(low).astype(np.uint8)
+        made = editing.super_resolve(sampler, model.params, _key(options, 4), low, captions)
+        side = low.shape[2]
+        rows += [(f"{side} x {side}", low), ("made", made)]
+    return Section(
+        name="super_resolution",
+        title="Super-resolution",
+        text="By guidance alone: the model of 16 x 16 pixels samples clips whose means over blocks "
+        "are the small ones.",
+        command="python -m launch.edit super_resolve --factor=4 "
+        f'--input=small.mp4 --prompt="{captions[0]}"',
+        captions=captions,
+        rows=[*rows, ("truth", truth)],
+    )
+
+
+def _loop(model, options) -> Section:
+    from vdm_jax import editing
+
+    captions = _captions(options.clips)
+    start = _sampled(model, options, captions, guidance=2.0)
+    back = [" ".join([*text.split()[:-1], TURNED[text.split()[-1]]]) for text in captions]
+    sampler = model.sampler(guidance=2.0, batch_size=len(captions))
+    made = editing.loop(sampler, model.params, _key(options, 5), start, back, context=1)
+    return Section(
+        name="loop",
+        title="Loops",
+        text="A second clip, of which the first and the last frame are known, leads from the end "
+        "back to the beginning.",
+        command=f'python -m launch.edit loop --prompt="{captions[0]}" --then="{back[0]}" '
+        "--guidance=2",
+        captions=captions,
+        rows=[("clip", start), ("loop", made)],
+    )
+
+
+def _distillation(model, options) -> Section:
+    from vdm_jax import pretrained
+
+    captions = _captions(options.clips)
+    plain = {"sampler": "ddim", "guidance": 2.0}
+    rows = [("teacher, 64 steps", _sampled(model, options, captions, steps=64, **plain))]
+    students = {8: "moving_shapes_8step"}
+    if options.ladder is not None:
+        found = {n: Path(options.ladder) / f"progressive_{n}.safetensors" for n in (8, 4, 2, 1)}
+        students = {n: path for n, path in found.items() if path.is_file()}
+        if not students:
+            raise FileNotFoundError(
+                f"--ladder={options.ladder}: holds no progressive_N.safetensors"
+            )
+    for steps, source in students.items():
+        student = pretrained.load(source)
+        rows.append((f"student, {steps}", _sampled(student, options, captions)))
+    for steps in (8, 4, 2, 1):
+        videos = _sampled(model, options, captions, steps=steps, **plain)
+        rows.append((f"teacher, {steps}", videos))
+    return Section(
+        name="distillation",
+        title="Distillation",
+        text="The same noise in ever fewer steps. Students take one evaluation of the network a "
+        "step, the guided teacher two.",
+        command="python -m launch.distill --config=configs/vdm/moving_shapes_distill.py "
+        "--workdir=runs/distilled",
+        captions=captions,
+        rows=rows,
+    )
+
+
+def _write(out: Path, sections: list[Section], fps: float) -> Path:
+    from vdm_jax import video_io
+
+    parts = []
+    for section in sections:
+        rows = []
+        for index, (label, videos) in enumerate(section.rows):
+            cells = []
+            for column, (video, caption) in enumerate(zip(videos, section.captions, strict=True)):
+                name = f"{section.name}_{index}_{column}.gif"
+                # What is known for a longer time is shown for a longer time.
+                frames = max(len(video) for video in (videos[0], section.rows[-1][1][0]))
+                rate = fps * len(video) / frames
+                video_io.write_gif(out / name, video, fps=rate, min_size=video.shape[1])
+                alt = html.escape(f"{section.title}, {label}: {caption}")
+                cells.append(f'<td><img src="{name}" alt="{alt}"></td>')
+            rows.append(f"<tr><th>{html.escape(label)}</th>{''.join(cells)}</tr>")
+        names = "".join(f"<td>{html.escape(caption)}</td>" for caption in section.captions)
+        rows.append(f"<tr><th></th>{names}</tr>")
+        parts.append(
+            f'<h2 id="{section.name}">{html.escape(section.title)}</h2>\n'
+            f"<p>{html.escape(section.text)}</p>\n"
+            f"<pre><code>{html.escape(section.command)}</code></pre>\n"
+            f"<div><table>\n{chr(10).join(rows)}\n</table></div>"
+        )
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>vdm_jax gallery</title>\n<style>{_STYLE}</style></head>\n<body>\n"
+        "<h1>vdm_jax gallery</h1>\n<p>Made by the models that ship with the package, 8 frames of "
+        "16 x 16 pixels, by <code>python -m launch.gallery</code>.</p>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+    path = out / "index.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    launch.run(main)
