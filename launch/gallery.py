@@ -276,8 +276,8 @@ def _write(out: Path, sections: list[Section], fps: float) -> Path:
             cells = []
             for column, (video, caption) in enumerate(zip(videos, section.captions, strict=True)):
                 name = f"{section.name}_{index}_{column}.gif"
-                # What is known for a longer time is shown for a longer time.
-                frames = max(len(video) for video in (videos[0], section.rows[-1][1][0]))
+                # Few known frames last as long as what is made of them.
+                frames = len(section.rows[-1][1][0]) if label == "known" else len(video)
                 rate = fps * len(video) / frames
                 video_io.write_gif(out / name, video, fps=rate, min_size=video.shape[1])
                 alt = html.escape(f"{section.title}, {label}: {caption}")
