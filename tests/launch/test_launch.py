@@ -1,11 +1,13 @@
 """The command lines, on a real stage as small as it can be and on real video files."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import chex
@@ -255,13 +257,16 @@ class FakeModel:
 
     config = config_lib.from_dict({"data": {"name": "moving_shapes", "config": "16x16x8"}})
     params = None
+    stage = types.SimpleNamespace(takes_guidance=False)
 
     def sampler(self, **changes):
-        return FakeSampler()
+        return FakeSampler(steps=changes["steps"])
 
 
+@dataclasses.dataclass
 class FakeSampler:
-    batch_size = 4
+    steps: int
+    batch_size: int = 4
 
     def stream(self, params, key, prompts):
         assert set(prompts) <= set(shapes.captions("held_out"))
@@ -279,5 +284,6 @@ def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
     scores = json.loads(capsys.readouterr().out)
     assert (scores["color"], scores["shape"], scores["n"]) == (1.0, 1.0, 8)
     assert scores["direction"] == scores["all"] == 0.5
+    assert scores["steps"] == 64
     evaluate.main(["--num_samples=8"])
     assert "50.0%" in capsys.readouterr().out
