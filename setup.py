@@ -49,10 +49,12 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda13]{JAX}"],
-        "eval": ["scipy>=1.14"],
+        "eval": ["opencv-python-headless>=4.10"],
         "compile": [TPU_COMPILER],
         "test": [
             TPU_COMPILER,
+            "opencv-python-headless>=4.10",
+            "scipy>=1.14",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "beartype>=0.20",

@@ -1,17 +1,29 @@
-"""Scores a model on the embedded data set: samples held-out captions and lets the judge read them.
+"""Measures a model, or anyone's videos.
 
-    python -m launch.evaluate --workdir=DIR [--num_samples=128] [--steps=64] [--guidance=2]
-        [--sampler=NAME] [--grid=GRID]
+    python -m launch.evaluate --workdir=DIR [--steps=64] [--guidance=2]
+    python -m launch.evaluate --workdir=DIR --metrics=fvd,kvd,judge --reference=DATASET
+    python -m launch.evaluate --samples=DIR --reference=DIR --metrics=fvd,psnr
+    python -m launch.evaluate --compare A.json B.json
 
-The captions are those of the split `held_out`, which training never shows, in turn. The judge
-measures colour, shape and direction from the pixels; `all` is the share of samples with every one
+The first samples held-out captions of the embedded data set and lets the judge, which measures
+colour, shape and direction from the pixels, read them; `all` is the share of samples with every one
 of them right. Without --workdir and --model the model that ships with the package is scored.
+
+With --metrics every figure comes with its interval and with its protocol: everything that it
+depends on but the model. --out=FILE keeps them as JSON, and --compare, which refuses figures of
+different protocols, makes a table of two such files.
+
+DATASET is NAME[/CONFIG][:SPLIT], such as moving_shapes/16x16x8:held_out, which is rendered, or
+ucf101:test, which is in --data_dir. DIR holds video files, or samples.npz as launch.sample writes
+it. A model is sampled with its references' captions, by default the clips of its own data set.
 """
 
 import functools
 import itertools
 import json
+import os
 import time
+from pathlib import Path
 
 import launch
 
@@ -34,48 +46,116 @@ def main(arguments: list[str]) -> int:
     number("--batch_size", help="samples computed at once (default: the model's configuration)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON only")
+    more = parser.add_argument_group("figures with protocols")
+    more.add_argument(
+        "--metrics",
+        type=lambda text: text.split(","),
+        metavar="NAMES",
+        help="of fvd, ffd, kvd, precision, recall, is, psnr, ssim, warp and judge",
+    )
+    more.add_argument("--samples", metavar="PATH", help="videos, instead of a model's")
+    more.add_argument("--reference", metavar="PATH", help="a directory, an archive or a DATASET")
+    number = functools.partial(more.add_argument, type=launch.positive, metavar="N")
+    number("--num_references", help="default: as many as samples")
+    number("--num_frames", help="of a clip (default: the model's, or all of the first sample)")
+    number("--size", help="pixels, of a clip (default: the model's, or the first sample's)")
+    more.add_argument(
+        "--stride", type=launch.positive, default=1, metavar="N", help="of frames (default 1)"
+    )
+    more.add_argument("--data_dir", default="data", metavar="DIR", help="TFDS's (default data)")
+    more.add_argument(
+        "--resize",
+        default="bilinear",
+        choices=("bilinear", "bilinear_antialias", "bicubic"),
+        help="filter to I3D's 224 x 224 (default bilinear, as the authors of FVD)",
+    )
+    more.add_argument("--i3d", metavar="FILE", help="its weights, where they cannot be fetched")
+    more.add_argument(
+        "--replicates",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="of the bootstrap of intervals; 0 = none (default 1000)",
+    )
+    more.add_argument("--out", metavar="FILE", help="JSON of the figures with their protocols")
+    more.add_argument("--compare", nargs=2, metavar="FILE", help="two such files, as a table")
     options = parser.parse_args(arguments)
+    # Read when NumPy is imported. On matrices of a few hundred rows BLAS's threads mostly wait for
+    # each other: a hundred times as long as the work takes, where others use the cores too.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if options.compare:
+        from vdm_jax.evaluation import protocol
+
+        first, second = (protocol.load(Path(name)) for name in options.compare)
+        print(protocol.compare(first, second), end="")
+        return 0
+    if options.samples and (options.workdir or options.model):
+        parser.error("--samples are measured, or a model: give one of them")
+    if options.samples and not options.metrics:
+        parser.error("--samples needs --metrics")
+    if not options.metrics and (options.reference or options.out):
+        parser.error("--reference and --out need --metrics")
+    if options.metrics:
+        from vdm_jax.evaluation import suite
+
+        suite.check(options.metrics, reference=bool(options.reference) or not options.samples)
     launch.setup(options.device, options, quiet=options.json)
+    if options.metrics:
+        return _measure(options)
+    return _judge(options)
 
-    import jax
-    import numpy as np
-    from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
 
-    from vdm_jax.data import moving_shapes
-    from vdm_jax.evaluation import judge
-
-    model = launch.load_model(options)
+def _sampler(options, model):
     default = model.config.sample.steps if model.stage.takes_guidance else 64
-    if model.config.data.name != "moving_shapes":
-        raise ValueError(
-            f"data.name = {model.config.data.name!r}: the judge reads moving_shapes only"
-        )
-    objects = 2 if model.config.data.config.endswith("_two") else 1
-    captions = moving_shapes.captions("held_out", objects)
-    prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
-    sampler = model.sampler(
+    return model.sampler(
         steps=options.steps or default,
         guidance=options.guidance,
         sampler=options.sampler,
         grid=options.grid,
         batch_size=options.batch_size,
     )
-    steps = sampler.steps
+
+
+def _sample(options, sampler, params, prompts):
+    """The videos of the prompts, with a bar in the first process."""
+    import jax
+    import numpy as np
+    from rich.progress import track
+
     batches = -(-len(prompts) // min(sampler.batch_size, len(prompts)))
     quiet = options.json or jax.process_index() != 0
-    started = time.monotonic()
-    stream = sampler.stream(model.params, jax.random.key(options.seed), prompts)
-    videos = np.concatenate(
+    stream = sampler.stream(params, jax.random.key(options.seed), prompts)
+    return np.concatenate(
         list(track(stream, "sampling", total=batches, transient=True, disable=quiet))
     )
+
+
+def _judge(options) -> int:
+    import jax
+    from rich.console import Console
+    from rich.table import Table
+
+    from vdm_jax.data import moving_shapes
+    from vdm_jax.evaluation import judge
+
+    model = launch.load_model(options)
+    if model.config.data.name != "moving_shapes":
+        raise ValueError(
+            f"data.name = {model.config.data.name!r}: the judge reads moving_shapes only; "
+            "--metrics=fvd,... measures others"
+        )
+    objects = 2 if model.config.data.config.endswith("_two") else 1
+    captions = moving_shapes.captions("held_out", objects)
+    prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
+    sampler = _sampler(options, model)
+    started = time.monotonic()
+    videos = _sample(options, sampler, model.params, prompts)
     seconds = time.monotonic() - started
     if jax.process_index() != 0:
         return 0
     scores = {name: float(value) for name, value in judge.score(videos, prompts).items()}
     scores["n"] = len(prompts)
-    scores |= {"steps": steps, "guidance": options.guidance, "seconds": round(seconds, 1)}
+    scores |= {"steps": sampler.steps, "guidance": options.guidance, "seconds": round(seconds, 1)}
     given = {"sampler": options.sampler, "grid": options.grid}
     scores |= {name: value for name, value in given.items() if value is not None}
     if options.json:
@@ -89,10 +169,132 @@ def main(arguments: list[str]) -> int:
     table.add_row(*(f"{scores[name]:.1%}" for name in ("color", "shape", "direction", "all")))
     Console().print(table)
     print(
-        f"sampling took {seconds:.0f} s ({steps} steps"
+        f"sampling took {seconds:.0f} s ({sampler.steps} steps"
         f"{f' of {options.sampler}' if options.sampler else ''}, guidance {options.guidance:g})"
     )
     return 0
+
+
+def _measure(options) -> int:
+    import jax
+    from rich.console import Console
+    from rich.table import Table
+
+    from vdm_jax.evaluation import clips, i3d, protocol, suite
+
+    if options.samples:
+        found, side = clips.size_of(options.samples)
+        cut = {
+            "num_frames": options.num_frames or found,
+            "size": options.size or side,
+            "stride": options.stride,
+            "seed": options.seed,
+        }
+        samples = clips.from_path(options.samples, count=options.num_samples, **cut)
+        count = options.num_references or len(samples.videos)
+        reference = None
+        if options.reference:
+            reference = _reference(options, options.reference, count, cut)
+        subject = {"model": Path(options.samples).name}
+    else:
+        model = launch.load_model(options)
+        data = model.config.data
+        sampler = _sampler(options, model)
+        cut = {
+            "num_frames": sampler.video_shape[0],
+            "size": sampler.video_shape[1],
+            "stride": data.frame_stride,
+            "seed": options.seed,
+        }
+        count = options.num_references or options.num_samples
+        own = f"{data.name}/{data.config}:held_out" if data.name == "moving_shapes" else None
+        reference = _reference(options, options.reference or own, count, cut, data)
+        captions = [text for text in reference.captions if text] or [""]
+        prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
+        samples = clips.Clips(
+            videos=_sample(options, sampler, model.params, prompts),
+            captions=prompts,
+            description={"data": "samples", "split": "", "resize": "none"},
+        )
+        subject = {
+            "model": options.workdir or options.model or "moving_shapes",
+            "sampler": sampler.sampler,
+            "steps": sampler.steps,
+            "guidance": options.guidance,
+        }
+    if jax.process_index() != 0:
+        return 0
+    network = None
+    if any(suite.METRICS[name].network for name in options.metrics):
+        network = i3d.I3DFeatures(
+            params=i3d.load_weights(source=options.i3d), filter=options.resize
+        )
+    evaluation = suite.Evaluation(
+        samples=samples,
+        reference=reference,
+        subject=subject,
+        network=network,
+        stride=cut["stride"],
+        seed=options.seed,
+        replicates=options.replicates,
+    )
+    with Console(stderr=True, quiet=options.json).status("measuring"):
+        results = evaluation.measure(options.metrics)
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        protocol.save(Path(options.out), results)
+    if options.json:
+        print(json.dumps([result.to_dict() for result in results], indent=1))
+        return 0
+    table = Table()
+    for name in ("metric", "value", "95% interval", "what"):
+        table.add_column(name, justify="left" if name in ("metric", "what") else "right")
+    for name, result in zip(options.metrics, results, strict=True):
+        bounds = "" if result.low is None else f"{result.low:.4g} … {result.high:.4g}"
+        if result.low is None and result.standard_error is not None:
+            bounds = f"± {1.96 * result.standard_error:.2g}"
+        table.add_row(name, f"{result.value:.4g}", bounds, suite.METRICS[name].title)
+        for extra, value in result.extra.items():
+            table.add_row(f"  {extra}", f"{value:.4g}", "", "")
+    Console().print(table)
+    held = "" if reference is None else f", held against {len(reference.videos)} clips"
+    print(f"{len(samples.videos)} clips of {list(samples.videos.shape[1:])}{held}")
+    if options.out:
+        print(options.out)
+    return 0
+
+
+def _reference(options, spec: str | None, count: int, cut: dict, data=None):
+    """The clips that `spec` names; of a model's data set where it names nothing."""
+    from ml_collections import ConfigDict
+
+    from vdm_jax.data import pipeline
+    from vdm_jax.evaluation import clips
+
+    if spec is None:
+        source = pipeline.make_source(data)
+        return clips.from_source(source, count, options.seed, data.name, data.split)
+    if Path(spec).exists():
+        return clips.from_path(spec, count=count, **cut)
+    name, _, split = spec.partition(":")
+    name, _, config = name.partition("/")
+    if name == "moving_shapes":
+        config = config or f"{cut['size']}x{cut['size']}x{cut['num_frames']}"
+        return clips.from_moving_shapes(config, split or "held_out", count)
+    section = ConfigDict(
+        {
+            "name": name,
+            "config": config,
+            "data_dir": options.data_dir,
+            "split": split or "test",
+            "num_frames": cut["num_frames"],
+            "image_size": cut["size"],
+            "frame_stride": cut["stride"],
+            "fps": 0.0,
+        }
+    )
+    source = pipeline.make_source(section)
+    return clips.from_source(source, count, options.seed, spec, section.split)
 
 
 if __name__ == "__main__":

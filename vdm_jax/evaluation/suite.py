@@ -1,0 +1,303 @@
+"""From two sets of clips to figures, each with its protocol: what `launch.evaluate` computes."""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vdm_jax.evaluation import distances, fidelity, judge
+from vdm_jax.evaluation.clips import Clips
+from vdm_jax.evaluation.i3d import I3DFeatures
+from vdm_jax.evaluation.protocol import Protocol, Result
+
+KERNEL_BLOCK = 64  # clips of a block of the kernel distance, where there are enough for two
+SPLITS = 10  # of the Inception score
+NEIGHBOURS = 3  # of precision and recall
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured, against what and how.
+
+    Attributes:
+      samples, reference: the clips; of the same shape. Without a reference only what needs none.
+      subject: of the samples, see `protocol.Result`.
+      network: of the metrics of features, None where none is asked for.
+      stride, seed: as the clips were chosen; the seed is the metrics' too.
+      replicates, level: of the resampled intervals; 0 replicates = no intervals.
+    """
+
+    samples: Clips
+    reference: Clips | None = None
+    subject: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    network: I3DFeatures | None = None
+    stride: int = 1
+    seed: int = 0
+    replicates: int = 1000
+    level: float = 0.95
+
+    def __post_init__(self):
+        if self.reference is not None:
+            ours, theirs = self.samples.videos.shape[1:], self.reference.videos.shape[1:]
+            if ours != theirs:
+                raise ValueError(f"samples are {list(ours)} a clip, references {list(theirs)}")
+
+    def measure(self, names: Sequence[str]) -> list[Result]:
+        """The metrics of `METRICS` by name. Raises ValueError for what they lack."""
+        check(names, reference=self.reference is not None)
+        return [METRICS[name].compute(self) for name in names]
+
+    @functools.cached_property
+    def sample_outputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and features of the samples."""
+        return self.network(self.samples.videos)
+
+    @functools.cached_property
+    def reference_outputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and features of the references."""
+        return self.network(self.reference.videos)
+
+    def still_logits(self, clips: Clips) -> Float[np.ndarray, "n 400"]:
+        """Logits of one frame a clip, chosen by the seed, that stands still."""
+        count, frames = clips.videos.shape[:2]
+        chosen = np.random.default_rng(self.seed).integers(frames, size=count)
+        return self.network(clips.videos[np.arange(count), chosen][:, None])[0]
+
+    def result(self, metric: str, value: float, *, features: str | None = None, **more) -> Result:
+        """A figure of `metric`. features: the layer that it is made of, None = pixels."""
+        options = more.pop("options", {})
+        clips = self.samples if self.reference is None else self.reference
+        network = self.network.protocol if features else {}
+        count, frames, height, width, _ = self.samples.videos.shape
+        resize = clips.description["resize"]
+        protocol = Protocol(
+            metric=metric,
+            dataset=clips.description["data"] if self.reference is not None else "none",
+            split=clips.description["split"] if self.reference is not None else "none",
+            samples=count,
+            references=None if self.reference is None else len(clips.videos),
+            frames=frames,
+            stride=self.stride,
+            size=(height, width),
+            crop="centre square",
+            resize=f"{resize}; {network['resize']}" if features else resize,
+            padding=network.get("temporal_padding") if features else None,
+            features=f"{network['network']}, {features}" if features else None,
+            weights=network["weights"] if features else None,
+            precision="float32" if features else None,
+            seed=self.seed,
+            options=options,
+        )
+        return Result(protocol=protocol, subject=dict(self.subject), value=value, n=count, **more)
+
+    def interval(self, found: "distances.Interval | None") -> dict[str, float]:
+        """The fields of an interval in a `Result`."""
+        if found is None:
+            return {}
+        return {
+            "low": found.low,
+            "high": found.high,
+            "level": found.level,
+            "standard_error": found.standard_error,
+        }
+
+    def mean(self, metric: str, values: Float[np.ndarray, "n"], **more) -> Result:
+        """The mean over clips of what every clip has, with its interval."""
+        found = None
+        # Of equal clips PSNR is infinite.
+        if self.replicates and len(values) > 1 and np.isfinite(values).all():
+            found = distances.bootstrap(
+                np.mean,
+                values[:, None],
+                replicates=self.replicates,
+                level=self.level,
+                seed=self.seed,
+            )
+        return self.result(metric, float(np.mean(values)), **self.interval(found), **more)
+
+
+def _frechet(name: str, layer: str, of: Callable[[Evaluation, bool], np.ndarray]):
+    def compute(this: Evaluation) -> Result:
+        ours, theirs = of(this, True), of(this, False)
+        value = distances.frechet_from_features(ours, theirs)
+        found = None
+        if this.replicates:
+            found = distances.frechet_interval(
+                ours, theirs, replicates=this.replicates, level=this.level, seed=this.seed
+            )
+        extra = {}
+        if min(len(ours), len(theirs)) >= 16:
+            limit = distances.frechet_infinity(ours, theirs, seed=this.seed)
+            extra = {f"{name}_infinity": limit.value, f"{name}_bias": value - limit.value}
+        return this.result(name, value, features=layer, extra=extra, **this.interval(found))
+
+    return compute
+
+
+def _logits(this: Evaluation, of_samples: bool) -> np.ndarray:
+    return (this.sample_outputs if of_samples else this.reference_outputs)[0]
+
+
+def _stills(this: Evaluation, of_samples: bool) -> np.ndarray:
+    return this.still_logits(this.samples if of_samples else this.reference)
+
+
+def _kvd(this: Evaluation) -> Result:
+    ours, theirs = _logits(this, True), _logits(this, False)
+    enough = min(len(ours), len(theirs)) >= 4 * KERNEL_BLOCK
+    block = KERNEL_BLOCK if enough else None
+    value, error = distances.kernel_distance(ours, theirs, block_size=block, seed=this.seed)
+    return this.result(
+        "kvd", value, features="logits", standard_error=error, options={"block_size": block}
+    )
+
+
+def _shares(index: int, name: str):
+    def compute(this: Evaluation) -> Result:
+        shares = distances.precision_recall(
+            this.sample_outputs[1], this.reference_outputs[1], k=NEIGHBOURS
+        )
+        return this.result(
+            name, shares[index], features="pooled features", options={"k": NEIGHBOURS}
+        )
+
+    return compute
+
+
+def _inception(this: Evaluation) -> Result:
+    splits = min(SPLITS, len(this.samples.videos))
+    score = distances.inception_score(_logits(this, True), splits=splits, seed=this.seed)
+    return this.result(
+        "is",
+        score.value,
+        features="logits",
+        extra={"is_deviation": score.deviation},
+        options={"splits": splits},
+    )
+
+
+def _paired(name: str, function: Callable[..., fidelity.PerClip]):
+    def compute(this: Evaluation) -> Result:
+        ours, theirs = this.samples.videos, this.reference.videos
+        if len(ours) != len(theirs):
+            raise ValueError(
+                f"{name} compares clip by clip: {len(ours)} samples, {len(theirs)} references"
+            )
+        return this.mean(name, function(ours, theirs).clips)
+
+    return compute
+
+
+def _warp(this: Evaluation) -> Result:
+    found = fidelity.warp_error(this.samples.videos, flow="dis")
+    seen = found.clips[np.isfinite(found.clips)]
+    if not len(seen):
+        raise ValueError("warp: no pixel of any clip can be followed from frame to frame")
+    extra = {"warp_visible": float(np.mean(found.visible))}
+    return this.mean("warp", seen, extra=extra, options={"flow": "dis"})
+
+
+def _judge(this: Evaluation) -> Result:
+    videos, captions = this.samples.videos, this.samples.captions
+    if not captions:
+        raise ValueError("judge: the samples have no captions")
+    right = np.array(
+        [
+            judge.score(video[None], [caption])["all"]
+            for video, caption in zip(videos, captions, strict=True)
+        ]
+    )
+    shares = judge.score(videos, captions)
+    extra = {f"judge_{name}": float(shares[name]) for name in judge.FACTORS}
+    return this.mean("judge", right, extra=extra)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What a metric is and needs.
+
+    Attributes:
+      title: in words.
+      compute: from an `Evaluation`.
+      reference, network: whether it needs them.
+      better: "lower" or "higher".
+    """
+
+    title: str
+    compute: Callable[[Evaluation], Result]
+    reference: bool = True
+    network: bool = True
+    better: str = "lower"
+
+
+METRICS: Mapping[str, Metric] = {
+    "fvd": Metric(
+        title="Fréchet video distance (Unterthiner et al. 2018): I3D logits",
+        compute=_frechet("fvd", "logits", _logits),
+    ),
+    "ffd": Metric(
+        title="Fréchet distance of single frames, as still clips: I3D logits",
+        compute=_frechet("ffd", "logits of still frames", _stills),
+    ),
+    "kvd": Metric(
+        title="kernel video distance, unbiased MMD² (Bińkowski et al. 2018): I3D logits",
+        compute=_kvd,
+    ),
+    "precision": Metric(
+        title="share of samples on the references' manifold (Kynkäänniemi et al. 2019)",
+        compute=_shares(0, "precision"),
+        better="higher",
+    ),
+    "recall": Metric(
+        title="share of references on the samples' manifold",
+        compute=_shares(1, "recall"),
+        better="higher",
+    ),
+    "is": Metric(
+        title="Inception score of I3D's 400 classes (Salimans et al. 2016)",
+        compute=_inception,
+        reference=False,
+        better="higher",
+    ),
+    "psnr": Metric(
+        title="peak signal-to-noise ratio, dB, clip by clip",
+        compute=_paired("psnr", fidelity.psnr),
+        network=False,
+        better="higher",
+    ),
+    "ssim": Metric(
+        title="structural similarity, clip by clip (Wang et al. 2004)",
+        compute=_paired("ssim", fidelity.ssim),
+        network=False,
+        better="higher",
+    ),
+    "warp": Metric(
+        title="error of each frame warped along the optical flow to the one before",
+        compute=_warp,
+        reference=False,
+        network=False,
+    ),
+    "judge": Metric(
+        title="share of moving shapes with colour, shape and direction as captioned",
+        compute=_judge,
+        reference=False,
+        network=False,
+        better="higher",
+    ),
+}
+
+
+def check(names: Sequence[str], *, reference: bool) -> None:
+    """Raises ValueError for unknown metrics, and for ones that lack a reference."""
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ValueError(f"metrics {', '.join(unknown)}: allowed are {', '.join(METRICS)}")
+    lacking = [name for name in names if METRICS[name].reference and not reference]
+    if lacking:
+        raise ValueError(f"metrics {', '.join(lacking)}: need a reference")
+    if "warp" in names and importlib.util.find_spec("cv2") is None:
+        raise ValueError('metrics warp: needs OpenCV, pip install -e ".[eval]"')
