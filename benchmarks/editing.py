@@ -15,13 +15,11 @@ Moving shapes of the held-out captions, read by the judge:
 """
 
 import argparse
-import itertools
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TURNED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 ROUNDS = 8
 
 
@@ -52,16 +50,11 @@ def main() -> None:
     import numpy as np
 
     import vdm_jax
-    from vdm_jax.data import moving_shapes, shapes
+    from vdm_jax.evaluation import clips
 
     model = vdm_jax.load()
-    config = {c.name: c for c in moving_shapes.MovingShapes.BUILDER_CONFIGS}[
-        model.config.data.config
-    ]
-    clips = moving_shapes.clips(config, "held_out", options.clips)
-    scenes, truth = zip(*itertools.islice(clips, options.clips), strict=True)
-    truth = np.stack(truth)
-    prompts = [shapes.make_caption(scene) for scene in scenes]
+    found = clips.from_moving_shapes(model.config.data.config, "held_out", options.clips)
+    truth, prompts = found.videos, found.captions
     cost(model, options)
     for method in options.methods:
         started = time.monotonic()
@@ -120,6 +113,7 @@ def extension(model, method: str, options, prompts: list[str]) -> None:
     import jax
 
     from vdm_jax import editing
+    from vdm_jax.data import shapes
     from vdm_jax.evaluation import judge
 
     clip = model.stage.video_shape[0]
@@ -127,7 +121,7 @@ def extension(model, method: str, options, prompts: list[str]) -> None:
         sampler="ddim", steps=options.steps, guidance=options.guidance, batch_size=16
     )
     start = _all(plain.stream(model.params, jax.random.key(0), prompts))
-    turned = [" ".join([*p.split()[:-1], TURNED[p.split()[-1]]]) for p in prompts]
+    turned = [shapes.turned(prompt) for prompt in prompts]
     sampler = model.sampler(
         sampler="ddim",
         steps=options.steps,

@@ -17,7 +17,6 @@ import launch
 
 CLIPS = 6
 ROUNDS_TO = 64  # frames of the extension
-TURNED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 _STYLE = """
 body { background: #14161a; color: #dfe3ea; font: 15px/1.5 system-ui, sans-serif; margin: 0 auto;
        max-width: 76rem; padding: 1.5rem; }
@@ -80,15 +79,10 @@ def _captions(count: int) -> list[str]:
 
 def _truth(model, count: int):
     """Rendered clips that no model was trained on, and their captions."""
-    import numpy as np
+    from vdm_jax.evaluation import clips
 
-    from vdm_jax.data import moving_shapes, shapes
-
-    name = model.config.data.config
-    config = {c.name: c for c in moving_shapes.MovingShapes.BUILDER_CONFIGS}[name]
-    clips = itertools.islice(moving_shapes.clips(config, "held_out", count), count)
-    scenes, videos = zip(*clips, strict=True)
-    return np.stack(videos), [shapes.make_caption(scene) for scene in scenes]
+    found = clips.from_moving_shapes(model.config.data.config, "held_out", count)
+    return found.videos, found.captions
 
 
 def _key(options, index: int):
@@ -117,10 +111,11 @@ def _text_to_video(model, options) -> Section:
 
 def _extension(model, options) -> Section:
     from vdm_jax import editing
+    from vdm_jax.data import shapes
 
     captions = _captions(options.clips)
     start = _sampled(model, options, captions, guidance=2.0)
-    turned = [" ".join([*text.split()[:-1], TURNED[text.split()[-1]]]) for text in captions]
+    turned = [shapes.turned(text) for text in captions]
     prompts = list(zip(turned, captions, strict=True))
     rows = []
     for method in ("reconstruction", "replacement"):
@@ -216,10 +211,11 @@ def _super_resolution(model, options) -> Section:
 
 def _loop(model, options) -> Section:
     from vdm_jax import editing
+    from vdm_jax.data import shapes
 
     captions = _captions(options.clips)
     start = _sampled(model, options, captions, guidance=2.0)
-    back = [" ".join([*text.split()[:-1], TURNED[text.split()[-1]]]) for text in captions]
+    back = [shapes.turned(text) for text in captions]
     sampler = model.sampler(guidance=2.0, batch_size=len(captions))
     made = editing.loop(sampler, model.params, _key(options, 5), start, back, context=1)
     return Section(

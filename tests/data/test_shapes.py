@@ -94,3 +94,9 @@ def test_the_same_seed_gives_the_same_bytes():
     # Data sets prepared elsewhere are only comparable while this holds.
     means = [10.03, 11.24, 16.37, 14.27, 12.92, 16.44, 16.99, 6.67]
     np.testing.assert_allclose(one.mean((1, 2, 3, 4)), means, atol=0.01)
+
+
+def test_turned_captions():
+    assert shapes.turned("a red circle moving left") == "a red circle moving right"
+    for caption in shapes.captions("train", 2)[:50]:
+        assert shapes.turned(shapes.turned(caption)) == caption != shapes.turned(caption)

@@ -25,6 +25,7 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle")
 # Unit steps (x, y); y grows downwards, as rows do.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+_OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 SCANLINES = 8  # vertical supersampling; horizontal coverage is exact
 
@@ -102,6 +103,14 @@ def parse_caption(caption: str) -> tuple[Combination, ...]:
             f"directions {', '.join(DIRECTIONS)}"
         )
     return tuple(Combination(*m.groups()) for m in matches)
+
+
+def turned(caption: str) -> str:
+    """The caption with every direction turned around."""
+    parts = [
+        part._replace(direction=_OPPOSITE[part.direction]) for part in parse_caption(caption)
+    ]
+    return make_caption(parts)
 
 
 def captions(split: str, num_objects: int = 1) -> list[str]:

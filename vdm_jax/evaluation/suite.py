@@ -94,17 +94,6 @@ class Evaluation:
         )
         return Result(protocol=protocol, subject=dict(self.subject), value=value, n=count, **more)
 
-    def interval(self, found: "distances.Interval | None") -> dict[str, float]:
-        """The fields of an interval in a `Result`."""
-        if found is None:
-            return {}
-        return {
-            "low": found.low,
-            "high": found.high,
-            "level": found.level,
-            "standard_error": found.standard_error,
-        }
-
     def mean(self, metric: str, values: Float[np.ndarray, "n"], **more) -> Result:
         """The mean over clips of what every clip has, with its interval."""
         found = None
@@ -117,7 +106,14 @@ class Evaluation:
                 level=self.level,
                 seed=self.seed,
             )
-        return self.result(metric, float(np.mean(values)), **self.interval(found), **more)
+        return self.result(metric, float(np.mean(values)), **_fields(found), **more)
+
+
+def _fields(found: distances.Interval | None) -> dict[str, float]:
+    """Of an interval, those that a `Result` has."""
+    if found is None:
+        return {}
+    return {name: getattr(found, name) for name in ("low", "high", "level", "standard_error")}
 
 
 def _frechet(name: str, layer: str, of: Callable[[Evaluation, bool], np.ndarray]):
@@ -133,7 +129,7 @@ def _frechet(name: str, layer: str, of: Callable[[Evaluation, bool], np.ndarray]
         if min(len(ours), len(theirs)) >= 16:
             limit = distances.frechet_infinity(ours, theirs, seed=this.seed)
             extra = {f"{name}_infinity": limit.value, f"{name}_bias": value - limit.value}
-        return this.result(name, value, features=layer, extra=extra, **this.interval(found))
+        return this.result(name, value, features=layer, extra=extra, **_fields(found))
 
     return compute
 
