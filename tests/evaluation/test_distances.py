@@ -13,6 +13,7 @@ from vdm_jax.evaluation.distances import (
     inception_score,
     kernel_distance,
     precision_recall,
+    share_interval,
 )
 from vdm_jax.evaluation.moments import Moments
 
@@ -404,3 +405,21 @@ def test_intervals_refuse_bad_arguments():
         half_sampling(np.mean, x[:3])
     with pytest.raises(ValueError, match="4 rows"):
         frechet_interval(x[:3], x)
+
+
+def test_share_interval():
+    """Wilson 1927; the values are those of Brown, Cai & DasGupta's formula 4 by hand."""
+    found = share_interval(10, 10)
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(10 / (10 + 1.959964**2), rel=1e-5)
+    found = share_interval(50, 100)
+    assert found.low + found.high == pytest.approx(1.0)
+    assert found.high - 0.5 == pytest.approx(0.0962, abs=2e-4)
+    assert share_interval(0, 7).low == 0.0
+    rng = np.random.default_rng(0)
+    for share in (0.05, 0.5, 0.97):
+        counts = rng.binomial(60, share, 4000)
+        hits = [(f := share_interval(int(c), 60)).low <= share <= f.high for c in counts]
+        assert 0.92 < np.mean(hits) < 0.98
+    with pytest.raises(ValueError, match="8 of 7"):
+        share_interval(8, 7)

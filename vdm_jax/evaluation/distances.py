@@ -6,6 +6,7 @@ tr (Σa Σb)^½ is the nuclear norm of Fa Fbᵀ, the sum of its singular values.
 centred features themselves where they are fewer than d.
 """
 
+import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -298,6 +299,27 @@ def bootstrap(
         return statistic(*(x[generator.integers(len(x), size=len(x))] for x in sets))
 
     return _interval(statistic(*sets), replicate, replicates, level, shift=False)
+
+
+def share_interval(count: int, total: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a share (1927), such as of samples that are right.
+
+    Resampling says of 100% that it is certain; this does not. Raises ValueError for a count that is
+    not from 0 to `total`, no total, and a level that is not between 0 and 1.
+    """
+    if not 0 <= count <= total or total < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"{count} of {total}, level {level}: must be from 0 to a total of 1 or more, and in "
+            "(0, 1)"
+        )
+    share, z = count / total, statistics.NormalDist().inv_cdf((1 + level) / 2)
+    scale = 1 / (1 + z**2 / total)
+    centre = scale * (share + z**2 / (2 * total))
+    half = scale * z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    error = float(np.sqrt(share * (1 - share) / total))
+    # At 0 and at 1 one end is that, up to rounding.
+    low, high = min(centre - half, share), max(centre + half, share)
+    return Interval(share, max(float(low), 0.0), min(float(high), 1.0), error, 0.0, level)
 
 
 def half_sampling(

@@ -209,7 +209,8 @@ def _judge(this: Evaluation) -> Result:
     )
     shares = judge.score(videos, captions)
     extra = {f"judge_{name}": float(shares[name]) for name in judge.FACTORS}
-    return this.mean("judge", right, extra=extra)
+    found = distances.share_interval(int(right.sum()), len(right), this.level)
+    return this.result("judge", found.value, extra=extra, **_fields(found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
