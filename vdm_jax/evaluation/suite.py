@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vdm_jax.evaluation import distances, fidelity, judge
+from vdm_jax.evaluation import distances, fidelity, frechet, intervals, judge
 from vdm_jax.evaluation.clips import Clips
 from vdm_jax.evaluation.i3d import I3DFeatures
 from vdm_jax.evaluation.protocol import Protocol, Result
@@ -99,7 +99,7 @@ class Evaluation:
         found = None
         # Of equal clips PSNR is infinite.
         if self.replicates and len(values) > 1 and np.isfinite(values).all():
-            found = distances.bootstrap(
+            found = intervals.bootstrap(
                 np.mean,
                 values[:, None],
                 replicates=self.replicates,
@@ -109,7 +109,7 @@ class Evaluation:
         return self.result(metric, float(np.mean(values)), **_fields(found), **more)
 
 
-def _fields(found: distances.Interval | None) -> dict[str, float]:
+def _fields(found: intervals.Interval | None) -> dict[str, float]:
     """Of an interval, those that a `Result` has."""
     if found is None:
         return {}
@@ -119,15 +119,15 @@ def _fields(found: distances.Interval | None) -> dict[str, float]:
 def _frechet(name: str, layer: str, of: Callable[[Evaluation, bool], np.ndarray]):
     def compute(this: Evaluation) -> Result:
         ours, theirs = of(this, True), of(this, False)
-        value = distances.frechet_from_features(ours, theirs)
+        value = frechet.frechet_from_features(ours, theirs)
         found = None
         if this.replicates:
-            found = distances.frechet_interval(
+            found = frechet.frechet_interval(
                 ours, theirs, replicates=this.replicates, level=this.level, seed=this.seed
             )
         extra = {}
         if min(len(ours), len(theirs)) >= 16:
-            limit = distances.frechet_infinity(ours, theirs, seed=this.seed)
+            limit = frechet.frechet_infinity(ours, theirs, seed=this.seed)
             extra = {f"{name}_infinity": limit.value, f"{name}_bias": value - limit.value}
         return this.result(name, value, features=layer, extra=extra, **_fields(found))
 
@@ -209,7 +209,7 @@ def _judge(this: Evaluation) -> Result:
     )
     shares = judge.score(videos, captions)
     extra = {f"judge_{name}": float(shares[name]) for name in judge.FACTORS}
-    found = distances.share_interval(int(right.sum()), len(right), this.level)
+    found = intervals.share_interval(int(right.sum()), len(right), this.level)
     return this.result("judge", found.value, extra=extra, **_fields(found))
 
 
