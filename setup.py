@@ -1,4 +1,4 @@
-"""Packaging of vdm_jax: `pip install -e .`, with the extras tpu, gpu (CUDA 13), eval and test."""
+"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), eval, text and test."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["vdm_jax", "vdm_jax.*"]),
-    package_data={"vdm_jax": ["checkpoints/*.safetensors", "parallel/*.txtpb"]},
+    package_data={"vdm_jax": ["checkpoints/*.safetensors", "parallel/*.txtpb", "evaluation/*.txt"]},
     zip_safe=False,
     install_requires=[
         # The network and its training.
@@ -31,6 +31,7 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "safetensors>=0.5",
+        "tokenizers>=0.20",
         # Data. Builders write and read array_record, so TensorFlow is never needed;
         # importlib_resources is imported by tensorflow-datasets without being declared.
         "tensorflow-datasets>=4.9.9",
@@ -51,10 +52,12 @@ setup(
         "gpu": [f"jax[cuda13]{JAX}"],
         "eval": ["opencv-python-headless>=4.10"],
         "compile": [TPU_COMPILER],
+        "text": ["sentencepiece>=0.2"],
         "test": [
             TPU_COMPILER,
             "opencv-python-headless>=4.10",
             "scipy>=1.14",
+            "sentencepiece>=0.2",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "beartype>=0.20",

@@ -299,7 +299,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     # Only where it has been imported can it have been raised.
     if module := sys.modules.get("vdm_jax.training.checkpoints"):
         errors.append(module.CheckpointError)
-    if module := sys.modules.get("vdm_jax.evaluation.i3d_weights"):
+    if module := sys.modules.get("vdm_jax.fetch"):
         errors.append(module.WeightsUnavailable)
     return tuple(errors)
 

