@@ -16,6 +16,9 @@ different protocols, makes a table of two such files.
 DATASET is NAME[/CONFIG][:SPLIT], such as moving_shapes/16x16x8:held_out, which is rendered, or
 ucf101:test, which is in --data_dir. DIR holds video files, or samples.npz as launch.sample writes
 it. A model is sampled with its references' captions, by default the clips of its own data set.
+
+Several processes sample together and measure a share of the clips each; all must find the same
+files. The figures are those of one process.
 """
 
 import functools
@@ -51,7 +54,8 @@ def main(arguments: list[str]) -> int:
         "--metrics",
         type=lambda text: text.split(","),
         metavar="NAMES",
-        help="of fvd, ffd, kvd, precision, recall, is, psnr, ssim, warp and judge",
+        help="of fvd, ffd, kvd, precision, recall, is, accuracy, consistency, psnr, ssim, warp and "
+        "judge",
     )
     more.add_argument("--samples", metavar="PATH", help="videos, instead of a model's")
     more.add_argument("--reference", metavar="PATH", help="a directory, an archive or a DATASET")
@@ -222,8 +226,7 @@ def _measure(options) -> int:
             "steps": sampler.steps,
             "guidance": options.guidance,
         }
-    if jax.process_index() != 0:
-        return 0
+    first = jax.process_index() == 0
     network = None
     if any(suite.METRICS[name].network for name in options.metrics):
         network = i3d.I3DFeatures(
@@ -236,10 +239,13 @@ def _measure(options) -> int:
         network=network,
         stride=cut["stride"],
         seed=options.seed,
-        replicates=options.replicates,
+        replicates=options.replicates if first else 0,  # they are the first process's alone
+        together=jax.process_count() > 1,
     )
-    with Console(stderr=True, quiet=options.json).status("measuring"):
+    with Console(stderr=True, quiet=options.json or not first).status("measuring"):
         results = evaluation.measure(options.metrics)
+    if not first:
+        return 0
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         protocol.save(Path(options.out), results)

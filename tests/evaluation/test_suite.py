@@ -3,6 +3,7 @@
 The network of the features is a random projection here; test_i3d.py has the real one.
 """
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from launch import evaluate
 from vdm_jax import video_io
 from vdm_jax.data.source import DataError
-from vdm_jax.evaluation import clips, i3d, i3d_weights, protocol, suite
+from vdm_jax.evaluation import clips, i3d, i3d_weights, kinetics, protocol, suite
 
 
 class Projection:
@@ -90,6 +91,48 @@ def test_clip_by_clip(shapes):
     assert turned["ssim"].value < 0.95 and 0 < turned["psnr"].value < 40
     assert turned["judge"].value == 0.0 == turned["judge"].extra["judge_direction"]
     assert turned["ssim"].low < turned["ssim"].value < turned["ssim"].high
+
+
+class Colours:
+    """In the place of I3D: red is the number of the class, and the features are the colour."""
+
+    protocol = Projection.protocol
+
+    def __call__(self, videos):
+        colour = videos.mean((1, 2, 3))
+        return -np.abs(np.arange(400) - colour[:, :1]), colour
+
+
+def coloured(colours, captions=()):
+    """A clip for each row of colours, one a frame."""
+    frames = np.array(colours, np.uint8)[:, :, None, None]
+    videos = np.broadcast_to(frames, (*frames.shape[:2], 4, 4, 3))
+    return clips.Clips(videos=videos, captions=captions, description={"resize": "none"})
+
+
+def test_the_class_of_a_clip():
+    names = [kinetics.class_names()[number] for number in (10, 21, 40, 250)]
+    found = coloured([[[number, 0, 0]] * 2 for number in (10, 20, 30, 250)], names)
+    accuracy = measure(found, None, ["accuracy"], network=Colours())["accuracy"]
+    assert accuracy.value == 0.5 and accuracy.extra == {"accuracy_top5": 0.75}
+    assert 0 < accuracy.low < 0.5 < accuracy.high < 1
+    other = dataclasses.replace(found, captions=["zumba", "a red square", "zumba", "zumba"])
+    with pytest.raises(ValueError, match="captions 'a red square': must be names of Kinetics"):
+        measure(other, None, ["accuracy"], network=Colours())
+
+
+def test_consecutive_frames_are_compared_with_each_other():
+    red, green, blue = np.eye(3, dtype=np.uint8) * 200
+    still = coloured([[red] * 4, [green] * 4, [blue] * 4])
+    found = measure(still, None, ["consistency"], network=Colours())["consistency"]
+    assert found.value == pytest.approx(1) and found.extra == {"consistency_strangers": 0}
+    # Of three pairs of frames one is of equal ones: a third, over many clips.
+    changing = coloured([[red, red, green, blue]] * 300)
+    found = measure(changing, None, ["consistency"], network=Colours())["consistency"]
+    assert found.low < 1 / 3 < found.high and found.high - found.low < 0.15
+    assert found.protocol.options == {"pairs of frames a clip": 1}
+    with pytest.raises(ValueError, match="clips of 1 frame have no consecutive ones"):
+        measure(coloured([[red]]), None, ["consistency"], network=Colours())
 
 
 def test_what_cannot_be_measured_is_told(shapes):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vdm_jax.evaluation import distances, fidelity, frechet, intervals, judge
+from vdm_jax.evaluation import distances, fidelity, frechet, intervals, judge, kinetics, shares
 from vdm_jax.evaluation.clips import Clips
 from vdm_jax.evaluation.i3d import I3DFeatures
 from vdm_jax.evaluation.protocol import Protocol, Result
@@ -17,6 +17,7 @@ from vdm_jax.evaluation.protocol import Protocol, Result
 KERNEL_BLOCK = 64  # clips of a block of the kernel distance, where there are enough for two
 SPLITS = 10  # of the Inception score
 NEIGHBOURS = 3  # of precision and recall
+TOP = 5  # classes among which the accuracy beside the first looks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Evaluation:
       network: of the metrics of features, None where none is asked for.
       stride, seed: as the clips were chosen; the seed is the metrics' too.
       replicates, level: of the resampled intervals; 0 replicates = no intervals.
+      together: whether all processes of the run measure these clips, each a share of them.
     """
 
     samples: Clips
@@ -39,6 +41,7 @@ class Evaluation:
     seed: int = 0
     replicates: int = 1000
     level: float = 0.95
+    together: bool = False
 
     def __post_init__(self):
         if self.reference is not None:
@@ -54,18 +57,22 @@ class Evaluation:
     @functools.cached_property
     def sample_outputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features of the samples."""
-        return self.network(self.samples.videos)
+        return self.each(self.network, self.samples.videos)
 
     @functools.cached_property
     def reference_outputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features of the references."""
-        return self.network(self.reference.videos)
+        return self.each(self.network, self.reference.videos)
+
+    def each(self, function: Callable[..., Any], *arrays: np.ndarray) -> Any:
+        """`function` of arrays of one row a clip; by shares if the processes measure together."""
+        return shares.by_process(function, *arrays) if self.together else function(*arrays)
 
     def still_logits(self, clips: Clips) -> Float[np.ndarray, "n 400"]:
         """Logits of one frame a clip, chosen by the seed, that stands still."""
         count, frames = clips.videos.shape[:2]
         chosen = np.random.default_rng(self.seed).integers(frames, size=count)
-        return self.network(clips.videos[np.arange(count), chosen][:, None])[0]
+        return self.each(self.network, clips.videos[np.arange(count), chosen][:, None])[0]
 
     def result(self, metric: str, value: float, *, features: str | None = None, **more) -> Result:
         """A figure of `metric`. features: the layer that it is made of, None = pixels."""
@@ -176,6 +183,41 @@ def _inception(this: Evaluation) -> Result:
     )
 
 
+def _accuracy(this: Evaluation) -> Result:
+    numbers = kinetics.classes(this.samples.captions)
+    first, top = (kinetics.among_first(_logits(this, True), numbers, k) for k in (1, TOP))
+    found = intervals.share_interval(int(first.sum()), len(first), this.level)
+    return this.result(
+        "accuracy",
+        found.value,
+        features="logits",
+        extra={f"accuracy_top{TOP}": float(top.mean())},
+        **_fields(found),
+    )
+
+
+def _consistency(this: Evaluation) -> Result:
+    videos = this.samples.videos
+    count, frames = videos.shape[:2]
+    if frames < 2:
+        raise ValueError(f"consistency: clips of {frames} frame have no consecutive ones")
+    start = np.random.default_rng(this.seed).integers(frames - 1, size=count)
+    stills = videos[np.arange(count)[:, None], start[:, None] + np.arange(2)]
+    features = this.each(this.network, stills.reshape(-1, 1, *videos.shape[2:]))[1]
+    pairs = features.reshape(count, 2, -1)
+    extra = {}
+    if count > 1:
+        strangers = np.stack([pairs[:, 0], np.roll(pairs[:, 1], 1, axis=0)], axis=1)
+        extra["consistency_strangers"] = fidelity.frame_consistency(strangers).mean
+    return this.mean(
+        "consistency",
+        fidelity.frame_consistency(pairs).clips,
+        features="pooled features of still frames",
+        extra=extra,
+        options={"pairs of frames a clip": 1},
+    )
+
+
 def _paired(name: str, function: Callable[..., fidelity.PerClip]):
     def compute(this: Evaluation) -> Result:
         ours, theirs = this.samples.videos, this.reference.videos
@@ -183,17 +225,18 @@ def _paired(name: str, function: Callable[..., fidelity.PerClip]):
             raise ValueError(
                 f"{name} compares clip by clip: {len(ours)} samples, {len(theirs)} references"
             )
-        return this.mean(name, function(ours, theirs).clips)
+        return this.mean(name, this.each(lambda *pair: function(*pair).clips, ours, theirs))
 
     return compute
 
 
 def _warp(this: Evaluation) -> Result:
-    found = fidelity.warp_error(this.samples.videos, flow="dis")
-    seen = found.clips[np.isfinite(found.clips)]
+    function = functools.partial(fidelity.warp_error, flow="dis")
+    errors, visible = this.each(lambda videos: function(videos)[1:], this.samples.videos)
+    seen = errors[np.isfinite(errors)]
     if not len(seen):
         raise ValueError("warp: no pixel of any clip can be followed from frame to frame")
-    extra = {"warp_visible": float(np.mean(found.visible))}
+    extra = {"warp_visible": float(np.mean(visible))}
     return this.mean("warp", seen, extra=extra, options={"flow": "dis"})
 
 
@@ -257,6 +300,18 @@ METRICS: Mapping[str, Metric] = {
     "is": Metric(
         title="Inception score of I3D's 400 classes (Salimans et al. 2016)",
         compute=_inception,
+        reference=False,
+        better="higher",
+    ),
+    "accuracy": Metric(
+        title="share of clips whose caption, a class of Kinetics, is I3D's first class",
+        compute=_accuracy,
+        reference=False,
+        better="higher",
+    ),
+    "consistency": Metric(
+        title="cosine similarity of two consecutive frames, as still clips: I3D pooled features",
+        compute=_consistency,
         reference=False,
         better="higher",
     ),
