@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
         "--metrics",
         type=lambda text: text.split(","),
         metavar="NAMES",
-        help="of fvd, ffd, kvd, precision, recall, is, accuracy, consistency, psnr, ssim, warp and "
-        "judge",
+        help="of fvd, ffd, kvd, precision, recall, is, accuracy, action_text, consistency, psnr, "
+        "ssim, warp and judge",
     )
     more.add_argument("--samples", metavar="PATH", help="videos, instead of a model's")
     more.add_argument("--reference", metavar="PATH", help="a directory, an archive or a DATASET")
@@ -184,7 +184,7 @@ def _measure(options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from vdm_jax.evaluation import clips, i3d, i3d_weights, protocol, suite
+    from vdm_jax.evaluation import action_text, clips, i3d, i3d_weights, protocol, suite
 
     if options.samples:
         found, side = clips.size_of(options.samples)
@@ -232,11 +232,15 @@ def _measure(options) -> int:
         network = i3d.I3DFeatures(
             params=i3d_weights.load_weights(source=options.i3d), filter=options.resize
         )
+    sentences = None
+    if any(suite.METRICS[name].sentences for name in options.metrics):
+        sentences = action_text.load_sentences()
     evaluation = suite.Evaluation(
         samples=samples,
         reference=reference,
         subject=subject,
         network=network,
+        sentences=sentences,
         stride=cut["stride"],
         seed=options.seed,
         replicates=options.replicates if first else 0,  # they are the first process's alone

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vdm_jax.evaluation import distances, fidelity, frechet, intervals, judge, kinetics, shares
+from vdm_jax.evaluation import (
+    action_text,
+    distances,
+    fidelity,
+    frechet,
+    intervals,
+    judge,
+    kinetics,
+    shares,
+)
 from vdm_jax.evaluation.clips import Clips
 from vdm_jax.evaluation.i3d import I3DFeatures
 from vdm_jax.evaluation.protocol import Protocol, Result
@@ -28,6 +37,7 @@ class Evaluation:
       samples, reference: the clips; of the same shape. Without a reference only what needs none.
       subject: of the samples, see `protocol.Result`.
       network: of the metrics of features, None where none is asked for.
+      sentences: of the metric of captions, None likewise.
       stride, seed: as the clips were chosen; the seed is the metrics' too.
       replicates, level: of the resampled intervals; 0 replicates = no intervals.
       together: whether all processes of the run measure these clips, each a share of them.
@@ -37,6 +47,7 @@ class Evaluation:
     reference: Clips | None = None
     subject: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     network: I3DFeatures | None = None
+    sentences: action_text.Sentences | None = None
     stride: int = 1
     seed: int = 0
     replicates: int = 1000
@@ -196,6 +207,22 @@ def _accuracy(this: Evaluation) -> Result:
     )
 
 
+def _action_text(this: Evaluation) -> Result:
+    captions = this.samples.captions
+    if not all(captions) or not captions:
+        raise ValueError("action_text: the samples have no captions")
+    found = action_text.match(_logits(this, True), captions, this.sentences.encode)
+    extra = {}
+    if found.captions > 1:
+        extra = {
+            "action_text_others": found.others,
+            "action_text_retrieval": found.retrieved,
+            "action_text_chance": 1 / found.captions,
+        }
+    options = {**this.sentences.protocol, "captions": found.captions}
+    return this.mean("action_text", found.own, features="logits", extra=extra, options=options)
+
+
 def _consistency(this: Evaluation) -> Result:
     videos = this.samples.videos
     count, frames = videos.shape[:2]
@@ -263,7 +290,7 @@ class Metric:
     Attributes:
       title: in words.
       compute: from an `Evaluation`.
-      reference, network: whether it needs them.
+      reference, network, sentences: whether it needs them.
       better: "lower" or "higher".
     """
 
@@ -271,6 +298,7 @@ class Metric:
     compute: Callable[[Evaluation], Result]
     reference: bool = True
     network: bool = True
+    sentences: bool = False
     better: str = "lower"
 
 
@@ -307,6 +335,13 @@ METRICS: Mapping[str, Metric] = {
         title="share of clips whose caption, a class of Kinetics, is I3D's first class",
         compute=_accuracy,
         reference=False,
+        better="higher",
+    ),
+    "action_text": Metric(
+        title="similarity of the caption and the actions that I3D sees: MiniLM's embeddings",
+        compute=_action_text,
+        reference=False,
+        sentences=True,
         better="higher",
     ),
     "consistency": Metric(
