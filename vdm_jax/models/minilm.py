@@ -6,7 +6,7 @@ one meaning lie close (Reimers & Gurevych 2019). Its weights are in `minilm_weig
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -15,8 +15,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from vdm_jax.models import layers
-from vdm_jax.models.subwords import WordPiece
+from vdm_jax.models import layers, transformer
+from vdm_jax.models.subwords import WordPiece, batches
 
 _EPSILON = 1e-12  # of the normalisations
 _init = nn.initializers.normal(0.02)
@@ -52,7 +52,7 @@ class MiniLM(nn.Module):
         x = x + self._table("positions", self.max_positions)(jnp.arange(length))
         # What tells a pair of sentences apart; there is only the first here.
         x = x + self._table("segments", 2)(jnp.zeros((), jnp.int32))
-        x = self._norm("norm")(x).astype(self.dtype)
+        x = _norm("norm")(x).astype(self.dtype)
         for i in range(self.num_layers):
             x = _Layer(self.heads, self.hidden, self.dtype, name=f"layer_{i}")(x, mask)
         return x
@@ -60,9 +60,6 @@ class MiniLM(nn.Module):
     def _table(self, name: str, size: int) -> nn.Embed:
         init = layers.named(_init, layers.VOCAB, layers.OUT, dtype=self.dtype)
         return nn.Embed(size, self.width, embedding_init=init, dtype=self.dtype, name=name)
-
-    def _norm(self, name: str) -> nn.LayerNorm:
-        return _norm(name)
 
 
 class _Layer(nn.Module):
@@ -79,7 +76,7 @@ class _Layer(nn.Module):
             make(sizes, axes=(layers.IN, *names), name=name)(x)
             for name in ("query", "key", "value")
         )
-        attended = attend(query / np.sqrt(width // self.heads), key, value, mask)
+        attended = transformer.attend(query / np.sqrt(width // self.heads), key, value, mask)
         merge = make(width, axis=(-2, -1), axes=(*names, layers.OUT), name="out")
         x = _norm("attention_norm")(x + merge(attended)).astype(self.dtype)
         h = make(self.hidden, axes=(layers.IN, layers.HIDDEN), name="mlp_in")(x)
@@ -97,7 +94,7 @@ def _dense(features, *, axes, dtype, axis=-1, name=None):
         dtype=dtype,
         kernel_init=layers.named(_init, *axes, dtype=dtype),
         bias_init=layers.named(nn.initializers.zeros, *axes[-outputs:], dtype=dtype),
-        precision=precision(dtype),
+        precision=transformer.precision(dtype),
         name=name,
     )
 
@@ -110,28 +107,6 @@ def _norm(name: str) -> nn.LayerNorm:
         bias_init=layers.named(nn.initializers.zeros, layers.CHANNELS),
         name=name,
     )
-
-
-def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """Of products in `dtype`: accelerators multiply float32 in less unless they are told."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-def attend(
-    query: Float[Array, "b l heads dim"],
-    key: Float[Array, "b l heads dim"],
-    value: Float[Array, "b l heads dim"],
-    mask: Bool[Array, "b l"],
-    bias: Float[Array, "heads l l"] | None = None,
-) -> Float[Array, "b l heads dim"]:
-    """Attention of every token to the tokens of `mask`; scores are not scaled here."""
-    exact = precision(query.dtype)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=exact).astype(jnp.float32)
-    if bias is not None:
-        scores = scores + bias
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = nn.softmax(scores).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=exact)
 
 
 def sentence_embedding(
@@ -183,27 +158,7 @@ class SentenceEncoder:
         found = np.zeros((len(sentences), self.network.width), np.float32)
         tokens, mask = self.tokenizer.encode(sentences, self.max_length)
         for rows, batch in batches(mask, self.batch_size):
-            found[rows] = self._embed(self._params, *batch(tokens, mask))[: len(rows)]
+            found[rows] = self._embed(self._params, *map(jnp.asarray, batch(tokens, mask)))[
+                : len(rows)
+            ]
         return found
-
-
-def batches(
-    mask: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, Callable[..., list[Array]]]]:
-    """Rows of batches of tokens, sorted by length, and what cuts arrays to such a batch.
-
-    A batch has the next power of two of its longest row's length, at least 8, and always
-    `batch_size` rows, the last repeated, so that few programs are compiled.
-    """
-    lengths = mask.sum(-1)
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        longest = max(int(lengths[rows].max()), 8)
-        length = min(1 << (longest - 1).bit_length(), mask.shape[1])
-        padded = np.concatenate([rows, np.repeat(rows[-1:], batch_size - len(rows))])
-
-        def cut(*arrays: np.ndarray, padded=padded, length=length) -> list[Array]:
-            return [jnp.asarray(array[padded, :length]) for array in arrays]
-
-        yield rows, cut

@@ -8,12 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import PyTree
-
 from vdm_jax import fetch
-from vdm_jax.models import published
+from vdm_jax.models import published, transformer
 from vdm_jax.models.minilm import MiniLM
 from vdm_jax.models.subwords import WordPiece
 
@@ -94,7 +90,9 @@ def read_folder(folder: str | Path) -> Loaded:
         raise FileNotFoundError(f"{tokenizer}: no such file")
     tensors = published.Tensors(folder)
     prefix = "" if "embeddings.LayerNorm.weight" in tensors else "bert."
-    params = published.read_params(tensors, _shapes(network), lambda path: prefix + _name(path))
+    params = published.read_params(
+        tensors, transformer.shapes(network), lambda path: prefix + _name(path)
+    )
     return Loaded(network, params, WordPiece(tokenizer.read_text(encoding="utf-8")))
 
 
@@ -117,13 +115,6 @@ def _network(config: dict[str, Any], path: Path) -> MiniLM:
         heads=value("num_attention_heads"),
         hidden=value("intermediate_size"),
     )
-
-
-def _shapes(network: MiniLM) -> PyTree:
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    # Unboxed by hand: of a shape there is nothing to place on a mesh.
-    boxed = jax.eval_shape(network.init, jax.random.key(0), tokens, tokens > 0)["params"]
-    return jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=lambda leaf: hasattr(leaf, "unbox"))
 
 
 def _name(path: str) -> str:

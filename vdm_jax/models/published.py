@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 from flax import traverse_util
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -96,9 +97,12 @@ class Tensors:
 
 
 def read_params(
-    tensors: Tensors, shapes: PyTree, name: Callable[[str], str | list[str]]
+    tensors: Tensors,
+    shapes: PyTree,
+    name: Callable[[str], str | list[str]],
+    dtype: DTypeLike = np.float32,
 ) -> dict[str, Any]:
-    """The parameters of a network of `shapes` (of `jax.eval_shape`), as float32 NumPy arrays.
+    """The parameters of a network of `shapes` (of `jax.eval_shape`), as NumPy arrays of `dtype`.
 
     name: the published name of a parameter by its path ("layer/query/kernel"); of several, a list,
     to be stacked along the first axis. A kernel is published transposed, with heads and their
@@ -110,7 +114,7 @@ def read_params(
         parts = [names] if isinstance(names, str) else names
         shape = leaf.shape if isinstance(names, str) else leaf.shape[1:]
         wanted = _published_shape(shape, path)
-        array = np.empty((len(parts), *shape), np.float32)
+        array = np.empty((len(parts), *shape), dtype)
         for row, part in zip(array, parts, strict=True):
             found = tensors.read(part)
             if found.shape != wanted:
