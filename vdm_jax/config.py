@@ -28,6 +28,7 @@ MAY_CHANGE_ON_RESUME = (
     "model.remat",
     "data.data_dir",
     "data.workers",
+    "text.weights",
     "train.steps",
     "train.minutes",
     "train.moment_dtype",

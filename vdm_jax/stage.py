@@ -17,12 +17,13 @@ from vdm_jax.models.layers import Layout
 from vdm_jax.models.text import TextEncoder
 
 Batch = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
-"""What a data pipeline yields: "video" uint8 (b, f, h, w, c); "tokens", "token_mask" (b, l) or
-"label" (b,) where the stage has text or labels; for joint training "images" uint8 (b, k, h, w, c)
-with "image_tokens", "image_token_mask" (b, k, l) or "image_label" (b, k)."""
+"""What a data pipeline yields: "video" uint8 (b, f, h, w, c); "token_mask" (b, l) with "tokens"
+(b, l) or "text_embeddings" (b, l, d), or "label" (b,) where the stage has text or labels; for joint
+training "images" uint8 (b, k, h, w, c), with the same of the images, of one axis k more, as
+"image_tokens" and so on."""
 
-_IMAGE_KEYS = ("image_tokens", "image_token_mask", "image_label")
-_CLIP_KEYS = ("tokens", "token_mask", "label")
+_CLIP_KEYS = ("tokens", "text_embeddings", "token_mask", "label")
+_IMAGE_KEYS = tuple(f"image_{key}" for key in _CLIP_KEYS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class Stage:
     def _example_cond(self) -> Cond:
         cond = {}
         if self.text_encoder is not None:
-            cond |= jax.tree.map(jnp.asarray, dict(self.text_encoder.encode([""])))
+            cond |= jax.tree.map(jnp.asarray, dict(self.text_encoder.example()))
         if self.num_labels:
             cond["label"] = jnp.zeros(1, jnp.int32)
         return cond

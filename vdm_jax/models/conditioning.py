@@ -14,10 +14,11 @@ from vdm_jax.models import layers
 Cond = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 """Keys, all optional as far as the network has no use for them:
 
-- tokens int32 (b, l), token_mask bool (b, l): the clip's text;
+- tokens int32 (b, l) or text_embeddings float (b, l, text_width), and token_mask bool (b, l): the
+  clip's text, as numbers of words or as states of a frozen text encoder;
 - label int32 (b,): the clip's class;
-- image_tokens (b, k, l), image_token_mask (b, k, l), image_label (b, k): those of the k images
-  appended to the clip;
+- image_tokens (b, k, l) or image_text_embeddings (b, k, l, text_width), image_token_mask (b, k, l),
+  image_label (b, k): those of the k images appended to the clip;
 - keep bool (b,): False where the condition is replaced by the null condition of guidance;
   absent, all are kept;
 - guidance float (b,): the scale of classifier-free guidance that a distilled network imitates.
@@ -31,7 +32,8 @@ class ConditionEmbedding(nn.Module):
 
     Attributes:
       dim: width of the vector.
-      vocab_size, max_length: of the text; vocab_size 0 is a network without text.
+      vocab_size, max_length: of the text's words; vocab_size 0 is a network without words.
+      text_width: of a frozen text encoder's embeddings, 0 is a network without them.
       num_labels: 0 is a network without labels.
       null_condition: what stands for a dropped condition, a learned embedding or zeros.
       frame_positions: whether the vector also says which frame of the clip it is for, by a
@@ -43,6 +45,7 @@ class ConditionEmbedding(nn.Module):
     dim: int
     vocab_size: int = 0
     max_length: int = 0
+    text_width: int = 0
     num_labels: int = 0
     null_condition: str = "learned"
     frame_positions: bool = False
@@ -75,7 +78,11 @@ class ConditionEmbedding(nn.Module):
         h = h[:, None]  # b, items, dim; items are the clip and the images
         keep = cond.get("keep", jnp.ones(batch, bool))
         tokens = mask = None
-        if self.vocab_size:
+        if self.vocab_size and self.text_width:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size}, text_width = {self.text_width}: one must be 0"
+            )
+        if self.vocab_size or self.text_width:
             tokens, mask, pooled = self._text(cond, keep, num_images)
             h = h + pooled
         if self.num_labels:
@@ -135,15 +142,31 @@ class ConditionEmbedding(nn.Module):
         return jnp.where(jnp.expand_dims(keep, range(1, value.ndim)), value, null)
 
     def _text(self, cond: Cond, keep: Bool[Array, "b"], num_images: int):
-        ids = self._items(cond, "tokens", num_images)
+        make = self._text_states if self.text_width else self._words
+        tokens = make(cond, num_images)
         mask = self._items(cond, "token_mask", num_images)
-        tokens = self._embed(self.vocab_size, "words")(ids)
-        init = layers.named(nn.initializers.normal(0.02), None, layers.CHANNELS)
-        tokens += self.param("word_positions", init, (self.max_length, self.dim)).astype(self.dtype)
         tokens = self._drop(tokens, keep, "null_text")
         weights = mask[..., None] / mask.sum(-1, keepdims=True)[..., None]
         pooled = (tokens * weights.astype(tokens.dtype)).sum(axis=-2)
         return tokens, mask, layers.dense(self.dim, dtype=self.dtype, name="pooled_text")(pooled)
+
+    def _words(self, cond: Cond, num_images: int) -> Float[Array, "b items l dim"]:
+        ids = self._items(cond, "tokens", num_images)
+        init = layers.named(nn.initializers.normal(0.02), None, layers.CHANNELS)
+        places = self.param("word_positions", init, (self.max_length, self.dim))
+        return self._embed(self.vocab_size, "words")(ids) + places.astype(self.dtype)
+
+    def _text_states(self, cond: Cond, num_images: int) -> Float[Array, "b items l dim"]:
+        """Where a token stands is in its state already."""
+        states = self._items(cond, "text_embeddings", num_images)
+        if states.shape[-1] != self.text_width:
+            raise ValueError(
+                f"cond: text_embeddings {states.shape} must have text_width = {self.text_width} "
+                "last, the width of the text encoder that the network was made for"
+            )
+        return layers.dense(self.dim, dtype=self.dtype, name="text_states")(
+            states.astype(self.dtype)
+        )
 
     def _positions(self, frames: int, num_images: int) -> Float[Array, "f dim"]:
         clip = layers.sinusoidal_embedding(

@@ -84,7 +84,7 @@ def load_weights(
 def read_folder(folder: str | Path) -> Loaded:
     """A BERT encoder from a folder of published files. Raises FileNotFoundError, ValueError."""
     folder = Path(folder).expanduser()
-    network = _network(published.read_json(folder / "config.json"), folder / "config.json")
+    network = read_config(folder)
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
         raise FileNotFoundError(f"{tokenizer}: no such file")
@@ -94,6 +94,12 @@ def read_folder(folder: str | Path) -> Loaded:
         tensors, transformer.shapes(network), lambda path: prefix + _name(path)
     )
     return Loaded(network, params, WordPiece(tokenizer.read_text(encoding="utf-8")))
+
+
+def read_config(folder: str | Path) -> MiniLM:
+    """The network that a folder's config.json describes. Raises as `read_folder`."""
+    path = Path(folder).expanduser() / "config.json"
+    return _network(published.read_json(path), path)
 
 
 def _network(config: dict[str, Any], path: Path) -> MiniLM:

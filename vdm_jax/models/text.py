@@ -1,7 +1,8 @@
-"""Text on the host: captions to token ids. The network embeds the ids itself.
+"""Text on the host: captions to what a network takes.
 
-A `TextEncoder` is what data pipelines and samplers call; the small word-level one serves the
-embedded data sets.
+A `TextEncoder` is what data pipelines and samplers call. The small word-level one gives token ids,
+which the network embeds itself, and serves the embedded data sets; those of `frozen_text.py` give
+embeddings.
 """
 
 import collections
@@ -16,16 +17,27 @@ PAD, UNKNOWN = "<pad>", "<unk>"
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Captions to what a network takes as its text condition, on the host."""
+    """Captions to what a network takes as its text condition, on the host.
+
+    Attributes:
+      max_length: tokens of a caption.
+      vocab_size: of token ids; 0 where embeddings are given.
+      embedding_width: of embeddings; 0 where token ids are given.
+    """
 
     max_length: int
     vocab_size: int
+    embedding_width: int
 
     def encode(self, captions: Sequence[str], *, strict: bool = False) -> dict[str, np.ndarray]:
-        """`tokens` int32 (n, max_length) and `token_mask` bool (n, max_length).
+        """`tokens` int32 (n, max_length), or `text_embeddings` float (n, max_length,
+        embedding_width), and `token_mask` bool (n, max_length).
 
         With `strict`, a caption that cannot be represented raises ValueError.
         """
+
+    def example(self) -> dict[str, np.ndarray]:
+        """Something of the shapes and types of `encode` of one caption, at no cost."""
 
 
 class WordEncoder:
@@ -34,6 +46,8 @@ class WordEncoder:
     `vocabulary_size` is the most words the vocabulary may have: it fixes the size of the
     network's table, whatever words the data turns out to hold.
     """
+
+    embedding_width = 0
 
     def __init__(self, words: Iterable[str], *, max_length: int, vocabulary_size: int):
         self.words = tuple(words)
@@ -72,6 +86,10 @@ class WordEncoder:
             # all is undefined.
             mask[row, : max(len(ids), 1)] = True
         return {"tokens": tokens, "token_mask": mask}
+
+    def example(self) -> dict[str, np.ndarray]:
+        """See `TextEncoder`."""
+        return self.encode([""])
 
     def _check(self, caption: str, words: list[str]) -> None:
         for word in words:

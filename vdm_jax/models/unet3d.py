@@ -37,8 +37,8 @@ class UNet3D(nn.Module):
       initial_kernel: size of the first convolution.
       initial_temporal: whether temporal attention follows the first convolution too.
       embedding_dim: width of the condition's embedding; 0 is 4 * channels.
-      vocab_size, max_length, num_labels, null_condition, frame_positions, guidance_embedding: see
-        `ConditionEmbedding`.
+      vocab_size, max_length, text_width, num_labels, null_condition, frame_positions,
+        guidance_embedding: see `ConditionEmbedding`.
       dtype: of the computation; parameters are float32 always.
       remat: see `layers.remat`.
       layout: how clips lie in folded arrays, and on devices.
@@ -63,6 +63,7 @@ class UNet3D(nn.Module):
     embedding_dim: int = 0
     vocab_size: int = 0
     max_length: int = 0
+    text_width: int = 0
     num_labels: int = 0
     null_condition: str = "learned"
     frame_positions: bool = False
@@ -91,6 +92,7 @@ class UNet3D(nn.Module):
             dim=self.embedding_width,
             vocab_size=self.vocab_size,
             max_length=self.max_length,
+            text_width=self.text_width,
             num_labels=self.num_labels,
             null_condition=self.null_condition,
             frame_positions=self.frame_positions,

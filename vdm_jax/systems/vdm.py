@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import make_process
-from vdm_jax.models.text import WordEncoder
+from vdm_jax.models import frozen_text
+from vdm_jax.models.text import TextEncoder, WordEncoder
 from vdm_jax.models.unet3d import UNet3D
 from vdm_jax.stage import Stage
 
@@ -25,7 +26,11 @@ def build(config: ConfigDict) -> Stage:
         raise ValueError(f"model.dtype = {dtype!r}: allowed are {', '.join(DTYPES)}")
     text_encoder = _text_encoder(config.text)
     if text_encoder is not None:
-        model |= {"vocab_size": text_encoder.vocab_size, "max_length": text_encoder.max_length}
+        model |= {
+            "vocab_size": text_encoder.vocab_size,
+            "max_length": text_encoder.max_length,
+            "text_width": text_encoder.embedding_width,
+        }
     size = config.data.image_size
     return Stage(
         network=UNet3D(**model, dtype=DTYPES[dtype]),
@@ -39,11 +44,14 @@ def build(config: ConfigDict) -> Stage:
     )
 
 
-def _text_encoder(text: ConfigDict) -> WordEncoder | None:
+def _text_encoder(text: ConfigDict) -> TextEncoder | None:
     if text.encoder == "none":
         return None
+    if text.encoder in frozen_text.ENCODERS:
+        return frozen_text.make_frozen_text_encoder(text)
     if text.encoder != "words":
-        raise ValueError(f"text.encoder = {text.encoder!r}: allowed are none, words")
+        allowed = ", ".join(("none", "words", *frozen_text.ENCODERS))
+        raise ValueError(f"text.encoder = {text.encoder!r}: allowed are {allowed}")
     return WordEncoder(
         text.vocabulary, max_length=text.max_length, vocabulary_size=text.vocabulary_size
     )

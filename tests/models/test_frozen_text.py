@@ -1,0 +1,214 @@
+"""Frozen text encoders serve as a stage's text encoder, and their embeddings as its condition."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models import test_minilm, test_t5
+from vdm_jax.diffusion.process import Process
+from vdm_jax.models import conditioning, frozen_text, minilm_weights, t5_weights
+from vdm_jax.models.text import TextEncoder, WordEncoder
+from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.stage import Stage
+
+CAPTIONS = ["a red ball rolls.", "", "a ball", "red " * 30]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("weights")
+    return {
+        "minilm": test_minilm.write_folder(root / "minilm"),
+        "t5": test_t5.write_folder(root / "t5"),
+    }
+
+
+def make(folders, name, **changes):
+    text = {"encoder": name, "weights": str(folders[name]), "max_length": 10}
+    return frozen_text.make_frozen_text_encoder(text | changes)
+
+
+@pytest.mark.parametrize("name", ["minilm", "t5"])
+def test_captions_become_the_networks_states(folders, name):
+    encoder = make(folders, name)
+    assert isinstance(encoder, TextEncoder)
+    assert (encoder.vocab_size, encoder.embedding_width, encoder.max_length) == (0, 12, 10)
+    encoded = encoder.encode(CAPTIONS)
+    states, mask = encoded["text_embeddings"], encoded["token_mask"]
+    assert states.shape == (4, 10, 12) and states.dtype == np.float16 and mask.any(-1).all()
+    assert (states[~mask] == 0).all()
+
+    module = {"minilm": minilm_weights, "t5": t5_weights}[name]
+    network, params, tokenizer = module.read_folder(folders[name])
+    tokens, expected_mask = tokenizer.encode(CAPTIONS, 10)
+    np.testing.assert_array_equal(mask, expected_mask)
+    expected = jax.jit(network.apply)({"params": params}, jnp.asarray(tokens), jnp.asarray(mask))
+    np.testing.assert_allclose(states[mask], expected[mask], atol=3e-3)
+    # A caption's embedding does not depend on those beside it.
+    alone = encoder.encode(CAPTIONS[2:3])
+    np.testing.assert_allclose(alone["text_embeddings"][0], states[2], atol=3e-3)
+
+    example = encoder.example()
+    assert {k: (v.shape[1:], v.dtype) for k, v in example.items()} == {
+        k: (v.shape[1:], v.dtype) for k, v in encoded.items()
+    }
+    with pytest.raises(ValueError, match="at most text.max_length = 10 are allowed"):
+        encoder.encode(CAPTIONS, strict=True)
+    assert encoder.encode([])["text_embeddings"].shape == (0, 10, 12)
+
+
+def test_identity_says_what_embeddings_depend_on(folders, tmp_path):
+    identity = make(folders, "t5").identity
+    assert make(folders, "t5", identity=identity[:16]).identity == identity
+    other_weights = test_t5.write_folder(tmp_path / "t5", test_t5.random_tensors(seed=1))
+    others = [
+        make(folders, "t5", max_length=9),
+        make(folders, "t5", dtype="bfloat16"),
+        make({"t5": other_weights}, "t5"),
+        make(folders, "minilm"),
+    ]
+    assert len({identity, *(other.identity for other in others)}) == 5
+    refused = make({"t5": other_weights}, "t5", identity=identity)
+    with pytest.raises(ValueError, match="the model was trained with another one"):
+        refused.encode(["a"])
+
+
+def test_weights_are_read_only_to_encode(folders):
+    encoder = make(folders, "t5", encoder="t5_xxl", weights="", max_length=64)
+    assert encoder.embedding_width == 4096
+    assert encoder.example()["text_embeddings"].shape == (1, 64, 4096)
+    with pytest.raises(ValueError, match="'t5_xxl': text.weights must name the folder"):
+        encoder.encode(["a"])
+    with pytest.raises(ValueError, match="'t5_small'.*has another network"):
+        make(folders, "t5", encoder="t5_small").encode(["a"])
+
+
+def test_wrong_settings_are_named(folders, tmp_path):
+    for change, message in (
+        ({"encoder": "clip"}, "text.encoder = 'clip': allowed are minilm, t5, t5_small"),
+        ({"dtype": "float16"}, "text.dtype = 'float16': allowed are float32, bfloat16"),
+        ({"weights": ""}, "'t5': text.weights must name the folder"),
+        ({"max_length": 2}, "text.max_length = 2: t5 needs at least 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(folders, "t5", **change)
+    with pytest.raises(ValueError, match="text.max_length = 17: minilm takes at most 16"):
+        make(folders, "minilm", max_length=17)
+    tensors = test_t5.random_tensors()
+    tensors["encoder.final_layer_norm.weight"] = np.full(12, 1e6, np.float32)
+    loud = make({"t5": test_t5.write_folder(tmp_path / "loud", tensors)}, "t5")
+    with pytest.raises(FloatingPointError, match="not finite in float16, of captions such as 'a'"):
+        loud.encode(["a"])
+
+
+NETWORK = UNet3D(
+    channels=4,
+    channel_mult=(1,),
+    num_res_blocks=1,
+    attention_levels=(0,),
+    head_dim=4,
+    norm_groups=2,
+    max_length=10,
+    text_width=12,
+)
+
+
+@pytest.fixture(scope="module")
+def stage(folders):
+    return Stage(
+        network=NETWORK,
+        process=Process(),
+        video_shape=(2, 4, 4, 3),
+        text_encoder=make(folders, "minilm"),
+        cond_dropout=0.0,
+    )
+
+
+def batch_of(stage, captions, images):
+    draws = np.random.default_rng(0)
+    n = len(captions)
+    batch = {"video": draws.integers(256, size=(n, 2, 4, 4, 3), dtype=np.uint8)}
+    batch |= stage.text_encoder.encode(captions)
+    if images:
+        batch["images"] = draws.integers(256, size=(n, images, 4, 4, 3), dtype=np.uint8)
+        encoded = stage.text_encoder.encode(captions[::-1] * images)
+        batch |= {
+            f"image_{key}": leaf.reshape(n, images, *leaf.shape[1:])
+            for key, leaf in encoded.items()
+        }
+    return batch
+
+
+def test_a_stage_learns_from_embeddings(stage):
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    assert shapes["condition"]["text_states"]["kernel"].shape == (12, 16)
+    assert not {"words", "word_positions"} & shapes["condition"].keys()
+    draws = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: jnp.asarray(draws.normal(size=a.shape) / 2, a.dtype), shapes)
+    loss = jax.jit(lambda stage, *args: stage.loss(*args)[0], static_argnums=0)
+    batch = batch_of(stage, ["a red ball", "a ball"], images=1)
+    abstract = stage.abstract_batch(2, 1)
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        k: (v.shape, v.dtype) for k, v in abstract.items()
+    }
+    key = jax.random.key(1)
+    first = loss(stage, params, batch, key)
+    for name in ("text_embeddings", "image_text_embeddings"):
+        assert loss(stage, params, batch | {name: batch[name] * np.float16(0.5)}, key) != first
+    prompts = stage.encode_prompts(["a red ball"])
+    np.testing.assert_array_equal(prompts["text_embeddings"][0], batch["text_embeddings"][0])
+
+
+def test_padding_and_dropped_text_are_not_heard():
+    embedding = conditioning.ConditionEmbedding(dim=8, text_width=3, max_length=4)
+    draws = np.random.default_rng(0)
+    cond = {
+        "text_embeddings": jnp.asarray(draws.normal(size=(2, 4, 3)), jnp.float16),
+        "token_mask": jnp.arange(4) < jnp.array([[2], [4]]),
+    }
+    logsnr = jnp.zeros(2)
+    params = jax.jit(lambda key: embedding.init(key, logsnr, cond, 2))(jax.random.key(0))
+    run = jax.jit(lambda cond: embedding.apply(params, logsnr, cond, 2))
+    vectors, tokens, mask = run(cond)
+    assert tokens.shape == (2, 1, 4, 8) and mask.shape == (2, 1, 4)
+    louder = cond["text_embeddings"].at[0, 2:].set(9)
+    np.testing.assert_array_equal(run(cond | {"text_embeddings": louder})[0], vectors)
+    louder = cond["text_embeddings"].at[0, 1].set(9)
+    assert not np.array_equal(run(cond | {"text_embeddings": louder})[0], vectors)
+    # Nor is a condition that is dropped.
+    keep = jnp.array([False, True])
+    null = run(cond | {"keep": keep})
+    other = run(cond | {"keep": keep, "text_embeddings": cond["text_embeddings"] * 0.5})
+    np.testing.assert_array_equal(null[0][:2], other[0][:2])  # two frames of the first clip
+    assert not np.array_equal(null[0][2:], other[0][2:])
+
+    with pytest.raises(ValueError, match=r"cond lacks text_embeddings; it has: token_mask"):
+        run({"token_mask": cond["token_mask"]})
+    with pytest.raises(ValueError, match="must have text_width = 3 last"):
+        run(cond | {"text_embeddings": jnp.zeros((2, 4, 5))})
+    both = embedding.clone(vocab_size=4)
+    with pytest.raises(ValueError, match="vocab_size = 4, text_width = 3: one must be 0"):
+        jax.eval_shape(lambda: both.init(jax.random.key(0), logsnr, cond, 2))
+
+
+def test_words_have_no_embeddings():
+    encoder = WordEncoder(["a"], max_length=3, vocabulary_size=4)
+    assert isinstance(encoder, TextEncoder) and encoder.embedding_width == 0
+    assert encoder.example().keys() == encoder.encode(["a"]).keys()
+
+
+def test_an_encoder_is_placed_before_it_is_used(folders):
+    encoder = make(folders, "t5")
+    plan = SimpleNamespace(
+        params=jax.devices()[0], batch=jax.devices()[0], batch_shards=encoder.batch_size - 1
+    )
+    encoder.place(plan)
+    assert encoder.batch_size % plan.batch_shards == 0
+    encoded = encoder.encode(CAPTIONS[:1])
+    expected = make(folders, "t5").encode(CAPTIONS[:1])
+    np.testing.assert_allclose(encoded["text_embeddings"], expected["text_embeddings"], atol=3e-3)
+    with pytest.raises(ValueError, match="its weights lie somewhere already"):
+        encoder.place(plan)

@@ -1,0 +1,191 @@
+"""Frozen text encoders: captions to the states of a language model that others trained.
+
+A `FrozenTextEncoder` is a `TextEncoder` (`text.py`) that gives embeddings in the place of token
+numbers: MiniLM, or T5 v1.1's encoder as in Imagen (Saharia et al. 2022, section 2.1). Networks and
+shapes are known at once; weights are read when the first caption is encoded, so a model can be
+built, described, compiled and trained on stored embeddings where there are none.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from vdm_jax import fetch
+from vdm_jax.models import minilm_weights, t5, t5_weights, transformer
+from vdm_jax.models.minilm import MiniLM
+from vdm_jax.models.subwords import batches
+
+DTYPE = np.float16
+"""Of embeddings, in memory and on disk: what is stored is what is sampled with."""
+PREFIX = "t5_"
+ENCODERS = ("minilm", "t5", *(PREFIX + size for size in t5.SIZES))
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
+    """The encoder that a configuration's section `text` names.
+
+    `encoder`: minilm; t5_small, t5_base, t5_large, t5_xl, t5_xxl; or t5, which is of the size that
+    the folder's config.json says. `max_length`: of tokens. Optional fields: `weights`, a folder of
+    published files (`t5_weights.py`, `minilm_weights.py`), which T5 needs to encode anything;
+    `dtype`, in which T5 is kept and computes, float32 or bfloat16; `identity`, see
+    `FrozenTextEncoder`. Raises ValueError, FileNotFoundError.
+    """
+    name, weights = text["encoder"], text.get("weights", "")
+    dtype = text.get("dtype", "float32")
+    if name not in ENCODERS:
+        raise ValueError(f"text.encoder = {name!r}: allowed are {', '.join(ENCODERS)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"text.dtype = {dtype!r}: allowed are {', '.join(DTYPES)}")
+    load: Callable[[], Any]
+    if name == "minilm":
+        is_folder = weights and Path(weights).expanduser().is_dir()
+        network: nn.Module = minilm_weights.read_config(weights) if is_folder else MiniLM()
+        width, load = network.width, functools.partial(minilm_weights.load_weights, weights)
+    else:
+        if name == "t5" and not weights:
+            raise ValueError("text.encoder = 't5': text.weights must name the folder of its files")
+        size = name.removeprefix(PREFIX)
+        config = t5_weights.read_config(weights) if name == "t5" else t5.SIZES[size]
+        network, width = t5.T5Encoder(config, DTYPES[dtype]), config.width
+        load = functools.partial(_load_t5, name, weights, network)
+    return FrozenTextEncoder(
+        name,
+        network=network,
+        embedding_width=width,
+        max_length=text["max_length"],
+        load=load,
+        expected=text.get("identity", ""),
+    )
+
+
+def _load_t5(name: str, weights: str, network: t5.T5Encoder) -> t5_weights.Loaded:
+    if not weights:
+        raise ValueError(
+            f"text.encoder = {name!r}: text.weights must name the folder of its files: "
+            "config.json, model.safetensors (or shards and index) and spiece.model"
+        )
+    return t5_weights.read_folder(weights, network.dtype)
+
+
+class _Ready(NamedTuple):
+    params: PyTree
+    tokenizer: Any
+    identity: str
+
+
+class FrozenTextEncoder:
+    """See `TextEncoder`: `encode` gives `text_embeddings` float16 (n, max_length, embedding_width),
+    zero outside of `token_mask`.
+
+    Attributes:
+      name: of `ENCODERS`.
+      max_length: tokens of a caption, with those that the encoder adds; longer ones are cut.
+      embedding_width: of a token's embedding.
+      identity: a hash of weights, tokeniser and max_length. Reading it reads the weights. Other
+        weights than those of `expected`, the beginning of an identity, are refused.
+    """
+
+    vocab_size = 0
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        network: nn.Module,
+        embedding_width: int,
+        max_length: int,
+        load: Callable[[], Any],
+        expected: str = "",
+        batch_size: int = 32,
+    ):
+        """load: gives network, parameters and tokeniser; the network must equal `network`."""
+        if max_length < 3:
+            raise ValueError(f"text.max_length = {max_length}: {name} needs at least 3")
+        longest = getattr(network, "max_positions", max_length)
+        if max_length > longest:
+            raise ValueError(f"text.max_length = {max_length}: {name} takes at most {longest}")
+        self.name, self.network = name, network
+        self.max_length, self.embedding_width = max_length, embedding_width
+        self.batch_size, self.expected = batch_size, expected
+        self._load = load
+        self._plan: Any = None
+
+    @property
+    def identity(self) -> str:
+        return self._ready.identity
+
+    def abstract_params(self) -> PyTree:
+        """As `Stage.abstract_params`: what a plan on a mesh is made of."""
+        return transformer.abstract_params(self.network)
+
+    def place(self, plan: Any) -> None:
+        """Lays the encoder out by a `parallel.sharding.Plan` of it. To be called before its use."""
+        if "_ready" in self.__dict__:
+            raise ValueError(f"{self.name}: its weights lie somewhere already")
+        if self.batch_size % plan.batch_shards:
+            self.batch_size += plan.batch_shards - self.batch_size % plan.batch_shards
+        self._plan = plan
+
+    def example(self) -> dict[str, np.ndarray]:
+        """See `TextEncoder`. No weights are read."""
+        mask = np.zeros((1, self.max_length), bool)
+        mask[:, 0] = True
+        embeddings = np.zeros((1, self.max_length, self.embedding_width), DTYPE)
+        return {"text_embeddings": embeddings, "token_mask": mask}
+
+    def encode(self, captions: Sequence[str], *, strict: bool = False) -> dict[str, np.ndarray]:
+        """See `TextEncoder`. Without `strict` captions that are too long are cut; with it they
+        raise ValueError. Raises what reading the weights does, and FloatingPointError where an
+        embedding is not a number of float16."""
+        captions = list(captions)
+        ready = self._ready
+        tokens, mask = ready.tokenizer.encode(captions, self.max_length, strict=strict)
+        shape = (len(captions), self.max_length, self.embedding_width)
+        embeddings = np.zeros(shape, DTYPE)
+        for rows, cut in batches(mask, self.batch_size):
+            batch = cut(tokens, mask)
+            if self._plan is not None:
+                batch = jax.device_put(batch, self._plan.batch)
+            hidden, finite = self._apply(ready.params, *map(jnp.asarray, batch))
+            if not finite:
+                raise FloatingPointError(
+                    f"text.encoder = {self.name!r}: embeddings that are not finite in float16, of "
+                    f"captions such as {captions[rows[0]]!r}"
+                )
+            embeddings[rows, : hidden.shape[1]] = np.asarray(hidden)[: len(rows)]
+        return {"text_embeddings": embeddings, "token_mask": mask}
+
+    @functools.cached_property
+    def _apply(self) -> Callable[..., Any]:
+        def apply(params, tokens, mask):
+            hidden = self.network.apply({"params": params}, tokens, mask)
+            hidden = jnp.where(mask[..., None], hidden, 0).astype(DTYPE)
+            return hidden, jnp.isfinite(hidden).all()
+
+        return jax.jit(apply)
+
+    @functools.cached_property
+    def _ready(self) -> _Ready:
+        network, params, tokenizer = self._load()
+        if network != self.network:
+            raise ValueError(
+                f"text.encoder = {self.name!r}: text.weights has another network: {network}"
+            )
+        parts = f"{fetch.weights_hash(params)} {tokenizer.hash} {self.max_length}"
+        identity = hashlib.sha256(parts.encode()).hexdigest()
+        if not identity.startswith(self.expected):
+            raise ValueError(
+                f"text.identity = {self.expected!r}: text.encoder = {self.name!r} with the weights "
+                f"that are here is {identity}; the model was trained with another one"
+            )
+        places = jax.local_devices()[0] if self._plan is None else self._plan.params
+        return _Ready(jax.device_put(params, places), tokenizer, identity)
