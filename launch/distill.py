@@ -11,12 +11,14 @@ data set are the teacher's. Running the command again goes on where it stopped, 
 
 DIR receives a working directory a round (guidance/, progressive_32/, ...), each student as
 NAME.safetensors for --model of launch.sample, and the report: report.md, report.json, curve.png,
-ladder.gif and ladder.png, the same noise in ever fewer steps.
+ladder.gif and ladder.png, the same noise in ever fewer steps. With --metrics=judge,fvd its table
+has these metrics of launch.evaluate, held against clips of the teacher's data set.
 
 Exit status: as of launch.train.
 """
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +34,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--teacher", metavar="SOURCE", help="the model to distil (default: moving_shapes)"
     )
+    parser.add_argument(
+        "--metrics",
+        type=lambda text: text.split(","),
+        default=["judge"],
+        metavar="NAMES",
+        help="of the report: of launch.evaluate's, without psnr and ssim (default: judge, where "
+        "the data set is moving_shapes)",
+    )
     launch.add_process_arguments(parser)
+    # Read when NumPy is imported, for the metrics: see launch.evaluate.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from vdm_jax import config as config_lib
 
@@ -43,6 +55,13 @@ def main(arguments: list[str]) -> int:
         raise config_lib.ConfigError(
             f"--config={options.config}: has no section distill; "
             "such as configs/vdm/moving_shapes_distill.py has"
+        )
+    from vdm_jax.evaluation import suite
+
+    suite.check(options.metrics, reference=True)
+    if paired := [name for name in options.metrics if suite.METRICS[name].paired]:
+        raise config_lib.ConfigError(
+            f"--metrics={','.join(paired)}: samples have no reference each that shows the same"
         )
     launch.setup(config.device, options)
 
@@ -63,7 +82,7 @@ def main(arguments: list[str]) -> int:
         code = _train_round(workdir, source, teacher_config, this, this_config)
         if code is not None:
             return code
-    _report(workdir, source, config, ladder)
+    _report(workdir, source, config, ladder, options.metrics)
     return 0
 
 
@@ -164,7 +183,7 @@ def with_leaves(tree: dict, leaves: dict) -> dict:
     }
 
 
-def _report(workdir: Path, source: str, config, ladder) -> None:
+def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> None:
     """Samples and measures the teacher and every student with the same noise."""
     import jax
     import numpy as np
@@ -179,6 +198,7 @@ def _report(workdir: Path, source: str, config, ladder) -> None:
     distill = config.distill
     captions, score = _judged(teacher)
     prompts = list(itertools.islice(itertools.cycle(captions), distill.samples))
+    figures = _figures(teacher, [name for name in metrics if name != "judge"], len(prompts))
     plain = {"sampler": "ddim", "eta": 0.0, "grid": "time", "corrector": 0.0}
     plain["threshold"] = distill.threshold
     guided = "teacher, guided"
@@ -199,7 +219,8 @@ def _report(workdir: Path, source: str, config, ladder) -> None:
             prompts,
             name=name,
             family=family,
-            score=score,
+            score=score if "judge" in metrics else None,
+            figures=figures,
             reference=samples[0] if samples else None,
         )
         rows.append(row)
@@ -232,6 +253,36 @@ def _judged(model) -> tuple[list[str], Callable | None]:
 
     objects = 2 if model.config.data.config.endswith("_two") else 1
     return moving_shapes.captions("held_out", objects), score
+
+
+def _figures(model, metrics: list[str], count: int) -> Callable | None:
+    """What measures samples against `count` clips of the model's data set, if anything is asked."""
+    from vdm_jax.evaluation import action_text, clips, i3d, i3d_weights, suite
+
+    if not metrics:
+        return None
+    needed = [suite.METRICS[name] for name in metrics]
+    network, sentences = None, None
+    if any(metric.network for metric in needed):
+        network = i3d.I3DFeatures(params=i3d_weights.load_weights())
+    if any(metric.sentences for metric in needed):
+        sentences = action_text.load_sentences()
+    data = model.config.data
+    reference = clips.of_data(data, count, seed=0)
+    evaluation = suite.Evaluation(
+        samples=reference,
+        reference=reference,
+        network=network,
+        sentences=sentences,
+        stride=data.frame_stride,
+    )
+
+    def figures(videos, prompts, subject):
+        description = {"data": "samples", "split": "", "resize": "none"}
+        samples = clips.Clips(videos=videos, captions=prompts, description=description)
+        return evaluation.of(samples, subject).measure(metrics)
+
+    return figures
 
 
 if __name__ == "__main__":

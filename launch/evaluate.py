@@ -211,8 +211,10 @@ def _measure(options) -> int:
             "seed": options.seed,
         }
         count = options.num_references or options.num_samples
-        own = f"{data.name}/{data.config}:held_out" if data.name == "moving_shapes" else None
-        reference = _reference(options, options.reference or own, count, cut, data)
+        if options.reference:
+            reference = _reference(options, options.reference, count, cut)
+        else:
+            reference = clips.of_data(data, count, options.seed)
         captions = [text for text in reference.captions if text] or [""]
         prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
         samples = clips.Clips(
@@ -274,16 +276,13 @@ def _measure(options) -> int:
     return 0
 
 
-def _reference(options, spec: str | None, count: int, cut: dict, data=None):
-    """The clips that `spec` names; of a model's data set where it names nothing."""
+def _reference(options, spec: str, count: int, cut: dict):
+    """The clips that `spec` names."""
     from ml_collections import ConfigDict
 
     from vdm_jax.data import pipeline
     from vdm_jax.evaluation import clips
 
-    if spec is None:
-        source = pipeline.make_source(data)
-        return clips.from_source(source, count, options.seed, data.name, data.split)
     if Path(spec).exists():
         return clips.from_path(spec, count=count, **cut)
     name, _, split = spec.partition(":")

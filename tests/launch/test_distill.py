@@ -10,8 +10,10 @@ import jax
 import pytest
 
 from launch import distill
+from tests.evaluation import measuring
 from vdm_jax import config as config_lib
 from vdm_jax import pretrained, video_io
+from vdm_jax.evaluation import protocol
 from vdm_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def preempted(model_file, tmp_path_factory):
     return workdir, process.wait(), "".join(lines)
 
 
-def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, capsys):
+def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, capsys, monkeypatch):
     workdir, status, output = preempted
     assert status == 75, output
     assert "the same command goes on from there" in output
@@ -78,7 +80,8 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, cap
 
     # A longer ladder trains what is new, and a report is made again.
     flags = arguments(model_file, workdir, distill__guidance_updates=done + 1, distill__end_steps=1)
-    assert distill.main(flags) == 0
+    measuring.replace(monkeypatch.setattr)
+    assert distill.main([*flags, "--metrics=judge,fvd"]) == 0
     output = capsys.readouterr().out
     assert output.count("done before") == 3
     assert "round 3 of 4: progressive_1, 2 updates" in output
@@ -99,7 +102,17 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, cap
     assert all(row["seconds"] > 0 and row["scores"] == {} for row in rows)
     table = (workdir / "report.md").read_text()
     assert table in output
-    assert len(table.splitlines()) == 2 + len(rows)
+    header, _, *lines, empty, told = table.splitlines()
+    assert len(lines) == len(rows) and "| evaluations | fvd | r.m.s." in header and empty == ""
+    assert told.startswith("- fvd: dataset video_folder, split train, samples 2, references 2,")
+    figures = [row["figures"][0] for row in rows]
+    assert len({figure["value"] for figure in figures}) == len(rows)
+    assert [figure["subject"]["steps"] for figure in figures] == [row["steps"] for row in rows]
+    assert all(
+        f"{figure['value']:.4g}" in line for figure, line in zip(figures, lines, strict=True)
+    )
+    # Kept as launch.evaluate keeps them, and by one protocol.
+    assert len({str(protocol.Result.from_dict(figure).protocol) for figure in figures}) == 1
     assert video_io.read_video(workdir / "ladder.gif")[0].shape[0] == 4
     assert {"curve.png", "ladder.png"} <= {path.name for path in workdir.iterdir()}
 
@@ -115,6 +128,14 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, cap
 
     with pytest.raises(config_lib.ConfigError, match="has been distilled already"):
         distill.main(arguments(workdir / "progressive_1.safetensors", workdir / "again"))
+
+
+def test_metrics_that_cannot_be_are_refused(model_file, tmp_path):
+    flags = arguments(model_file, tmp_path)
+    with pytest.raises(config_lib.ConfigError, match="--metrics=psnr: samples have no reference"):
+        distill.main([*flags, "--metrics=fvd,psnr"])
+    with pytest.raises(ValueError, match="metrics fid: allowed are"):
+        distill.main([*flags, "--metrics=fid"])
 
 
 def test_a_configuration_of_training_is_refused(model_file, config_file, tmp_path):

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
+from vdm_jax.data import pipeline
 from vdm_jax.data.source import ClipSource, DataError, fit
 
 FILTER = "bicubic, antialiased, of the centre square"  # what `data.source.fit` does
@@ -58,6 +60,14 @@ def from_moving_shapes(config: str, split: str, count: int | None) -> Clips:
         captions=[shapes.make_caption(scene) for scene in scenes],
         description={"data": f"moving_shapes/{config}", "split": split, "resize": "none"},
     )
+
+
+def of_data(data: ConfigDict, count: int | None, seed: int) -> Clips:
+    """Clips of the data set that a configuration's `data` names: of the embedded one those that are
+    held out, rendered; of another `count` of its split, drawn by `seed`. Raises DataError."""
+    if data.name == "moving_shapes":
+        return from_moving_shapes(data.config, "held_out", count)
+    return from_source(pipeline.make_source(data), count, seed, data.name, data.split)
 
 
 def from_path(

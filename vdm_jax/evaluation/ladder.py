@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree, UInt8
 
+from vdm_jax.evaluation import protocol
 from vdm_jax.sampling import Sampler
 
 TIMED_CLIPS = 16
 _REPEATS = 3
-_COLUMNS = "| model | steps | evaluations | {scores}r.m.s. to the teacher | s a clip | speed |"
+_COLUMNS = "| model | steps | evaluations | {metrics}r.m.s. to the teacher | s a clip | speed |"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Row:
       scores: shares of samples, by name, such as the judge's.
       distance: root mean square difference of pixels (of 255) to the reference's samples of the
         same noise; 0 for the reference itself.
+      figures: further ones, each with its protocol.
       seconds: wall time a clip, in batches of `TIMED_CLIPS`, compiled before; the median of three.
     """
 
@@ -40,6 +42,7 @@ class Row:
     scores: Mapping[str, float]
     distance: float
     seconds: float
+    figures: Sequence[protocol.Result] = ()
 
 
 def measure(
@@ -50,12 +53,13 @@ def measure(
     name: str,
     family: str,
     score: Callable[[np.ndarray, Sequence[str]], Mapping[str, float]] | None = None,
+    figures: Callable[..., Sequence[protocol.Result]] | None = None,
     reference: UInt8[np.ndarray, "n f h w c"] | None = None,
     seed: int = 0,
 ) -> tuple[Row, UInt8[np.ndarray, "n f h w c"]]:
     """Samples every prompt, in batches of `TIMED_CLIPS`, scores the videos and times the sampler.
 
-    Returns the videos too.
+    figures: from the videos, the prompts and what is measured, to results. Returns the videos too.
     """
     key = jax.random.key(seed)
     sampler = dataclasses.replace(sampler, batch_size=TIMED_CLIPS)
@@ -68,6 +72,8 @@ def measure(
         seconds.append(time.perf_counter() - started)
     difference = videos.astype(np.float64) - (videos if reference is None else reference)
     guided = not sampler.stage.takes_guidance and sampler.guidance != 1.0
+    subject = {"model": name, "sampler": sampler.sampler, "steps": sampler.steps}
+    subject["guidance"] = sampler.guidance
     row = Row(
         name=name,
         family=family,
@@ -76,38 +82,54 @@ def measure(
         scores=dict(score(videos, prompts)) if score is not None else {},
         distance=float(np.sqrt(np.mean(difference**2))),
         seconds=statistics.median(seconds) / TIMED_CLIPS,
+        figures=tuple(figures(videos, prompts, subject)) if figures is not None else (),
     )
     return row, videos
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table; speed is relative to the first row."""
-    names = list(rows[0].scores)
-    header = _COLUMNS.format(scores="".join(f"{name} | " for name in names))
+    """The table, and below it the protocols of its figures; speed is relative to the first row.
+
+    Raises ValueError where a figure was not measured alike in all rows.
+    """
+    scores = list(rows[0].scores)
+    protocols = [result.protocol for result in rows[0].figures]
+    for row in rows:
+        for expected, result in zip(protocols, row.figures, strict=True):
+            if found := protocol.differences(expected, result.protocol):
+                raise ValueError(f"{expected.metric} of {row.name} is not comparable: {found}")
+    names = [*scores, *(one.metric for one in protocols)]
+    header = _COLUMNS.format(metrics="".join(f"{name} | " for name in names))
     lines = [header, "|---" + "|---:" * (header.count("|") - 2) + "|"]
     for row in rows:
-        scores = [f"{row.scores[name]:.1%}" for name in names]
-        cells = [row.name, str(row.steps), str(row.evaluations), *scores]
+        cells = [row.name, str(row.steps), str(row.evaluations)]
+        cells += [f"{row.scores[name]:.1%}" for name in scores]
+        cells += [protocol.figure(result) for result in row.figures]
         speed = rows[0].seconds / row.seconds
         cells += [f"{row.distance:.1f}", f"{row.seconds:.4f}", f"{speed:.1f} x"]
         lines.append(f"| {' | '.join(cells)} |")
+    if protocols:
+        lines += ["", *(f"- {protocol.told(one)}" for one in protocols)]
     return "\n".join(lines) + "\n"
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:
     """The rows as JSON."""
-    path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    told = [vars(row) | {"figures": [one.to_dict() for one in row.figures]} for row in rows]
+    path.write_text(json.dumps(told, indent=1))
 
 
 def curve(path: Path, rows: Sequence[Row]) -> Path:
-    """A picture: over the steps, the last score and the distance of every family."""
+    """A picture: over the steps, the last score, figures and the distance of every family."""
     from matplotlib.figure import Figure
 
     scores = list(rows[0].scores)[-1:]
-    figure = Figure(figsize=(5.0 * (1 + len(scores)), 3.8), layout="constrained")
-    axes = figure.subplots(1, 1 + len(scores), squeeze=False)[0]
     panels = [(f"{name} right (share)", lambda row, n=name: row.scores[n]) for name in scores]
+    for index, result in enumerate(rows[0].figures):
+        panels.append((result.protocol.metric, lambda row, i=index: row.figures[i].value))
     panels.append(("r.m.s. difference to the teacher (of 255)", lambda row: row.distance))
+    figure = Figure(figsize=(5.0 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (label, value) in zip(axes, panels, strict=True):
         for marker, family in zip("osD^v", dict.fromkeys(row.family for row in rows), strict=False):
             chosen = sorted((r for r in rows if r.family == family), key=lambda row: row.steps)

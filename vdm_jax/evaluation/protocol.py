@@ -171,11 +171,27 @@ def compare(
     lines.append("|---|---:|---:|---:|---|")
     for (a, b), label in zip(pairs, _labels([a.protocol for a, _ in pairs]), strict=True):
         difference = f"{b.value - a.value:+.4g}"
-        lines.append(f"| {label} | {_figure(a)} | {_figure(b)} | {difference} | {_overlap(a, b)} |")
+        lines.append(f"| {label} | {figure(a)} | {figure(b)} | {difference} | {_overlap(a, b)} |")
         for name in (name for name in a.extra if name in b.extra):
             x, y = a.extra[name], b.extra[name]
             lines.append(f"| {label}: {_cell(name)} | {x:.4g} | {y:.4g} | {y - x:+.4g} | |")
     return "\n".join(lines) + "\n"
+
+
+def figure(result: Result) -> str:
+    """The value with its interval, or else with its standard error."""
+    text = f"{result.value:.4g}"
+    if result.low is not None:
+        return f"{text} [{result.low:.4g}, {result.high:.4g}]"
+    return text if result.standard_error is None else f"{text} ± {result.standard_error:.2g}"
+
+
+def told(protocol: Protocol) -> str:
+    """On one line: the metric, and all that it depends on."""
+    fields = _flat(protocol)
+    metric = fields.pop("metric")
+    parts = [f"{name} {value}" for name, value in fields.items() if value not in (None, "")]
+    return f"{metric}: {', '.join(parts)}"
 
 
 def _pairs(results_a, results_b, ignore: set[str]) -> list[tuple[Result, Result]]:
@@ -246,13 +262,6 @@ def _labels(protocols: Sequence[Protocol]) -> list[str]:
         apart = ", ".join(f"{name} {flat.get(name, _MISSING)}" for name in names)
         labels.append(_cell(protocol.metric + (f" ({apart})" if apart else "")))
     return labels
-
-
-def _figure(result: Result) -> str:
-    text = f"{result.value:.4g}"
-    if result.low is not None:
-        return f"{text} [{result.low:.4g}, {result.high:.4g}]"
-    return text if result.standard_error is None else f"{text} ± {result.standard_error:.2g}"
 
 
 def _overlap(a: Result, b: Result) -> str:

@@ -41,6 +41,7 @@ class Evaluation:
       stride, seed: as the clips were chosen; the seed is the metrics' too.
       replicates, level: of the resampled intervals; 0 replicates = no intervals.
       together: whether all processes of the run measure these clips, each a share of them.
+      origin: an evaluation of the same references: the network looks at them once for both.
     """
 
     samples: Clips
@@ -53,6 +54,7 @@ class Evaluation:
     replicates: int = 1000
     level: float = 0.95
     together: bool = False
+    origin: "Evaluation | None" = None
 
     def __post_init__(self):
         if self.reference is not None:
@@ -65,6 +67,11 @@ class Evaluation:
         check(names, reference=self.reference is not None)
         return [METRICS[name].compute(self) for name in names]
 
+    def of(self, samples: Clips, subject: Mapping[str, Any]) -> "Evaluation":
+        """The same evaluation of other samples."""
+        origin = self.origin or self
+        return dataclasses.replace(self, samples=samples, subject=subject, origin=origin)
+
     @functools.cached_property
     def sample_outputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features of the samples."""
@@ -73,6 +80,8 @@ class Evaluation:
     @functools.cached_property
     def reference_outputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features of the references."""
+        if self.origin is not None:
+            return self.origin.reference_outputs
         return self.each(self.network, self.reference.videos)
 
     def each(self, function: Callable[..., Any], *arrays: np.ndarray) -> Any:
@@ -139,7 +148,7 @@ def _frechet(name: str, layer: str, of: Callable[[Evaluation, bool], np.ndarray]
         ours, theirs = of(this, True), of(this, False)
         value = frechet.frechet_from_features(ours, theirs)
         found = None
-        if this.replicates:
+        if this.replicates and min(len(ours), len(theirs)) >= 4:
             found = frechet.frechet_interval(
                 ours, theirs, replicates=this.replicates, level=this.level, seed=this.seed
             )
@@ -291,6 +300,7 @@ class Metric:
       title: in words.
       compute: from an `Evaluation`.
       reference, network, sentences: whether it needs them.
+      paired: whether sample and reference of one number show the same.
       better: "lower" or "higher".
     """
 
@@ -299,6 +309,7 @@ class Metric:
     reference: bool = True
     network: bool = True
     sentences: bool = False
+    paired: bool = False
     better: str = "lower"
 
 
@@ -354,12 +365,14 @@ METRICS: Mapping[str, Metric] = {
         title="peak signal-to-noise ratio, dB, clip by clip",
         compute=_paired("psnr", fidelity.psnr),
         network=False,
+        paired=True,
         better="higher",
     ),
     "ssim": Metric(
         title="structural similarity, clip by clip (Wang et al. 2004)",
         compute=_paired("ssim", fidelity.ssim),
         network=False,
+        paired=True,
         better="higher",
     ),
     "warp": Metric(
