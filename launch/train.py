@@ -94,7 +94,8 @@ def _span(text: str) -> tuple[int, int]:
 
 
 def _with_vocabulary(config, workdir: str):
-    """The configuration with the words of the data, where it asks for words and names none.
+    """The configuration with the words of the data, where it asks for words and names none, or with
+    the identity of the frozen text encoder whose embeddings lie beside the data.
 
     A run that is resumed keeps the words that it began with, one that starts from a model those of
     the model: they are the network's.
@@ -103,16 +104,19 @@ def _with_vocabulary(config, workdir: str):
     from vdm_jax.data import pipeline
     from vdm_jax.training import checkpoints
 
-    if config.text.encoder != "words" or config.text.vocabulary:
+    text = config.text
+    field = "vocabulary" if text.encoder == "words" else "identity"
+    if text.encoder == "none" or text.get(field):
         return config
     if checkpoints.has_checkpoint(workdir):
         _, saved = checkpoints.read_config(workdir, fallback=config.checkpoint.fallback)
-    elif config.train.init_from:
+    elif config.train.init_from and field == "vocabulary":
         saved = pretrained.read_config(config.train.init_from)
     else:
         return pipeline.with_vocabulary(config)
     config = config.copy_and_resolve_references()
-    config.text.vocabulary = saved.text.vocabulary
+    with config.unlocked():
+        config.text[field] = saved.text.get(field, "")
     return config.lock()
 
 

@@ -80,7 +80,7 @@ def test_weights_are_read_only_to_encode(folders):
     encoder = make(folders, "t5", encoder="t5_xxl", weights="", max_length=64)
     assert encoder.embedding_width == 4096
     assert encoder.example()["text_embeddings"].shape == (1, 64, 4096)
-    with pytest.raises(ValueError, match="'t5_xxl': text.weights must name the folder"):
+    with pytest.raises(ValueError, match="'t5_xxl': text.weights, or the environment .* must name"):
         encoder.encode(["a"])
     with pytest.raises(ValueError, match="'t5_small'.*has another network"):
         make(folders, "t5", encoder="t5_small").encode(["a"])
@@ -90,7 +90,7 @@ def test_wrong_settings_are_named(folders, tmp_path):
     for change, message in (
         ({"encoder": "clip"}, "text.encoder = 'clip': allowed are minilm, t5, t5_small"),
         ({"dtype": "float16"}, "text.dtype = 'float16': allowed are float32, bfloat16"),
-        ({"weights": ""}, "'t5': text.weights must name the folder"),
+        ({"weights": ""}, "'t5': text.weights or VDM_JAX_T5 must name the folder"),
         ({"max_length": 2}, "text.max_length = 2: t5 needs at least 3"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from vdm_jax.data import text_embeddings
 from vdm_jax.data.source import ClipSource, DataError
 from vdm_jax.models.text import TextEncoder, WordEncoder
 
@@ -84,9 +85,33 @@ def source_info(config: ConfigDict, split: str | None = None) -> SourceInfo:
     )
 
 
+def all_captions(config: ConfigDict) -> list[str]:
+    """The captions of every split of `config.data`, at least one of every kind. Raises DataError."""
+    splits: list[str | None] = [None]
+    if config.data.name != "video_folder":
+        from vdm_jax.data import tfds_source
+
+        builder = tfds_source.make_builder(
+            config.data.name, config.data.config, config.data.data_dir
+        )
+        # Of data that is not there make_source says how to prepare it.
+        splits = sorted(builder.info.splits) or splits
+    return [text for split in splits for text in make_source(config.data, split).captions()]
+
+
 def with_vocabulary(config: ConfigDict) -> ConfigDict:
-    """The configuration with the data's most frequent words, where it needs a vocabulary and has
-    none; else the configuration itself."""
+    """The configuration with what the network learns text from in this data.
+
+    The data's most frequent words, where it needs a vocabulary and has none; with a frozen text
+    encoder `text.identity`, which says whose embeddings lie beside the data. Else the configuration
+    itself. Raises DataError.
+    """
+    text = config.text
+    if text.encoder not in ("none", "words"):
+        embeddings = text_embeddings.find(
+            config.data.data_dir, text.encoder, text.max_length, text.get("identity", "")
+        )
+        return _with_text(config, identity=embeddings["identity"])
     if config.text.encoder != "words" or config.text.vocabulary:
         return config
     words = WordEncoder.from_texts(
@@ -99,9 +124,13 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
             f"text.encoder = 'words', but the captions of data.name = {config.data.name!r} have "
             "no words: give captions, or set text.encoder = 'none'"
         )
+    return _with_text(config, vocabulary=words)
+
+
+def _with_text(config: ConfigDict, **fields: Any) -> ConfigDict:
     filled = config.copy_and_resolve_references()
     with filled.unlocked():
-        filled.text.vocabulary = words
+        filled.text.update(fields)
     return filled.lock() if config.is_locked else filled
 
 
@@ -120,7 +149,8 @@ def make_dataset(
 
     batch_size: of the global batch, all processes together; rows: those of it that this process
     reads, all by default. report: is given the source's summary once, so that what was skipped is
-    seen. Raises DataError.
+    seen. The captions' embeddings are read where `text_encoder` is a frozen one: see
+    `text_embeddings.py`. Raises DataError.
     """
     source = make_source(config.data, split)
     if report is not None:
@@ -129,6 +159,11 @@ def make_dataset(
     if wanted and source.num_labels != wanted:
         raise DataError(
             f"model.num_labels = {wanted}: {config.data.name} has {source.num_labels} labels"
+        )
+    if text_encoder is not None and text_encoder.embedding_width:
+        text, captions = config.text, source.captions()
+        text_encoder = text_embeddings.stored(
+            config.data.data_dir, text.encoder, text_encoder, text.get("identity", ""), captions
         )
     return ClipDataset(
         source,
@@ -190,10 +225,10 @@ class _Rows(grain.MapDataset):
 class ClipDataset:
     """Batches of clips, endless and shuffled anew each epoch (train), or once in order.
 
-    A batch has `video` uint8 [b, f, h, w, 3]; with a text encoder `tokens` int32 [b, L] and
-    `token_mask` bool [b, L]; of a source with labels `label` int32 [b]; with image_frames = k
-    `images` uint8 [b, k, h, w, 3] of random other clips with `image_tokens` and
-    `image_token_mask` [b, k, L]. b is batch_size, or the number of `rows` of each batch asked for.
+    A batch has `video` uint8 [b, f, h, w, 3]; with a text encoder `tokens` int32 [b, L], or of a
+    frozen one `text_embeddings` float16 [b, L, d], and `token_mask` bool [b, L]; of a source with labels `label` int32 [b]; with image_frames = k
+    `images` uint8 [b, k, h, w, 3] of random other clips with `image_tokens` or
+    `image_text_embeddings` and `image_token_mask` [b, k, ...]. b is batch_size, or the number of `rows` of each batch asked for.
 
     Training batches run across the ends of epochs, so every clip is seen equally often; in order,
     the remainder that does not fill a batch is dropped.

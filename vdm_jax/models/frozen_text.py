@@ -8,6 +8,7 @@ built, described, compiled and trained on stored embeddings where there are none
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from vdm_jax.models.subwords import batches
 
 DTYPE = np.float16
 """Of embeddings, in memory and on disk: what is stored is what is sampled with."""
+VARIABLE = "VDM_JAX_T5"
 PREFIX = "t5_"
 ENCODERS = ("minilm", "t5", *(PREFIX + size for size in t5.SIZES))
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -35,11 +37,14 @@ def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
 
     `encoder`: minilm; t5_small, t5_base, t5_large, t5_xl, t5_xxl; or t5, which is of the size that
     the folder's config.json says. `max_length`: of tokens. Optional fields: `weights`, a folder of
-    published files (`t5_weights.py`, `minilm_weights.py`), which T5 needs to encode anything;
-    `dtype`, in which T5 is kept and computes, float32 or bfloat16; `identity`, see
-    `FrozenTextEncoder`. Raises ValueError, FileNotFoundError.
+    published files (`t5_weights.py`, `minilm_weights.py`), which T5 needs to encode anything; the
+    environment variable VDM_JAX_T5 overrides it, for a model that was trained elsewhere. `dtype`,
+    in which T5 is kept and computes, float32 or bfloat16. `identity`, see `FrozenTextEncoder`.
+    Raises ValueError, FileNotFoundError.
     """
     name, weights = text["encoder"], text.get("weights", "")
+    if name != "minilm":
+        weights = os.environ.get(VARIABLE) or weights
     dtype = text.get("dtype", "float32")
     if name not in ENCODERS:
         raise ValueError(f"text.encoder = {name!r}: allowed are {', '.join(ENCODERS)}")
@@ -52,7 +57,9 @@ def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
         width, load = network.width, functools.partial(minilm_weights.load_weights, weights)
     else:
         if name == "t5" and not weights:
-            raise ValueError("text.encoder = 't5': text.weights must name the folder of its files")
+            raise ValueError(
+                f"text.encoder = 't5': text.weights or {VARIABLE} must name the folder of its files"
+            )
         size = name.removeprefix(PREFIX)
         config = t5_weights.read_config(weights) if name == "t5" else t5.SIZES[size]
         network, width = t5.T5Encoder(config, DTYPES[dtype]), config.width
@@ -70,8 +77,9 @@ def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
 def _load_t5(name: str, weights: str, network: t5.T5Encoder) -> t5_weights.Loaded:
     if not weights:
         raise ValueError(
-            f"text.encoder = {name!r}: text.weights must name the folder of its files: "
-            "config.json, model.safetensors (or shards and index) and spiece.model"
+            f"text.encoder = {name!r}: text.weights, or the environment variable {VARIABLE}, must "
+            "name the folder of its files: config.json, model.safetensors (or shards and index) "
+            "and spiece.model"
         )
     return t5_weights.read_folder(weights, network.dtype)
 

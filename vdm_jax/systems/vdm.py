@@ -48,7 +48,7 @@ def _text_encoder(text: ConfigDict) -> TextEncoder | None:
     if text.encoder == "none":
         return None
     if text.encoder in frozen_text.ENCODERS:
-        return frozen_text.make_frozen_text_encoder(text)
+        return frozen_text.make_frozen_text_encoder(text.to_dict())
     if text.encoder != "words":
         allowed = ", ".join(("none", "words", *frozen_text.ENCODERS))
         raise ValueError(f"text.encoder = {text.encoder!r}: allowed are {allowed}")

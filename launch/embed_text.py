@@ -1,0 +1,124 @@
+"""Embeds the captions of a data set by the frozen text encoder of a configuration.
+
+    python -m launch.embed_text --config=FILE [--config.F=V ...]
+
+The embeddings of every distinct caption, of every split, are written to
+DATA_DIR/text_embeddings/ENCODER-IDENTITY/, in half precision; training reads them there and needs
+no encoder. What is there already is kept, so the command can be stopped at any time and run again:
+only what is missing is computed. It may be run by many processes at once, each of which embeds its
+share: --shard=0/8 to --shard=7/8, under Slurm --shard=$SLURM_PROCID/$SLURM_NTASKS.
+"""
+
+import argparse
+import time
+
+import launch
+
+
+def main(arguments: list[str]) -> int:
+    parser = launch.parser("python -m launch.embed_text", __doc__)
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a configuration with a frozen text.encoder"
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="embed the share of process I of N, 0 to N - 1 (default 0/1: all)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=launch.positive,
+        default=32,
+        metavar="N",
+        help="captions embedded at once (default 32)",
+    )
+    parser.add_argument(
+        "--captions_per_file",
+        type=launch.positive,
+        default=1024,
+        metavar="N",
+        help="what is lost at most when the command is stopped (default 1024)",
+    )
+    parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="AXES",
+        help="lay the encoder over this process's devices, for example tensor=4 or data=2,fsdp=2 "
+        "(default: one device)",
+    )
+
+    from vdm_jax import config as config_lib
+
+    overrides, arguments = config_lib.split_overrides(arguments)
+    options = parser.parse_args(arguments)
+    config = config_lib.load_config(options.config, overrides)
+    if config.text.encoder in ("none", "words"):
+        raise config_lib.ConfigError(
+            f"text.encoder = {config.text.encoder!r}: is not a frozen text encoder, there is "
+            "nothing to embed"
+        )
+    launch.setup(config.device)
+
+    from rich.progress import Progress
+
+    from vdm_jax.data import pipeline, text_embeddings
+    from vdm_jax.models import frozen_text
+    from vdm_jax.parallel import mesh, sharding
+
+    captions = text_embeddings.share(pipeline.all_captions(config), *options.shard)
+    encoder = frozen_text.make_frozen_text_encoder(config.text.to_dict())
+    encoder.batch_size = options.batch_size
+    if options.mesh:
+        encoder.place(sharding.make_plan(encoder, mesh.parse_mesh(options.mesh)))
+    folder = text_embeddings.folder_of(config.data.data_dir, encoder)
+    wanted = text_embeddings.missing(folder, captions)
+    part, parts = options.shard
+    share = f" (share {part} of {parts})" if parts > 1 else ""
+    print(
+        f"{len(captions)} captions{share}, {len(wanted)} to embed by {encoder.name}, "
+        f"{encoder.max_length} tokens of {encoder.embedding_width}",
+        flush=True,
+    )
+    started = time.monotonic()
+    with Progress(*_columns(), transient=True) as progress:
+        task = progress.add_task("embedding", total=len(wanted))
+        for done in text_embeddings.write(
+            folder, encoder, wanted, per_shard=options.captions_per_file
+        ):
+            progress.advance(task, done)
+    seconds = time.monotonic() - started
+    rate = f", {len(wanted) / seconds:.1f} captions a second" if wanted else ""
+    print(f"{folder}: complete{share}, in {seconds:.0f} s{rate}")
+    return 0
+
+
+def _columns() -> tuple:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f}/s")
+
+    description = TextColumn("{task.description}")
+    return description, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return int(part), int(parts)
+
+
+if __name__ == "__main__":
+    launch.run(main)
