@@ -99,6 +99,9 @@ def test_wrong_settings_are_named(folders, tmp_path):
         make(folders, "minilm", max_length=17)
     tensors = test_t5.random_tensors()
     tensors["encoder.final_layer_norm.weight"] = np.full(12, 1e6, np.float32)
+    assert make(folders, "t5") is not make(folders, "t5", max_length=9)
+    one = make(folders, "t5")
+    assert make(folders, "t5") is one  # the stages of a cascade share their encoder
     loud = make({"t5": test_t5.write_folder(tmp_path / "loud", tensors)}, "t5")
     with pytest.raises(FloatingPointError, match="not finite in float16, of captions such as 'a'"):
         loud.encode(["a"])

@@ -9,6 +9,7 @@ built, described, compiled and trained on stored embeddings where there are none
 import functools
 import hashlib
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ DTYPE = np.float16
 VARIABLE = "VDM_JAX_T5"
 PREFIX = "t5_"
 ENCODERS = ("minilm", "t5", *(PREFIX + size for size in t5.SIZES))
+_MADE: weakref.WeakValueDictionary[tuple, "FrozenTextEncoder"] = weakref.WeakValueDictionary()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -50,6 +52,10 @@ def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
         raise ValueError(f"text.encoder = {name!r}: allowed are {', '.join(ENCODERS)}")
     if dtype not in DTYPES:
         raise ValueError(f"text.dtype = {dtype!r}: allowed are {', '.join(DTYPES)}")
+    # The stages of a cascade share one encoder, as long as any of them lives.
+    shared = (name, str(weights), text["max_length"], dtype, text.get("identity", ""))
+    if shared in _MADE:
+        return _MADE[shared]
     load: Callable[[], Any]
     if name == "minilm":
         is_folder = weights and Path(weights).expanduser().is_dir()
@@ -64,7 +70,7 @@ def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
         config = t5_weights.read_config(weights) if name == "t5" else t5.SIZES[size]
         network, width = t5.T5Encoder(config, DTYPES[dtype]), config.width
         load = functools.partial(_load_t5, name, weights, network)
-    return FrozenTextEncoder(
+    encoder = FrozenTextEncoder(
         name,
         network=network,
         embedding_width=width,
@@ -72,6 +78,8 @@ def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
         load=load,
         expected=text.get("identity", ""),
     )
+    _MADE[shared] = encoder
+    return encoder
 
 
 def _load_t5(name: str, weights: str, network: t5.T5Encoder) -> t5_weights.Loaded:
