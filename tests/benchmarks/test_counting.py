@@ -1,13 +1,12 @@
 import jax
 import jax.numpy as jnp
-import pytest
 
-from benchmarks import train_step
+from benchmarks import counting
 
 
 def flops(function, *shapes):
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return train_step.count_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return counting.count_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def test_products_and_convolutions_are_counted_two_a_multiply_add():
@@ -40,21 +39,15 @@ def test_inner_functions_count_and_loops_count_each_turn():
     assert flops(scanned, (3, 4), (4, 4)) == 5 * 2 * 3 * 4 * 4
 
 
-def test_speed_up_is_the_median_of_the_rounds():
-    results = {
-        "train": {
-            "vdm_jax": [[1.0, 1.0], [2.0, 2.0], [1.0, 3.0]],
-            "peer": [[2.0, 2.0], [6.0, 6.0], [2.0, 2.0]],
-        }
-    }
-    row = train_step.summarise(results, batch=4, ours="vdm_jax")["train"]["peer"]
-    assert row["speedup"] == pytest.approx(2.0)
-    assert (row["speedup_min"], row["speedup_max"]) == (1.0, 3.0)
-    assert row["clips_per_s"] == pytest.approx(2.0)
+def test_of_branches_one_is_counted_and_kinds_are_apart():
+    from vdm_jax.models import layers
 
+    def loss(x, kernel):
+        return layers.same_conv(x, kernel).sum()
 
-def test_a_busy_machine_is_refused(monkeypatch):
-    monkeypatch.setattr(train_step.os, "getloadavg", lambda: (1.7, 1.0, 1.0))
-    with pytest.raises(SystemExit, match=r"load 1\.70"):
-        train_step.refuse_if_busy(0.5)
-    assert train_step.refuse_if_busy(2.0) == 1.7
+    shapes = ((2, 8, 8, 3), (3, 3, 3, 16))
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    forward = 2 * (2 * 8 * 8 * 16) * (3 * 3 * 3)
+    backward = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*arguments).jaxpr
+    # Each gradient has a branch for CPUs and one for the rest; forward is counted as well.
+    assert counting.count_by_kind(backward) == {"convolution": 3 * forward}

@@ -1,0 +1,130 @@
+"""Clips a second from disk, and the time to a clip of the shipped model: parts of `benchmarks.run`.
+
+Both readers are given the same moving shapes, 8 frames of 16 x 16: ours as the array_record data
+set that training reads, with captions, the peer's as GIFs. Batches of 16, shuffled, made by the
+process that asks for them and its threads, as both sides' defaults have it.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import serving
+from benchmarks.serving import ROOT, Worker, WorkerError
+
+BATCH, SIZE, FRAMES = 16, 16, 8
+GIFS = 512
+NAME = f"{SIZE}x{SIZE}x{FRAMES}"
+PROMPT = "a red circle moving left"
+
+
+def measure(python: str | None, scratch: Path, quick: bool) -> dict[str, str]:
+    """{what: clips/s}; python: the peers', None = ours alone."""
+    batches, rounds = (20, 1) if quick else (200, 3)
+    workers = {"vdm_jax, grain over array_record": (sys.executable, "benchmarks.data")}
+    if python is not None:
+        workers["video-diffusion-pytorch, folder of GIFs"] = (python, "benchmarks.peers.gifs")
+    rates: dict[str, str] = {}
+    folder = scratch / "clips"
+    started = {}
+    try:
+        for name, (interpreter, module) in workers.items():
+            variables = {"JAX_PLATFORMS": "cpu"}
+            command = [interpreter, "-W", "ignore", "-m", module]
+            started[name] = Worker(name, command, variables)
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        failed: dict[str, str] = {}
+        for number in range(1 + rounds):  # the first is warm-up, and for ours renders the clips
+            for name, worker in started.items():
+                if name in failed:
+                    continue
+                try:
+                    taken = worker.ask("read", limit=900, folder=str(folder), batches=batches)
+                    seconds[name] += [taken] if number else []
+                except WorkerError as error:
+                    failed[name] = f"fails: {error}"
+        for name in workers:
+            rates[f"{name}, clips/s"] = failed.get(name) or _rate(seconds[name], batches * BATCH)
+    finally:
+        for worker in started.values():
+            worker.close()
+    for name in ("diffusers", "make-a-video-pytorch", "lumiere-pytorch"):
+        rates[f"{name}, clips/s"] = "none: the package reads no video"
+    return rates
+
+
+def first_clip_of_shipped(device: str, scratch: Path) -> dict[str, str]:
+    """{what: seconds} from starting `launch.sample` to its end, with an empty compilation cache."""
+    figures = {}
+    command = [sys.executable, "-m", "launch.sample", f"--prompt={PROMPT}", f"--device={device}"]
+    command.append(f"--out={scratch / 'samples'}")
+    platforms = "cuda" if device == "gpu" else "cpu"
+    with tempfile.TemporaryDirectory() as empty:
+        for what in ("empty compilation cache", "again, from the cache"):
+            started = time.perf_counter()
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "JAX_COMPILATION_CACHE_DIR": empty, "JAX_PLATFORMS": platforms},
+                capture_output=True,
+                text=True,
+            )
+            seconds = time.perf_counter() - started
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            figures[f"launch.sample, one clip of moving_shapes, {what}, s"] = (
+                f"{seconds:.1f}" if done.returncode == 0 else f"fails: {lines[-1][:160]}"
+            )
+    return figures
+
+
+def _rate(seconds: list[float], clips: int) -> str:
+    rates = [clips / each for each in seconds]
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+
+
+class Reader:
+    """Our pipeline, on a data set that the first request renders; GIFs of it for the peer."""
+
+    def __init__(self):
+        self._batches: Iterator | None = None
+
+    def read(self, folder: str, batches: int) -> float:
+        """Seconds that `batches` batches took."""
+        if self._batches is None:
+            self._batches = self._open(Path(folder))
+        return serving.timed(lambda: [next(self._batches) for _ in range(batches)], 1)[0]
+
+    def _open(self, folder: Path) -> Iterator:
+        from vdm_jax import config as config_lib
+        from vdm_jax import video_io
+        from vdm_jax.data import pipeline, tfds_source
+        from vdm_jax.systems import vdm
+
+        overrides = {"data.data_dir": str(folder), "data.config": NAME}
+        config = config_lib.load_config(ROOT / "configs/vdm/moving_shapes.py", overrides)
+        tfds_source.prepare(tfds_source.make_builder("moving_shapes", NAME, str(folder)))
+        config = pipeline.with_vocabulary(config)
+        dataset = pipeline.make_dataset(
+            config,
+            text_encoder=vdm.build(config).text_encoder,
+            batch_size=BATCH,
+            seed=0,
+            report=None,
+        )
+        batches = iter(dataset)
+        written = 0
+        while written < GIFS:
+            for clip in next(batches)["video"]:
+                path = folder / "gifs" / f"{written:04d}.gif"
+                video_io.write_gif(path, clip, min_size=SIZE)
+                written += 1
+        return batches
+
+
+if __name__ == "__main__":
+    serving.serve(lambda: {"read": Reader().read})

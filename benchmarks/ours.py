@@ -1,0 +1,244 @@
+"""Our side of `benchmarks.run`: a stage like a peer's network, its train step, its sampler.
+
+Run by `benchmarks.run`, one process for each dtype: see `benchmarks.serving`.
+"""
+
+import argparse
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import serving
+from benchmarks.pairs import PAIRS, Pair
+
+# What Sampler takes where a configuration says nothing: the library's own default.
+DEFAULT_SAMPLER = "DDIM"
+
+
+class Ours:
+    """One mirrored network in training and in sampling, on random clips that are on the device.
+
+    Everything is built and compiled on first use: a process that measures memory holds only what
+    it needs. Each function is compiled ahead of time, by the same jitted functions that
+    `launch.train` and `launch.sample` call.
+    """
+
+    def __init__(self, pair: Pair, *, batch: int, dtype: str, device: str, cache: str):
+        import jax
+
+        import launch
+
+        launch.setup(device, quiet=True)  # as every command of ours is run
+        self._cache = Path(cache)
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        self._jax, self._pair, self._batch_size = jax, pair, batch
+        self._device = jax.devices()[0]
+
+        from vdm_jax import sampling
+        from vdm_jax.systems import vdm
+        from vdm_jax.training import step as _step  # noqa: F401  imported before `idle` is taken
+
+        self._config = make_config(pair, batch, dtype)
+        self._stage = vdm.build(self._config)
+        self._sampler = sampling.Sampler(stage=self._stage)
+        self._calls: dict[str, Any] = {}
+        self._idle = serving.resident()
+
+    def operations(self) -> dict:
+        """What is served."""
+        return {
+            "describe": self.describe,
+            "prepare": self.prepare,
+            "timed": self.timed,
+            "memory": self.memory,
+            "first_clip": self.first_clip,
+        }
+
+    def describe(self) -> dict:
+        """What the network is and where it runs; its operations for one clip are counted from the
+        traced function."""
+        from benchmarks.counting import count_flops
+        from vdm_jax.training import state
+
+        jax = self._jax
+        params = jax.eval_shape(self._stage.init, jax.random.key(0))
+        clip = jax.ShapeDtypeStruct((1, *self._stage.video_shape), "float32")
+        logsnr = jax.ShapeDtypeStruct((1,), "float32")
+        cond = self._stage.conditioning(self._stage.abstract_batch(1))
+        forward = jax.make_jaxpr(
+            lambda params, z, logsnr, cond: self._stage.network.apply(
+                {"params": params}, z, logsnr, cond
+            )
+        )(params, clip, logsnr, cond)
+        return {
+            "parameters": state.count_parameters(params),
+            "flops": count_flops(forward.jaxpr),
+            "threads": len(os.sched_getaffinity(0)),
+            "device": self._device.device_kind,
+            "versions": {name: _version(name) for name in ("jax", "jaxlib", "flax", "vdm_jax")},
+            "python": platform.python_version(),
+            "sampler": DEFAULT_SAMPLER,
+            "steps": self._sampler.steps,
+        }
+
+    def prepare(self, work: str, warmup: int) -> dict:
+        """Compiles `work` and runs it `warmup` times.
+
+        `cold`: whether the compiler was really run, and did not find its result in the cache.
+        """
+        held = self._entries()
+        started = time.perf_counter()
+        self._call(work)
+        seconds = time.perf_counter() - started
+        serving.timed(self._calls[work], warmup)
+        return {"compile_s": seconds, "cold": self._entries() > held}
+
+    def timed(self, work: str, steps: int, budget: float) -> dict:
+        """Seconds of each of `steps` steps, or whole samples."""
+        return {"seconds": serving.timed(self._call(work), steps)}
+
+    def memory(self, work: str) -> dict:
+        """The peak of two steps, weights included, above the idle process (on the CPU), or of the
+        whole process (on accelerators, where the peak cannot be reset)."""
+        call = self._call(work)
+        call()
+        if self._device.platform == "cpu":
+            serving.reset_peak()
+            serving.timed(call, 2)
+            return {"peak_bytes": serving.peak_resident() - self._idle}
+        serving.timed(call, 2)
+        return {"peak_bytes": self._device.memory_stats()["peak_bytes_in_use"]}
+
+    def first_clip(self, budget: float) -> dict:
+        """One sample of all steps; the process has just been started."""
+        self._call("sample")()
+        return {"remaining_s": 0.0, "label": f"{self._sampler.steps} steps of {DEFAULT_SAMPLER}"}
+
+    def _call(self, work: str):
+        """The compiled function of `work`, without arguments; it returns when all is done."""
+        if work not in self._calls:
+            makers = {"train": self._train, "denoise": self._denoise, "sample": self._sample}
+            self._calls[work] = makers[work]()
+        return self._calls[work]
+
+    def _batch(self, size: int) -> dict:
+        import numpy as np
+
+        rng = np.random.default_rng(0)
+        batch = {}
+        for name, leaf in self._stage.abstract_batch(size).items():
+            if leaf.dtype == bool:
+                batch[name] = np.ones(leaf.shape, bool)
+            else:
+                high = 256 if leaf.dtype == np.uint8 else 4
+                batch[name] = rng.integers(0, high, leaf.shape).astype(leaf.dtype)
+        return self._jax.device_put(batch)
+
+    def _params(self):
+        return self._jax.jit(self._stage.init)(self._jax.random.key(0))
+
+    def _train(self):
+        from vdm_jax.parallel import sharding
+        from vdm_jax.training import optimizer, state, step
+
+        jax = self._jax
+        tx = optimizer.make_optimizer(self._config.train)
+        plan = sharding.make_plan(self._stage, {"data": 1}, jax.devices()[:1])
+        batch = self._batch(self._batch_size)
+        held = [state.create_state(self._stage, tx, 0, plan)]
+        train = step.make_train_step(self._stage, tx, self._config, plan)
+        compiled = train.lower(held[0], batch).compile()
+
+        def call():
+            held[0], metrics = compiled(held[0], batch)
+            jax.block_until_ready((held[0], metrics))
+
+        return call
+
+    def _denoise(self):
+        from vdm_jax.diffusion import samplers
+
+        jax, stage = self._jax, self._stage
+        cond = stage.conditioning(self._batch(self._batch_size))
+        noise = jax.random.normal(jax.random.key(0), (self._batch_size, *stage.video_shape))
+        logsnrs = self._sampler.logsnrs()
+        middle = logsnrs[len(logsnrs) // 2 :][:2]
+        params, key = self._params(), jax.random.key(0)
+
+        @jax.jit
+        def denoise(params, key, z, cond):
+            denoiser, rule = self._sampler.denoiser_and_rule(params)
+            return samplers.sample(key, denoiser, rule, middle, z, cond)
+
+        compiled = denoise.lower(params, key, noise, cond).compile()
+        return lambda: jax.block_until_ready(compiled(params, key, noise, cond))
+
+    def _sample(self):
+        import numpy as np
+
+        jax = self._jax
+        cond = self._stage.conditioning(self._batch(1))
+        inputs = (self._params(), jax.random.key(0), np.zeros(1, np.uint32), cond, None)
+        compiled = self._sampler.compiled.lower(*inputs).compile()
+        return lambda: np.asarray(compiled(*inputs)[0])
+
+    def _entries(self) -> int:
+        return sum(1 for _ in self._cache.iterdir()) if self._cache.is_dir() else 0
+
+
+def make_config(pair: Pair, batch: int, dtype: str):
+    """The configuration of a mirrored network, trained as the peers train: Adam at 1e-4.
+
+    Clipping, the test for finite numbers and averaging are as in every configuration of ours.
+    """
+    from vdm_jax.systems import vdm
+
+    config = vdm.default_config()
+    config.model.update({**pair.network, "dtype": dtype, "embedding_dim": 0})
+    config.process.update({"prediction": "eps", "loss": "eps_mse"})
+    config.data.update({"num_frames": pair.frames, "image_size": pair.size})
+    if pair.text_length:
+        words = {"encoder": "words", "max_length": pair.text_length, "vocabulary_size": 8}
+        config.text.update({**words, "vocabulary": ("a", "red", "circle", "left")})
+    config.train.update(
+        {"batch_size": batch, "learning_rate": 1e-4, "warmup_steps": 0, "beta2": 0.999}
+    )
+    config.train.update({"ema_decay": 0.999, "cond_dropout": 0.0})
+    return config
+
+
+def _version(package: str) -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        import vdm_jax
+
+        return vdm_jax.__version__ if package == "vdm_jax" else "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pair", choices=tuple(PAIRS), required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
+    parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
+    parser.add_argument("--cache", required=True)
+    options = parser.parse_args()
+    serving.serve(
+        lambda: Ours(
+            PAIRS[options.pair],
+            batch=options.batch,
+            dtype=options.dtype,
+            device=options.device,
+            cache=options.cache,
+        ).operations()
+    )
+
+
+if __name__ == "__main__":
+    main()

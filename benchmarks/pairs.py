@@ -1,0 +1,175 @@
+"""What is compared: a peer's network, and a UNet3D that does the same work as nearly as it can.
+
+Read by the workers of both sides, each in its own Python, so this file imports neither JAX nor
+PyTorch. A mirrored network has the peer's widths, levels and places of attention; where the peer
+has layers that UNet3D lacks, its number of blocks is chosen so that the operations of a forward
+pass come within 15% of the peer's and never below 0.9 times them. What still differs is said in
+`difference`, and both sides' parameters and operations are printed beside every figure.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A peer and its mirror.
+
+    Attributes:
+      name: on the command line.
+      adapter: the module of `benchmarks.peers` that builds and runs the peer.
+      options: of the peer's network, given to it as they are.
+      frames, size: of a clip: `frames` of size x size pixels.
+      network: fields of our UNet3D (`config.model`).
+      text_length: tokens of a text that the network attends to, 0 = no text.
+      text_dim: width of the peer's tokens.
+      peer_sampler: the peer's own sampler and its default number of steps; "" and 0 where the
+        package has none.
+      peer_steps: that number.
+      difference: what is not the same, in a sentence.
+    """
+
+    name: str
+    adapter: str
+    options: Mapping[str, Any]
+    frames: int
+    size: int
+    network: Mapping[str, Any]
+    text_length: int = 0
+    text_dim: int = 0
+    peer_sampler: str = ""
+    peer_steps: int = 0
+    difference: str
+
+
+_VIDEO_DIFFUSION = {
+    "num_res_blocks": 2,
+    "heads": 8,
+    "head_dim": 32,
+    "spatial_attention": "linear",
+    "skips": "level",
+    "initial_kernel": 7,
+    "initial_temporal": True,
+    "norm_groups": 8,
+}
+
+PAIRS: dict[str, Pair] = {
+    pair.name: pair
+    for pair in (
+        Pair(
+            name="video-diffusion-small",
+            adapter="video_diffusion",
+            options={"dim": 32, "dim_mults": (1, 2, 4)},
+            frames=8,
+            size=32,
+            network={
+                "channels": 32,
+                "channel_mult": (1, 2, 4),
+                "attention_levels": (0, 1, 2),
+                **_VIDEO_DIFFUSION,
+            },
+            peer_sampler="DDPM",
+            peer_steps=1000,
+            difference="the same layers; theirs has rotary embeddings over time and RMS norms, "
+            "ours group norms, and resizes by stride-2 and repeat + convolution",
+        ),
+        Pair(
+            name="video-diffusion",
+            adapter="video_diffusion",
+            options={"dim": 64, "dim_mults": (1, 2, 4, 8)},
+            frames=16,
+            size=32,
+            network={
+                "channels": 64,
+                "channel_mult": (1, 2, 4, 8),
+                "attention_levels": (0, 1, 2, 3),
+                **_VIDEO_DIFFUSION,
+            },
+            peer_sampler="DDPM",
+            peer_steps=1000,
+            difference="as video-diffusion-small",
+        ),
+        Pair(
+            name="diffusers",
+            adapter="diffusers_unet",
+            options={
+                "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+                "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+                "block_out_channels": (32, 64, 128),
+                "layers_per_block": 2,
+                "attention_head_dim": 8,
+                "cross_attention_dim": 64,
+                "norm_num_groups": 8,
+            },
+            frames=16,
+            size=32,
+            network={
+                "channels": 32,
+                "channel_mult": (1, 2, 4),
+                "num_res_blocks": 3,
+                "attention_levels": (0, 1),
+                "head_dim": 8,
+                "skips": "block",
+                "norm_groups": 8,
+            },
+            text_length=16,
+            text_dim=64,
+            peer_sampler="DDIM, without guidance",
+            peer_steps=50,
+            difference="theirs also has temporal convolutions and feed-forward layers, ours a "
+            "third block a level instead of them",
+        ),
+        Pair(
+            name="make-a-video",
+            adapter="make_a_video",
+            options={"dim": 64, "channels": 3, "dim_mult": (1, 2, 4, 8)},
+            frames=16,
+            size=32,
+            network={
+                "channels": 64,
+                "channel_mult": (1, 2, 4, 8),
+                "num_res_blocks": 2,
+                "attention_levels": (3,),
+                "heads": 8,
+                "head_dim": 64,
+                "skips": "level",
+                "initial_kernel": 7,
+                "norm_groups": 8,
+            },
+            difference="theirs has temporal convolutions and halves the frames at three levels "
+            "(more parameters, on fewer frames), ours keeps all frames at every level",
+        ),
+        Pair(
+            name="lumiere",
+            adapter="lumiere",
+            options={"dim": 32, "dim_max": 256},
+            frames=16,
+            size=32,
+            network={
+                "channels": 32,
+                "channel_mult": (1, 2, 4, 8),
+                "num_res_blocks": 3,
+                "attention_levels": (1, 2),
+                "head_dim": 64,
+                "skips": "block",
+                "norm_groups": 8,
+            },
+            difference="theirs has four blocks a level, halves the frames at two levels, attends "
+            "over time once, and trains only its temporal layers (the image network is frozen); "
+            "ours trains everything",
+        ),
+    )
+}
+
+
+def choose(names: str) -> list[Pair]:
+    """The pairs of a comma-separated list, or "all". Raises ValueError naming what there is."""
+    if names == "all":
+        return list(PAIRS.values())
+    wanted = [name for name in names.split(",") if name]
+    if unknown := [name for name in wanted if name not in PAIRS]:
+        raise ValueError(
+            f"--peers={names}: {', '.join(unknown)} unknown; allowed: all, none, {', '.join(PAIRS)}"
+        )
+    return [PAIRS[name] for name in wanted]
