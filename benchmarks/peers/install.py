@@ -15,7 +15,7 @@ from pathlib import Path
 
 ENVIRONMENT = Path(__file__).resolve().parent.parent / ".peer"
 TORCH = ("torch==2.13.0",)
-# Pure Python, without dependencies of their own being looked at.
+# Installed without their dependencies.
 PEERS = (
     "torchvision==0.28.0",
     "video-diffusion-pytorch==0.7.0",
@@ -31,10 +31,8 @@ PEERS = (
     "torch-einops-utils==0.2.0",
     "einx==0.4.3",
     "frozendict==2.5.1",
-    "hyper-connections==0.4.11",
     "loguru==0.7.3",
     "ema-pytorch==0.8.3",
-    "pytorch-fid==0.3.0",
     "accelerate==1.15.0",
 )
 # What those import and what does not depend on torch.
@@ -48,9 +46,7 @@ LIGHT = (
     "scipy==1.17.1",
     "safetensors==0.8.0",
     "huggingface-hub==2.4.0",
-    "regex==2026.11.19",
     "requests==2.34.2",
-    "importlib-metadata==10.2.0",
 )
 STEPS = (TORCH + LIGHT, ("--no-deps", *PEERS))
 
