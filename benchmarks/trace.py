@@ -34,7 +34,7 @@ _COPIES = ("copy", "transpose", "bitcast", "concatenate", "pad", "slice", "gathe
 
 # By the name of a kernel or custom call; the first that is found. cuDNN's and CUTLASS's names.
 _BY_NAME = (
-    (r"fmha|flash_?(fwd|bwd|attn|attention)|mha_", "attention"),
+    (r"fmha|flash|mha_", "attention"),
     (r"dgrad|convBackwardInput|bwd_data|backward_data", "convolution, input gradient"),
     (r"wgrad|convBackwardFilter|bwd_filter|backward_filter", "convolution, weight gradient"),
     (r"fprop|convForward|convBiasActivation", "convolution forward"),

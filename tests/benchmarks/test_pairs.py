@@ -1,0 +1,28 @@
+import pytest
+
+from benchmarks import ours, pairs
+from vdm_jax.systems import vdm
+
+# Operations of one clip forward and parameters of the peers, by torch's FlopCounterMode, at the
+# versions of benchmarks/peers/install.py.
+PEERS = {
+    "video-diffusion-small": (9.61e9, 3_161_939),
+    "diffusers": (41.49e9, 7_196_643),
+    "make-a-video": (48.24e9, 63_125_669),
+    "lumiere": (33.13e9, 27_734_042),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_mirrored_networks_do_as_much_work_as_their_peers(name):
+    cost = vdm.build(ours.make_config(pairs.PAIRS[name], 1, "float32")).cost()
+    flops, parameters = PEERS[name]
+    assert 0.9 < sum(level.flops for level in cost) / flops < 1.15
+    assert 0.5 < sum(level.parameters for level in cost) / parameters < 1.15
+
+
+def test_names_are_chosen_or_refused():
+    assert [pair.name for pair in pairs.choose("lumiere,diffusers")] == ["lumiere", "diffusers"]
+    assert len(pairs.choose("all")) == len(pairs.PAIRS)
+    with pytest.raises(ValueError, match="imagen unknown; allowed: all, none, video-diffusion"):
+        pairs.choose("lumiere,imagen")
