@@ -256,6 +256,28 @@ def load_model(options: argparse.Namespace):
     return pretrained.load(source, mesh=mesh.parse_mesh(options.mesh))
 
 
+def cascade_steps(path: str, overrides: dict[str, str], workdir: str) -> list:
+    """The stages of the cascade's configuration at `path`, whose models are in `workdir`."""
+    from vdm_jax import cascade_sampling
+    from vdm_jax import config as config_lib
+
+    config = config_lib.load_config(path, overrides)
+    if "stages" not in config:
+        raise config_lib.ConfigError(f"--cascade={path}: is no cascade (has no field stages)")
+    steps = []
+    for name in config.stages:
+        folder, file = Path(workdir) / name, Path(workdir) / f"{name}.safetensors"
+        if not folder.is_dir() and not file.is_file():
+            raise FileNotFoundError(
+                f"stage {name}: neither {folder} nor {file} is there; train it first: "
+                f"python -m launch.train_cascade --cascade={path} --workdir={workdir}"
+            )
+        source = folder if folder.is_dir() else file
+        changes = config.sample[name].to_dict() if name in config.sample else {}
+        steps.append(cascade_sampling.CascadeStep(name=name, source=str(source), changes=changes))
+    return steps
+
+
 def write_samples(
     out: Path, batches: Iterable["np.ndarray"], prompts: Sequence[str], fps: float
 ) -> "np.ndarray":

@@ -3,8 +3,8 @@
     python -m launch.prepare_data --data=moving_shapes --config=16x16x8 --data_dir=data
 
 moving_shapes is rendered here, in seconds to minutes by size. Its configurations are named by
-height, width and frames: 16, 32 or 64 pixels, 8 or 16 frames, for example 64x64x16, and with two
-shapes 64x64x16_two. The other TFDS data sets (ucf101, moving_mnist, bair_robot_pushing_small,
+height, width and frames: 16, 32 or 64 pixels, 8, 16 or 32 frames, for example 64x64x16, and with
+two shapes 64x64x16_two. The other TFDS data sets (ucf101, moving_mnist, bair_robot_pushing_small,
 robonet, starcraft_video, davis) are downloaded from where their authors keep them. Folders of
 video files need no preparation (data.name = "video_folder").
 """

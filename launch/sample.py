@@ -7,6 +7,12 @@ frames with its prompt) and samples.npz: `video`, uint8 b f h w c, and `prompts`
 holds already is overwritten where the names agree, and else stays. Without --workdir and --model
 the model that ships with the package is used. A sample depends on its place in the list of samples
 and on the seed, not on the batch size.
+
+    python -m launch.sample --cascade=configs/imagen_video/tiny/cascade.py --workdir=DIR --prompt=…
+
+samples a cascade, whose stages are in DIR/STAGE or DIR/STAGE.safetensors; OUT also receives what
+each stage made (stages/), and a second call goes on where one was broken off. A field of a stage's
+sampler is set by --config.sample.STAGE.FIELD=VALUE.
 """
 
 from pathlib import Path
@@ -17,6 +23,7 @@ import launch
 def main(arguments: list[str]) -> int:
     parser = launch.parser("python -m launch.sample", __doc__)
     launch.add_model_arguments(parser)
+    parser.add_argument("--cascade", metavar="FILE", help="the configuration of a cascade")
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
     )
@@ -36,9 +43,19 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--out", default="samples", metavar="OUT", help="default samples/")
+
+    from vdm_jax import config as config_lib
+
+    overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
     prompts = _prompts(options)
+    if overrides and options.cascade is None:
+        parser.error("--config.FIELD=VALUE is for the stages of a --cascade")
     launch.setup(options.device, options)
+    if options.cascade is not None:
+        if options.workdir is None or not prompts:
+            parser.error("--cascade needs --workdir and --prompt or --prompts_file")
+        return _sample_cascade(options, overrides, prompts)
 
     import jax
     from rich.progress import track
@@ -71,6 +88,41 @@ def main(arguments: list[str]) -> int:
         return 0
     batches = track(stream, "sampling", total=batches, transient=True)
     launch.write_samples(Path(options.out), batches, repeated, fps)
+    return 0
+
+
+def _sample_cascade(options, overrides, prompts) -> int:
+    import jax
+
+    from vdm_jax import cascade_sampling
+    from vdm_jax.parallel import mesh
+
+    flags = {k: v for k, v in launch.sampler_changes(options).items() if v is not None}
+    if flags or options.preview:
+        given = ", ".join([f"--{name}" for name in flags] + ["--preview"] * options.preview)
+        raise ValueError(f"{given}: of a cascade, set --config.sample.STAGE.FIELD=VALUE instead")
+    steps = launch.cascade_steps(options.cascade, overrides, options.workdir)
+    repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
+    out, first = Path(options.out), jax.process_index() == 0
+
+    def progress(name: str, done: int, total: int) -> None:
+        if first:
+            print(f"{name}: {done} of {total}", flush=True)
+
+    outputs = cascade_sampling.sample(
+        steps,
+        options.seed,
+        repeated,
+        out,
+        mesh=mesh.parse_mesh(options.mesh),
+        progress=progress,
+    )
+    for output in outputs:
+        if first:
+            shape = " x ".join(map(str, output.videos.shape[1:4]))
+            print(f"{output.name}: {shape}, {output.seconds:.1f} s", flush=True)
+    if first:
+        launch.write_samples(out, [output.videos], repeated, output.fps)
     return 0
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from vdm_jax.diffusion import conditional, grids, guidance, samplers
+from vdm_jax.diffusion import conditional, grids, guidance, samplers, windows
 from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import sharding
@@ -53,11 +53,10 @@ def guided_denoiser(
 
     scale, threshold: as in `Sampler`; the scale may be one for each example.
     """
-    return _thresholded(_guided(stage, params, scale), threshold)
+    return _thresholded(_guided(stage, stage.denoiser(params), scale), threshold)
 
 
-def _guided(stage, params: PyTree, scale: float | Float[Array, "b"]) -> Denoiser:
-    denoiser = stage.denoiser(params)
+def _guided(stage, denoiser: Denoiser, scale: float | Float[Array, "b"]) -> Denoiser:
     if stage.takes_guidance:
         return guidance.distilled(denoiser, scale)
     return guidance.classifier_free(denoiser, scale, stage.null)
@@ -85,6 +84,14 @@ class Sampler:
       sigma_min, sigma_max: of the grids "karras" and "logsnr", their range in noise over signal.
       guidance: classifier-free guidance g: ε_null + g (ε_cond − ε_null); 1 = no guidance. A model
         that was distilled from a guided one is told g instead.
+      oscillate_after: steps of constant guidance, after which 1 and g take turns (Imagen Video);
+        0 = always g.
+      augmentation: α²/σ² of the noise put on the video that a stage of a cascade refines, 0 = none.
+      fps: the frame rate that a stage of a cascade is told; 0 = as trained.
+      tile, tile_overlap: height and width of the tiles in which each step is computed, and their
+        overlap; 0 = whole frames. Exact for fully convolutional networks, with half of the overlap
+        at least the network's reach.
+      window, window_overlap: the same for frames, overlapping predictions averaged by a ramp.
       eta: of "ddim", 0 deterministic to 1 ancestral.
       gamma: of "ancestral", 0 lower to 1 upper bound of the variance.
       churn, churn_min, churn_max, churn_noise: of "euler" and "heun": the noise added over all
@@ -105,6 +112,13 @@ class Sampler:
     sampler: str = "ddim"
     steps: int = 64
     guidance: float = 1.0
+    oscillate_after: int = 0
+    augmentation: float = 0.0
+    fps: float = 0.0
+    tile: int = 0
+    tile_overlap: int = 0
+    window: int = 0
+    window_overlap: int = 0
     grid: str | Sequence[float | int] = "time"
     rho: float = 7.0
     sigma_min: float = 0.002
@@ -133,15 +147,33 @@ class Sampler:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}: must be at least 1")
+        for name in ("oscillate_after", "augmentation", "fps", "tile", "window"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: must not be negative")
         grid = grids.parse_grid(self.grid)
         object.__setattr__(self, "grid", grid)
         if not isinstance(grid, str):
             object.__setattr__(self, "steps", len(grid) - 1)
+        if self.tile:
+            self._check_tile()
         conditional.check(self.method, self.weight)
         # An unknown sampler, a value out of its range and steps that the grid cannot have are told
         # here.
         _ = self.rule
         jax.eval_shape(self.logsnrs)
+
+    def _check_tile(self) -> None:
+        reach = self.stage.network.reach
+        if reach is None:
+            raise ValueError(
+                f"tile = {self.tile}: tiles are for fully convolutional networks "
+                "(model.spatial_attention = 'none', model.norm_groups = 0)"
+            )
+        if self.tile_overlap < 2 * reach:
+            raise ValueError(
+                f"tile_overlap = {self.tile_overlap}: must be at least {2 * reach}, twice the "
+                "network's reach, for tiles to be what the whole would be"
+            )
 
     @classmethod
     def from_config(cls, stage, sample, **changes) -> "Sampler":
@@ -191,12 +223,37 @@ class Sampler:
             params = self.plan.gather(params)
         if self.remat != "none":
             stage = dataclasses.replace(stage, network=stage.network.clone(remat=self.remat))
-        denoiser, rule = _guided(stage, params, self.guidance), self.rule
+        denoiser, rule = self._guide(stage, self._cut(stage, stage.denoiser(params))), self.rule
         if known is not None:
             denoiser, rule = conditional.condition(
                 self.method, denoiser, rule, known.measurement, known.y, weight=self.weight
             )
         return _thresholded(denoiser, self.threshold), rule
+
+    def _guide(self, stage, denoiser: Denoiser) -> Denoiser:
+        if not self.oscillate_after:
+            return _guided(stage, denoiser, self.guidance)
+        scales = guidance.oscillation(self.steps, self.guidance, constant=self.oscillate_after)
+        return guidance.scheduled(
+            lambda scale: _guided(stage, denoiser, scale), scales, self.logsnrs()
+        )
+
+    def _cut(self, stage, denoiser: Denoiser) -> Denoiser:
+        """The Denoiser in tiles and windows, where they are asked for."""
+        if self.tile:
+            for axis in (2, 3):
+                denoiser = windows.windowed(
+                    denoiser,
+                    axis=axis,
+                    size=self.tile,
+                    overlap=self.tile_overlap,
+                    multiple=stage.network.multiple,
+                )
+        if self.window:
+            denoiser = windows.windowed(
+                denoiser, axis=1, size=self.window, overlap=self.window_overlap, weights="ramp"
+            )
+        return denoiser
 
     def stream(
         self,
@@ -206,19 +263,24 @@ class Sampler:
         callback: Callback | None = None,
         known: "Known | None" = None,
         preview: Preview | None = None,
+        low_res: UInt8[np.ndarray, "n f2 h2 w2 c"] | None = None,
+        first: int = 0,
     ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
         """Yields videos of the prompts, in order, a batch at a time.
 
-        known: what is known of the videos, a row a prompt. callback and preview are called by the
-        device's threads while it goes on; with either the compiled function cannot be kept in the
-        persistent compilation cache. Raises FloatingPointError when a sample is not finite, and
-        ValueError for a preview where several processes sample.
+        known: what is known of the videos, a row a prompt. low_res: the videos that a stage of a
+        cascade refines, one a prompt. first: number of the first sample. callback and preview are
+        called by the device's threads while it goes on; with either the compiled function cannot be
+        kept in the persistent compilation cache. Raises FloatingPointError when a sample is not
+        finite, and ValueError for a preview where several processes sample.
         """
         if not prompts:
             raise ValueError("no prompts")
-        rows = {leaf.shape[0] for leaf in jax.tree.leaves(known)}
+        rows = {leaf.shape[0] for leaf in jax.tree.leaves((known, low_res))}
         if rows - {len(prompts)}:
-            raise ValueError(f"known has {sorted(rows)} rows: must be {len(prompts)}, one a prompt")
+            raise ValueError(
+                f"known or low_res has {sorted(rows)} rows: must be {len(prompts)}, one a prompt"
+            )
         if preview is not None and jax.process_count() > 1:
             raise ValueError("preview: no process of several has a whole batch")
         size = self._size(min(self.batch_size, len(prompts)))
@@ -227,10 +289,12 @@ class Sampler:
         for start in range(0, len(prompts), size):
             chosen = list(prompts[start : start + size])
             padded = chosen + [chosen[-1]] * (size - len(chosen))
-            indices = np.arange(start, start + size, dtype=np.uint32)
-            cond = dict(self.stage.encode_prompts(padded))
             # The last prompt is repeated, and so is what is known of its video.
-            places = np.minimum(indices, len(prompts) - 1)
+            places = np.minimum(np.arange(start, start + size), len(prompts) - 1)
+            indices = np.arange(first + start, first + start + size, dtype=np.uint32)
+            cond = dict(self.stage.encode_prompts(padded))
+            if low_res is not None:
+                cond["low_res"] = low_res[places]
             part = jax.tree.map(lambda leaf, places=places: leaf[places], known)
             if self.plan is not None:
                 indices, cond, part = jax.device_put((indices, cond, part), self.plan.batch)
@@ -246,7 +310,7 @@ class Sampler:
         """Shapes and places of what `compiled` takes beside the parameters, on a mesh: the key, the
         numbers of a batch's samples, their condition, and what is known of them: nothing, or
         frames."""
-        cond = self.stage.conditioning(self.stage.abstract_batch(self._size(self.batch_size)))
+        cond = self.stage.abstract_prompts(self._size(self.batch_size))
         key = jax.eval_shape(lambda: jax.random.key(0))
         indices = jax.ShapeDtypeStruct(cond["keep"].shape, jnp.uint32)
         known = None
@@ -277,9 +341,13 @@ class Sampler:
         def one(
             params: PyTree, key: Key[Array, ""], index: Array, cond: PyTree, known: PyTree
         ) -> tuple[Float[Array, "f h w c"], Array]:
-            start_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
+            key = jax.random.fold_in(key, index)
+            start_key, steps_key = jax.random.split(key)
             noise = jax.random.normal(start_key, (1, *self.video_shape))
             cond, known = jax.tree.map(lambda leaf: leaf[None], (cond, known))
+            cond = self.stage.begin(
+                cond, jax.random.fold_in(key, 2), augmentation=self.augmentation, fps=self.fps
+            )
             denoiser, rule = self.denoiser_and_rule(params, known)
             video = samplers.sample(
                 steps_key,

@@ -58,6 +58,11 @@ class Stage:
         in. Nothing is computed."""
         return jax.eval_shape(self._boxed_init, jax.random.key(0))
 
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(f, h, w, c) of the data's clips, from which the examples are made."""
+        return self.video_shape
+
     def with_layout(self, layout: Layout) -> "Stage":
         """The same stage, its network's activations laid out as `layout` says."""
         return dataclasses.replace(self, network=self.network.clone(layout=layout))
@@ -65,9 +70,9 @@ class Stage:
     def abstract_batch(self, batch_size: int, image_frames: int = 0) -> Batch:
         """Shapes and dtypes of a training batch, with `image_frames` images beside each clip."""
         cond = jax.tree.map(np.asarray, dict(self._example_cond()))
-        batch = {"video": np.zeros((1, *self.video_shape), np.uint8), **cond}
+        batch = {"video": np.zeros((1, *self.clip_shape), np.uint8), **cond}
         if image_frames:
-            batch["images"] = np.zeros((1, image_frames, *self.video_shape[1:]), np.uint8)
+            batch["images"] = np.zeros((1, image_frames, *self.clip_shape[1:]), np.uint8)
             batch |= {
                 f"image_{key}": np.repeat(leaf[:, None], image_frames, axis=1)
                 for key, leaf in cond.items()
@@ -79,7 +84,7 @@ class Stage:
 
     def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
         z = jnp.zeros((1, *self.video_shape))
-        cond = self._told_guidance(self._example_cond())
+        cond = self._completed(self._example_cond(), 0)
         return self.network.init(key, z, jnp.zeros(1), cond)["params"]
 
     def _example_cond(self) -> Cond:
@@ -90,13 +95,14 @@ class Stage:
             cond["label"] = jnp.zeros(1, jnp.int32)
         return cond
 
-    def _told_guidance(self, cond: Cond) -> Cond:
-        """The condition of one example as the network takes it: a batch has no guidance scale."""
+    def _completed(self, cond: Cond, image_frames: int) -> Cond:
+        """The condition of one example as the network takes it: with what no batch holds."""
         return {**cond, "guidance": jnp.ones(1)} if self.takes_guidance else cond
 
     def cost(self, image_frames: int = 0) -> list[flops.LevelCost]:
         """Parameters and operations of one evaluation of one clip, a row a level, from shapes."""
-        cond = self._told_guidance(self.conditioning(self.abstract_batch(1, image_frames)))
+        cond = self.conditioning(self.abstract_batch(1, image_frames))
+        cond = self._completed(cond, image_frames)
         frames, *rest = self.video_shape
         return flops.level_table(self.network, (frames + image_frames, *rest), cond, image_frames)
 
@@ -144,17 +150,8 @@ class Stage:
         self, params: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The training loss, averaged over the batch, and scalar metrics."""
-        video = batch["video"]
-        if video.shape[1:] != self.video_shape:
-            raise ValueError(
-                f"batch: video has shape {video.shape[1:]}, the stage wants {self.video_shape} "
-                "(frames, height, width, channels)"
-            )
-        images = batch.get("images")
-        num_images = 0 if images is None else images.shape[1]
-        x = from_uint8(video if images is None else jnp.concatenate([video, images], axis=1))
         process_key, keep_key, dropout_key = jax.random.split(key, 3)
-        cond = self.conditioning(batch)
+        x, cond, num_images = self.example(batch, jax.random.fold_in(key, 3))
         if self.cond_dropout:
             cond["keep"] = jax.random.bernoulli(keep_key, 1 - self.cond_dropout, (len(x),))
 
@@ -171,6 +168,45 @@ class Stage:
 
         losses, metrics = self.process.loss(process_key, network_fn, x)
         return losses.mean(), metrics
+
+    def example(
+        self, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "b f h w c"], dict[str, ArrayLike], int]:
+        """What is learnt from a batch: the videos in [-1, 1], images appended to them as last
+        frames, their condition, all kept, and how many images there are.
+
+        key: of what a kind of stage draws. Raises ValueError where the batch has another shape.
+        """
+        clip, images = self._pixels(batch)
+        num_images = 0 if images is None else images.shape[1]
+        x = clip if images is None else jnp.concatenate([clip, images], axis=1)
+        return x, self.conditioning(batch), num_images
+
+    def _pixels(
+        self, batch: Batch
+    ) -> tuple[Float[Array, "b f h w c"], Float[Array, "b k h w c"] | None]:
+        """The clips of a batch and the images beside them, in [-1, 1]."""
+        video = batch["video"]
+        if video.shape[1:] != self.clip_shape:
+            raise ValueError(
+                f"batch: video has shape {video.shape[1:]}, the stage wants {self.clip_shape} "
+                "(frames, height, width, channels)"
+            )
+        images = batch.get("images")
+        return from_uint8(video), None if images is None else from_uint8(images)
+
+    def begin(
+        self, cond: Cond, key: Key[Array, ""], *, augmentation: float = 0.0, fps: float = 0.0
+    ) -> Cond:
+        """The condition of prompts (`encode_prompts`) as the network takes it, once a sample.
+
+        augmentation, fps: of stages of a cascade, see `cascade.CascadeStage.begin`.
+        """
+        return cond
+
+    def abstract_prompts(self, n: int) -> Cond:
+        """Shapes and dtypes of the condition of n prompts, as `begin` takes it."""
+        return self.conditioning(self.abstract_batch(n))
 
     def denoiser(self, params: PyTree) -> Denoiser:
         """The network with `params` bound, as a Denoiser of clips."""

@@ -37,7 +37,7 @@ def test_builder_writes_what_is_rendered(name, tmp_path):
 
 
 def test_every_config_is_there():
-    sizes = [f"{s}x{s}x{f}{two}" for two in ("", "_two") for s in (16, 32, 64) for f in (8, 16)]
+    sizes = [f"{s}x{s}x{f}{two}" for two in ("", "_two") for s in (16, 32, 64) for f in (8, 16, 32)]
     assert list(CONFIGS) == sizes
     assert CONFIGS["16x16x8"].train_clips == 20_000
 

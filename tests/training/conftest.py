@@ -77,6 +77,9 @@ class TinyStage:
     def conditioning(self, batch):
         return {"tokens": batch["tokens"]}
 
+    def begin(self, cond, key, **_):
+        return cond
+
     def null(self, cond):
         return {"tokens": jnp.zeros_like(cond["tokens"])}
 

@@ -7,7 +7,11 @@
 See `docs/data.md` for the combinations that only `held_out` shows.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
+import itertools
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -73,7 +77,7 @@ def _config(size: int, num_frames: int, num_objects: int) -> MovingShapesConfig:
         size=size,
         num_frames=num_frames,
         num_objects=num_objects,
-        train_clips=20_000 if size <= 32 else 5_000,
+        train_clips=20_000 if size <= 32 else 5_000 if num_frames <= 16 else 10_000,
     )
 
 
@@ -88,7 +92,8 @@ def clips(
     if count is None:
         count = config.train_clips if split == "train" else config.held_out_clips
     all_scenes = scenes(split, config.num_objects)
-    for block in range(0, count, _BLOCK):
+
+    def rendered(block: int) -> tuple[list[tuple[Combination, ...]], np.ndarray]:
         # A prime stride visits every scene and mixes neighbours in the list.
         chosen = [all_scenes[i * 7919 % len(all_scenes)] for i in range(block, block + _BLOCK)]
         videos = render_clips(
@@ -97,7 +102,19 @@ def clips(
             num_frames=config.num_frames,
             seed=(config.seed, list(SPLITS).index(split), block),
         )
-        yield from zip(chosen, videos[: count - block], strict=False)
+        return chosen, videos[: count - block]
+
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:  # numpy lets them run together
+        blocks = iter(range(0, count, _BLOCK))
+        ahead = collections.deque(
+            pool.submit(rendered, block) for block in itertools.islice(blocks, threads + 1)
+        )
+        while ahead:
+            chosen, videos = ahead.popleft().result()
+            for block in itertools.islice(blocks, 1):
+                ahead.append(pool.submit(rendered, block))
+            yield from zip(chosen, videos, strict=False)
 
 
 class MovingShapes(tfds.core.GeneratorBasedBuilder):
@@ -109,7 +126,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
         _config(size, num_frames, num_objects)
         for num_objects in (1, 2)
         for size in (16, 32, 64)
-        for num_frames in (8, 16)
+        for num_frames in (8, 16, 32)
     ]
     builder_config: MovingShapesConfig
 

@@ -37,6 +37,7 @@ def make_source(data: ConfigDict, split: str | None = None) -> ClipSource:
             data.data_dir,
             num_frames=data.num_frames,
             image_size=data.image_size,
+            image_width=data.get("image_width", 0),
             frame_stride=data.frame_stride,
             fps=data.fps,
         )
@@ -58,6 +59,7 @@ def make_source(data: ConfigDict, split: str | None = None) -> ClipSource:
         split=split or data.split,
         num_frames=data.num_frames,
         image_size=data.image_size,
+        image_width=data.get("image_width", 0),
         frame_stride=data.frame_stride,
     )
 

@@ -69,15 +69,20 @@ def window(
     return slice(start, start + span, stride)
 
 
-def fit(frames: UInt8[np.ndarray, "f h w c"], size: int) -> UInt8[np.ndarray, "f {size} {size} 3"]:
-    """Centre square of every frame, resized (anti-aliased); grey becomes RGB."""
+def fit(
+    frames: UInt8[np.ndarray, "f h w c"], height: int, width: int = 0
+) -> UInt8[np.ndarray, "f {height} _ 3"]:
+    """The centre of every frame in the shape `height` by `width` (0 = square), resized
+    (anti-aliased); grey becomes RGB."""
+    width = width or height
     if frames.shape[-1] == 1:
         frames = np.repeat(frames, 3, axis=-1)
-    height, width = frames.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    frames = frames[:, top : top + side, left : left + side]
-    if side == size:
+    full_height, full_width = frames.shape[1:3]
+    scale = min(full_height / height, full_width / width)
+    cut_height, cut_width = round(height * scale), round(width * scale)
+    top, left = (full_height - cut_height) // 2, (full_width - cut_width) // 2
+    frames = frames[:, top : top + cut_height, left : left + cut_width]
+    if (cut_height, cut_width) == (height, width):
         return np.ascontiguousarray(frames)
     resample = Image.Resampling.BICUBIC
-    return np.stack([Image.fromarray(f).resize((size, size), resample) for f in frames])
+    return np.stack([Image.fromarray(f).resize((width, height), resample) for f in frames])

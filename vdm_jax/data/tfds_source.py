@@ -130,6 +130,7 @@ class TFDSSource(ClipSource):
         split: str = "train",
         num_frames: int,
         image_size: int,
+        image_width: int = 0,
         frame_stride: int = 1,
     ):
         """Raises DataError where the data set is not prepared or does not fit the numbers."""
@@ -140,6 +141,7 @@ class TFDSSource(ClipSource):
             "split": split,
             "num_frames": num_frames,
             "image_size": image_size,
+            "image_width": image_width,
             "frame_stride": frame_stride,
         }
         builder = make_builder(name, config, data_dir)
@@ -147,7 +149,7 @@ class TFDSSource(ClipSource):
         self._stride = frame_stride
         self.name = f"{name}/{builder.builder_config.name}" if builder.builder_config else name
         self.split = split
-        self.video_shape = (num_frames, image_size, image_size, 3)
+        self.video_shape = (num_frames, image_size, image_width or image_size, 3)
         self._check_shape(_feature(builder.info.features, self._dataset.video).shape)
         self._check_prepared(
             builder, data_dir, f"--data={name}" + (f" --config={config}" if config else "")
@@ -174,11 +176,12 @@ class TFDSSource(ClipSource):
             )
 
     def _check_shape(self, stored: tuple[int | None, ...]) -> None:
-        frames, size = self.video_shape[:2]
+        frames, height, width = self.video_shape[:3]
         if self._dataset.as_rendered:
             for field, wanted, there in (
                 ("num_frames", frames, stored[0]),
-                ("image_size", size, stored[1]),
+                ("image_size", height, stored[1]),
+                ("image_width", width, stored[2]),
                 ("frame_stride", self._stride, 1),
             ):
                 if wanted != there:
@@ -196,9 +199,9 @@ class TFDSSource(ClipSource):
     def read(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
         example = self._examples[int(index)]
         video = _value(example, self._dataset.video)
-        frames, size = self.video_shape[:2]
+        frames, *size = self.video_shape[:3]
         try:
-            video = fit(np.asarray(video[window(len(video), frames, self._stride, rng)]), size)
+            video = fit(np.asarray(video[window(len(video), frames, self._stride, rng)]), *size)
         except DataError as error:
             raise DataError(f"{self.name} {self.split}, example {index}: {error}") from None
         result = {"video": video, "caption": ""}

@@ -62,8 +62,8 @@ class VideoFolder(ClipSource):
     """Clips of all usable video files under a directory.
 
     fps: frames are taken at this rate; where a file has fewer they are repeated. 0: the file's own.
-    frame_stride: then every so many frames. Frames are scaled to `image_size` on their short side
-    and cropped to the centre square.
+    frame_stride: then every so many frames. Frames are scaled to cover `image_size` (their height)
+    by `image_width` (0 = square) and cropped to the centre.
 
     `files` are those in use, `skipped` maps the others' paths to the reason. Raises DataError when
     there is no directory or no usable file.
@@ -75,6 +75,7 @@ class VideoFolder(ClipSource):
         *,
         num_frames: int,
         image_size: int,
+        image_width: int = 0,
         frame_stride: int = 1,
         fps: float = 0.0,
     ):
@@ -84,7 +85,7 @@ class VideoFolder(ClipSource):
         if fps < 0 or not math.isfinite(fps):
             raise DataError(f"data.fps = {fps}: must be 0 (each file's own) or more")
         self.directory = str(root)
-        self.video_shape = (num_frames, image_size, image_size, 3)
+        self.video_shape = (num_frames, image_size, image_width or image_size, 3)
         self._fps, self._stride = fps, frame_stride
         self.files: list[VideoFile] = []
         self.skipped: dict[str, str] = {}
@@ -149,7 +150,7 @@ class VideoFolder(ClipSource):
             file, step = self.files[number], self._step(self.files[number])
             wanted = [math.floor(start + frame * step + 1e-6) for frame in frames]
             try:
-                video = decode(file, wanted, self.video_shape[1])
+                video = decode(file, wanted, self.video_shape[1:3])
             except (av.error.FFmpegError, OSError, ValueError) as error:
                 warnings.warn(f"{file.path}: {_plainly(error)}; another clip is used", stacklevel=2)
                 continue
@@ -162,9 +163,9 @@ class VideoFolder(ClipSource):
         return [text for number, _ in self._clips for text in self._captions[number]]
 
     def summary(self) -> str:
-        frames, size = self.video_shape[:2]
+        frames, height, width = self.video_shape[:3]
         lines = [
-            f"{self.directory}: {len(self)} clips of {frames} frames of {size} x {size} "
+            f"{self.directory}: {len(self)} clips of {frames} frames of {height} x {width} "
             f"from {len(self.files)} files"
         ]
         repeated = sum(self._step(file) < self._stride - 1e-3 for file in self.files)
@@ -179,9 +180,9 @@ class VideoFolder(ClipSource):
 
 
 def decode(
-    file: VideoFile, wanted: Sequence[int], size: int
-) -> UInt8[np.ndarray, "f {size} {size} 3"]:
-    """The frames with the numbers `wanted` (ascending), scaled and cropped to a square.
+    file: VideoFile, wanted: Sequence[int], size: tuple[int, int]
+) -> UInt8[np.ndarray, "f {size[0]} {size[1]} 3"]:
+    """The frames with the numbers `wanted` (ascending), scaled and cropped to `size` (h, w).
 
     Raises DataError where the file ends or breaks before the last of them, and PyAV's errors.
     """
@@ -194,7 +195,7 @@ def decode(
 
 
 def _decode(
-    file: VideoFile, wanted: Sequence[int], size: int, seek: bool
+    file: VideoFile, wanted: Sequence[int], size: tuple[int, int], seek: bool
 ) -> dict[int, np.ndarray] | None:
     """Frames by number; None where decoding starts after the first that is wanted."""
     found: dict[int, np.ndarray] = {}
@@ -214,21 +215,26 @@ def _decode(
             if not found and number > wanted[0]:
                 return None
             if number in wanted:
-                found[number] = _square(frame, size, reformatter)
+                found[number] = _cropped(frame, size, reformatter)
             if number >= wanted[-1]:
                 break
     return found
 
 
-def _square(frame: av.VideoFrame, size: int, reformatter: VideoReformatter) -> np.ndarray:
-    scale = size / min(frame.width, frame.height)
-    width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
+def _cropped(
+    frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter
+) -> np.ndarray:
+    turns = round(frame.rotation / 90)
+    # As it is stored; it is turned last, to be as the camera was held.
+    height, width = size if turns % 2 == 0 else size[::-1]
+    scale = max(height / frame.height, width / frame.width)
+    full_height = max(height, round(frame.height * scale))
+    full_width = max(width, round(frame.width * scale))
     image = reformatter.reformat(
-        frame, width=width, height=height, format="rgb24", interpolation="BICUBIC"
+        frame, width=full_width, height=full_height, format="rgb24", interpolation="BICUBIC"
     ).to_ndarray()
-    top, left = (height - size) // 2, (width - size) // 2
-    image = image[top : top + size, left : left + size]
-    return np.rot90(image, round(frame.rotation / 90)).copy()  # as the camera was held
+    top, left = (full_height - height) // 2, (full_width - width) // 2
+    return np.rot90(image[top : top + height, left : left + width], turns).copy()
 
 
 def _open(path: str):

@@ -6,7 +6,7 @@ may be taken in both at once: nothing is divided by α or σ, and λ may be ±20
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,35 @@ def distilled(
         return denoiser(z, logsnr, {**cond, "guidance": scales})
 
     return told
+
+
+def oscillation(steps: int, scale: float, *, constant: int, low: float = 1.0) -> list[float]:
+    """Guidance scales of a sampler's steps: `scale` for the first `constant` of them, then in turn
+    `low` and `scale` (Imagen Video, Ho et al. 2022, §2.6)."""
+    return [low if i >= constant and (i - constant) % 2 == 0 else scale for i in range(steps)]
+
+
+def scheduled(
+    guided: Callable[[Float[Array, "b"]], Denoiser],
+    scales: Sequence[float],
+    logsnrs: Float[Array, "steps_plus_1"],
+) -> Denoiser:
+    """Guidance whose scale depends on the step.
+
+    Args:
+      guided: the Denoiser of a scale for each example, such as `classifier_free` makes.
+      scales: one a step.
+      logsnrs: the grid that is stepped through, of as many steps. Between its points the scale is
+        that of the nearest.
+    """
+    if len(scales) != len(logsnrs) - 1:
+        raise ValueError(f"{len(scales)} scales: the grid has {len(logsnrs) - 1} steps")
+
+    def denoise(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
+        step = jnp.argmin(jnp.abs(logsnrs[:-1, None] - logsnr[None]), axis=0)
+        return guided(jnp.asarray(scales, jnp.float32)[step])(z, logsnr, cond)
+
+    return denoise
 
 
 def static_clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:

@@ -21,7 +21,10 @@ Cond = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
   image_label (b, k): those of the k images appended to the clip;
 - keep bool (b,): False where the condition is replaced by the null condition of guidance;
   absent, all are kept;
-- guidance float (b,): the scale of classifier-free guidance that a distilled network imitates.
+- guidance float (b,): the scale of classifier-free guidance that a distilled network imitates;
+- low_res float (b, f, h, w, c): a video of z's shape that z is a finer version of, noised, and
+  low_res_logsnr float (b,): the log-SNR of that noise;
+- fps float (b,): the clip's frames a second.
 """
 
 NULL_CONDITIONS = ("learned", "zero")
@@ -40,6 +43,9 @@ class ConditionEmbedding(nn.Module):
         sinusoidal embedding (any number of frames can be asked for).
       guidance_embedding: whether the vector also holds the guidance scale (Meng et al. 2023, §3.1).
         It starts at zero: a student begins as the network that it takes its weights from.
+      low_res_embedding: whether the vector also holds the log-SNR of a conditioning video's noise
+        (noise conditioning augmentation, Ho et al. 2021).
+      fps_embedding: whether the vector also holds the frame rate, by its logarithm.
     """
 
     dim: int
@@ -50,6 +56,8 @@ class ConditionEmbedding(nn.Module):
     null_condition: str = "learned"
     frame_positions: bool = False
     guidance_embedding: bool = False
+    low_res_embedding: bool = False
+    fps_embedding: bool = False
     dtype: DTypeLike = jnp.float32
     layout: layers.Layout = layers.ANYWHERE
 
@@ -75,6 +83,14 @@ class ConditionEmbedding(nn.Module):
         h = self._mlp("logsnr", h)
         if self.guidance_embedding:
             h = h + self._guidance(cond)
+        if self.low_res_embedding:
+            noise = self._value(cond, "low_res_logsnr")
+            h = h + self._mlp(
+                "low_res", layers.sinusoidal_embedding(noise, self.dim, max_period=100.0)
+            )
+        if self.fps_embedding:
+            rate = jnp.log2(self._value(cond, "fps"))
+            h = h + self._mlp("fps", layers.sinusoidal_embedding(rate, self.dim, max_period=10.0))
         h = h[:, None]  # b, items, dim; items are the clip and the images
         keep = cond.get("keep", jnp.ones(batch, bool))
         tokens = mask = None
@@ -107,15 +123,18 @@ class ConditionEmbedding(nn.Module):
         )
 
     def _guidance(self, cond: Cond) -> Float[Array, "b dim"]:
-        if "guidance" not in cond:
-            raise ValueError(f"cond lacks guidance; it has: {', '.join(cond) or 'nothing'}")
-        scale = jnp.asarray(cond["guidance"])
+        scale = self._value(cond, "guidance")
         h = layers.sinusoidal_embedding(scale, self.dim, max_period=100.0)
         first, second = (layers.IN, layers.HIDDEN), (layers.HIDDEN, layers.OUT)
         h = layers.dense(self.dim, dtype=self.dtype, axes=first, name="guidance_in")(h)
         return layers.dense(
             self.dim, dtype=self.dtype, zero=True, axes=second, name="guidance_out"
         )(nn.swish(h))
+
+    def _value(self, cond: Cond, name: str) -> Array:
+        if name not in cond:
+            raise ValueError(f"cond lacks {name}; it has: {', '.join(cond) or 'nothing'}")
+        return jnp.asarray(cond[name])
 
     def _items(self, cond: Cond, key: str, num_images: int) -> Array:
         wanted = [key] + ([f"image_{key}"] if num_images else [])

@@ -209,8 +209,17 @@ def group_norm(channels: int, groups: int, name=None):
     """Group normalisation in float32 over one frame: `n h w c` has its frames in `n`.
 
     Statistics never cross frames, so that a frame's features depend on another frame only where
-    a temporal layer says so. `groups` is lowered to a divisor of `channels` where need be.
+    a temporal layer says so. `groups` is lowered to a divisor of `channels` where need be;
+    0 normalises each pixel over its channels instead, so that what a network computes at a pixel
+    does not depend on how large the frame is.
     """
+    if groups == 0:
+        return nn.LayerNorm(
+            dtype=jnp.float32,
+            scale_init=named(nn.initializers.ones, CHANNELS),
+            bias_init=named(nn.initializers.zeros, CHANNELS),
+            name=name,
+        )
     return nn.GroupNorm(
         num_groups=math.gcd(groups, channels),
         dtype=jnp.float32,

@@ -7,10 +7,11 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vdm_jax.models import attention, layers
+from vdm_jax.models import attention, layers, temporal
 from vdm_jax.models.conditioning import Cond, ConditionEmbedding
 
 SKIPS = ("block", "level")
+TEMPORAL = ("attention", "convolution", "none")
 
 
 class UNet3D(nn.Module):
@@ -19,7 +20,7 @@ class UNet3D(nn.Module):
     Level i works at height and width / (patch_size * 2^i), with `channels * channel_mult[i]`
     channels and `num_res_blocks` residual blocks on the way down. At the levels named in
     `attention_levels` each residual block is followed by spatial attention, attention to the
-    text's tokens if there is text, and temporal attention. Images appended to a clip
+    text's tokens if there is text, and a layer over time. Images appended to a clip
     (`num_images`) are untouched by temporal layers.
 
     Attributes:
@@ -27,6 +28,13 @@ class UNet3D(nn.Module):
         block more a level to take them (Ho et al. 2020). level: each level's last output, with
         attention after a level's last block only, each level going up in the channels of the
         next finer one, and a last block that also takes the first features.
+      num_res_blocks: the same number at every level, or one a level.
+      spatial_attention: softmax, linear, or none: with norm_groups 0 the network is then fully
+        convolutional, and what it computes at a pixel depends on a neighbourhood only.
+      temporal: what mixes frames: attention, convolution over three frames, or none.
+      temporal_levels: the levels that have it, None = those of `attention_levels`.
+      low_res: whether a conditioning video of z's shape, `cond["low_res"]`, is concatenated to z,
+        and the log-SNR of the noise on it embedded.
       head_dim: features of an attention head; there are channels / head_dim heads.
       heads: if not 0, that number of heads at every level instead.
       coordinates: whether the input also holds each pixel's place (CoordConv).
@@ -35,10 +43,10 @@ class UNet3D(nn.Module):
         needs no features, as in EDM's preconditioning (Karras et al. 2022, eq. 7), with the
         coefficient learned.
       initial_kernel: size of the first convolution.
-      initial_temporal: whether temporal attention follows the first convolution too.
+      initial_temporal: whether a layer over time follows the first convolution too.
       embedding_dim: width of the condition's embedding; 0 is 4 * channels.
       vocab_size, max_length, text_width, num_labels, null_condition, frame_positions,
-        guidance_embedding: see `ConditionEmbedding`.
+        fps_embedding, guidance_embedding: see `ConditionEmbedding`.
       dtype: of the computation; parameters are float32 always.
       remat: see `layers.remat`.
       layout: how clips lie in folded arrays, and on devices.
@@ -46,7 +54,7 @@ class UNet3D(nn.Module):
 
     channels: int = 64
     channel_mult: tuple[int, ...] = (1, 2, 4, 8)
-    num_res_blocks: int = 2
+    num_res_blocks: int | tuple[int, ...] = 2
     attention_levels: tuple[int, ...] = (1, 2, 3)
     head_dim: int = 64
     heads: int = 0
@@ -55,6 +63,10 @@ class UNet3D(nn.Module):
     norm_groups: int = 32
     dropout: float = 0.0
     spatial_attention: str = "softmax"
+    temporal: str = "attention"
+    temporal_levels: tuple[int, ...] | None = None
+    low_res: bool = False
+    fps_embedding: bool = False
     skips: str = "block"
     coordinates: bool = False
     output_skip: bool = False
@@ -97,6 +109,8 @@ class UNet3D(nn.Module):
             null_condition=self.null_condition,
             frame_positions=self.frame_positions,
             guidance_embedding=self.guidance_embedding,
+            low_res_embedding=self.low_res,
+            fps_embedding=self.fps_embedding,
             dtype=self.dtype,
             layout=self.layout,
             name="condition",
@@ -104,12 +118,21 @@ class UNet3D(nn.Module):
 
         block_type = layers.remat(layers.ResidualBlock, self.remat, static_argnums=(3,))
         spatial_type = layers.remat(attention.SpatialAttention, self.remat)
-        temporal_type = layers.remat(attention.TemporalAttention, self.remat, static_argnums=(2, 3))
+        attention_type = layers.remat(
+            attention.TemporalAttention, self.remat, static_argnums=(2, 3)
+        )
+        convolution_type = layers.remat(
+            temporal.TemporalConvolution, self.remat, static_argnums=(2, 3)
+        )
         cross_type = layers.remat(attention.CrossAttention, self.remat, static_argnums=(4,))
         widths = [self.channels * m for m in self.channel_mult]
         last = len(widths) - 1
 
         by_block = self.skips == "block"
+        blocks_down = self._blocks()
+        temporal_levels = (
+            self.attention_levels if self.temporal_levels is None else self.temporal_levels
+        )
 
         def block(h, width, name):
             make = block_type(width, self.norm_groups, self.dropout, self.dtype, name=name)
@@ -117,44 +140,53 @@ class UNet3D(nn.Module):
 
         def attend(h, name, kind=self.spatial_attention):
             sizes = self._heads(h.shape[-1])
-            spatial = spatial_type(
-                *sizes, kind, self.norm_groups, self.dtype, name=f"{name}_spatial"
-            )
-            h = spatial(h)
-            if tokens is not None:
-                cross = cross_type(
-                    *sizes, self.norm_groups, self.dtype, self.layout, name=f"{name}_text"
+            if self.spatial_attention != "none":
+                spatial = spatial_type(
+                    *sizes, kind, self.norm_groups, self.dtype, name=f"{name}_spatial"
                 )
-                h = cross(h, tokens, token_mask, num_images)
-            return temporal(h, name)
-
-        def temporal(h, name):
-            sizes = self._heads(h.shape[-1])
-            make = temporal_type(
-                *sizes, self.norm_groups, self.dtype, self.layout, name=f"{name}_temporal"
+                h = spatial(h)
+            if tokens is None:
+                return h
+            cross = cross_type(
+                *sizes, self.norm_groups, self.dtype, self.layout, name=f"{name}_text"
             )
+            return cross(h, tokens, token_mask, num_images)
+
+        def over_time(h, name):
+            settings = (self.norm_groups, self.dtype, self.layout)
+            if self.temporal == "none":
+                return h
+            if self.temporal == "convolution":
+                make = convolution_type(*settings, name=f"{name}_temporal")
+            else:
+                sizes = self._heads(h.shape[-1])
+                make = attention_type(*sizes, *settings, name=f"{name}_temporal")
             return make(h, frames, num_images)
 
+        def mix(h, level, name):
+            if level in self.attention_levels:
+                h = attend(h, name)
+            return over_time(h, name) if level in temporal_levels else h
+
         p = self.patch_size
-        patches = rearrange(z, "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p)
-        patches = self.layout.fold(patches)
-        h = patches.astype(self.dtype)
+        patches = [self._patches(z)]
+        if self.low_res:
+            patches.append(self._patches(self._low_res(cond, z)))
+        h = jnp.concatenate(patches, axis=-1).astype(self.dtype)
         if self.coordinates:
             grid = jnp.broadcast_to(layers.coordinate_grid(*h.shape[1:3]), (*h.shape[:3], 2))
             h = jnp.concatenate([h, grid.astype(self.dtype)], axis=-1)
         h = layers.conv(self.channels, self.initial_kernel, dtype=self.dtype, name="input_conv")(h)
         if self.initial_temporal:
-            h = temporal(h, "input")
+            h = over_time(h, "input")
         first = h
 
         skips = [h] if by_block else []
         for level, width in enumerate(widths):
-            for i in range(self.num_res_blocks):
+            for i in range(blocks_down[level]):
                 h = block(h, width, f"down_{level}_block_{i}")
-                ends = by_block or i == self.num_res_blocks - 1
-                if ends and level in self.attention_levels:
-                    h = attend(h, f"down_{level}_attention_{i}")
-                if ends:
+                if by_block or i == blocks_down[level] - 1:
+                    h = mix(h, level, f"down_{level}_attention_{i}")
                     skips.append(h)
             if level < last:
                 h = layers.Downsample(width, self.dtype, name=f"down_{level}_resize")(h)
@@ -162,18 +194,18 @@ class UNet3D(nn.Module):
                     skips.append(h)
 
         h = block(h, widths[-1], "middle_block_0")
-        h = attend(h, "middle_attention", kind="softmax")
+        h = over_time(attend(h, "middle_attention", kind="softmax"), "middle_attention")
         h = block(h, widths[-1], "middle_block_1")
 
         for level in reversed(range(len(widths))):
             width = widths[level] if by_block else widths[max(level - 1, 0)]
-            blocks = self.num_res_blocks + by_block
+            blocks = blocks_down[level] + by_block
             for i in range(blocks):
                 if by_block or i == 0:
                     h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, width, f"up_{level}_block_{i}")
-                if (by_block or i == blocks - 1) and level in self.attention_levels:
-                    h = attend(h, f"up_{level}_attention_{i}")
+                if by_block or i == blocks - 1:
+                    h = mix(h, level, f"up_{level}_attention_{i}")
             if level:
                 h = layers.Upsample(width, self.dtype, name=f"up_{level}_resize")(h)
         if not by_block:
@@ -184,14 +216,53 @@ class UNet3D(nn.Module):
         features = self.out_channels * p * p
         h = layers.conv(features, dtype=jnp.float32, zero=True, name="output_conv")(h)
         if self.output_skip:
-            gain = layers.dense(features, dtype=jnp.float32, zero=True, name="output_gain")
-            h = h + gain(nn.swish(embedding))[:, None, None] * patches
+            gain = layers.dense(
+                features * len(patches), dtype=jnp.float32, zero=True, name="output_gain"
+            )
+            gains = gain(nn.swish(embedding))[:, None, None]
+            for part, of in zip(jnp.split(gains, len(patches), axis=-1), patches, strict=True):
+                h = h + part * of
         h = self.layout.unfold(h, frames)
         return rearrange(h, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
 
     @property
     def embedding_width(self) -> int:
         return self.embedding_dim or 4 * self.channels
+
+    def _blocks(self) -> tuple[int, ...]:
+        """Residual blocks of each level on the way down."""
+        if isinstance(self.num_res_blocks, int):
+            return (self.num_res_blocks,) * len(self.channel_mult)
+        return tuple(self.num_res_blocks)
+
+    def _patches(self, video: Float[Array, "b f h w c"]) -> Float[Array, "bf h2 w2 pqc"]:
+        p = self.patch_size
+        return self.layout.fold(rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p))
+
+    def _low_res(self, cond: Cond, z: Array) -> Array:
+        if "low_res" not in cond:
+            raise ValueError(f"cond lacks low_res; it has: {', '.join(cond) or 'nothing'}")
+        if cond["low_res"].shape != z.shape:
+            raise ValueError(f"cond: low_res {cond['low_res'].shape} must have z's shape {z.shape}")
+        return cond["low_res"]
+
+    @property
+    def multiple(self) -> int:
+        """What height and width must be multiples of."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def reach(self) -> int | None:
+        """How many pixels away an output may depend on an input; None = anywhere in the frame."""
+        if self.spatial_attention != "none" or self.norm_groups or self.coordinates:
+            return None
+        by_block, last = self.skips == "block", len(self.channel_mult) - 1
+        steps = self.initial_kernel // 2 + 1 + (0 if by_block else 2) + 4 * 2**last
+        for level, blocks in enumerate(self._blocks()):
+            # Two convolutions a block, on both ways, and those of the resizing below this level.
+            convolutions = 2 * (blocks + blocks + by_block) + 2 * (level < last)
+            steps += convolutions * 2**level
+        return self.patch_size * (steps + 2**last)
 
     def _heads(self, channels: int) -> tuple[int, int]:
         if self.heads:
@@ -201,9 +272,16 @@ class UNet3D(nn.Module):
     def _check(self, z: Array, num_images: int) -> None:
         if self.skips not in SKIPS:
             raise ValueError(f"skips = {self.skips!r}: allowed are {SKIPS}")
+        if self.temporal not in TEMPORAL:
+            raise ValueError(f"temporal = {self.temporal!r}: allowed are {TEMPORAL}")
+        if len(self._blocks()) != len(self.channel_mult):
+            raise ValueError(
+                f"num_res_blocks = {self.num_res_blocks}: must be one number, or one for each of "
+                f"the {len(self.channel_mult)} levels of channel_mult"
+            )
         if z.ndim != 5:
             raise ValueError(f"z has shape {z.shape}: expected (batch, frames, height, width, c)")
-        multiple = self.patch_size * 2 ** (len(self.channel_mult) - 1)
+        multiple = self.multiple
         for name, size in zip(("height", "width"), z.shape[2:4], strict=True):
             if size % multiple:
                 raise ValueError(

@@ -8,6 +8,7 @@ student of stage 1. Every round is a training run of its own, of a stage as any 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,20 @@ from vdm_jax.config import ConfigError
 from vdm_jax.diffusion import distillation, losses
 from vdm_jax.diffusion.grids import logsnr_grid
 from vdm_jax.models.layers import Layout
-from vdm_jax.stage import Batch, Stage, from_uint8
+from vdm_jax.stage import Batch, Stage
 from vdm_jax.systems import build, vdm
 
 TARGETS = ("guidance", "progressive", "consistency")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistilledStage(Stage):
+class DistilledStage:
     """A student whose loss compares it with a teacher, whose parameters are given to the loss.
 
+    All but the loss is the student's own.
+
     Attributes:
+      student: what is trained, told the guidance scale.
       teacher: what is imitated: guided, or itself told the guidance scale.
       target: one of `TARGETS`.
       steps: of DDIM: the student's (progressive), or the teacher's on whose grid the student learns
@@ -39,6 +43,7 @@ class DistilledStage(Stage):
       loss_name: one of `losses.LOSSES`.
     """
 
+    student: Stage
     teacher: Stage
     target: str
     steps: int
@@ -46,20 +51,25 @@ class DistilledStage(Stage):
     threshold: str = "static"
     loss_name: str = "truncated_snr"
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "student":
+            raise AttributeError(name)
+        return getattr(self.student, name)
+
     def with_layout(self, layout: Layout) -> "DistilledStage":
-        student = super().with_layout(layout)
-        return dataclasses.replace(student, teacher=self.teacher.with_layout(layout))
+        return dataclasses.replace(
+            self, student=self.student.with_layout(layout), teacher=self.teacher.with_layout(layout)
+        )
 
     def loss(
         self, params: PyTree, batch: Batch, key: Key[Array, ""], teacher_params: PyTree
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The distillation loss, averaged over the batch, and scalar metrics."""
-        x = from_uint8(batch["video"])
         time_key, eps_key, guidance_key, dropout_key = jax.random.split(key, 4)
+        x, cond, _ = self.example(batch, jax.random.fold_in(key, 4))
         scale = jax.random.uniform(
             guidance_key, x.shape[:1], minval=self.guidance_range[0], maxval=self.guidance_range[1]
         )
-        cond = self.conditioning(batch)
         teacher = sampling.guided_denoiser(self.teacher, teacher_params, scale, self.threshold)
 
         def network_fn(z, logsnr, cond):
@@ -248,11 +258,9 @@ def round_config(teacher: ConfigDict, config: ConfigDict, this: Round, source: s
 
 def build_round(teacher: Stage, config: ConfigDict, this: Round) -> DistilledStage:
     """The stage that one round trains. config: of the round, see `round_config`."""
-    student = build(config)
-    fields = {field.name: getattr(student, field.name) for field in dataclasses.fields(student)}
     distill = config.distill
     return DistilledStage(
-        **fields,
+        student=build(config),
         teacher=teacher,
         target=this.target,
         steps=this.steps,

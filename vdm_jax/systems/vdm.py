@@ -20,6 +20,24 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 def build(config: ConfigDict) -> Stage:
     """The model: 3D U-Net and process. Raises ValueError where a value is not allowed."""
+    size = config.data.image_size
+    network, text_encoder = make_network(config)
+    return Stage(
+        network=network,
+        process=make_process(config.process),
+        video_shape=(config.data.num_frames, size, size, network.out_channels),
+        text_encoder=text_encoder,
+        num_labels=network.num_labels,
+        cond_dropout=config.train.cond_dropout,
+        takes_guidance=network.guidance_embedding,
+    )
+
+
+def make_network(config: ConfigDict, **fields) -> tuple[UNet3D, TextEncoder | None]:
+    """The network of `config.model` and `config.text`, and the text encoder that goes with it.
+
+    fields: further ones of `UNet3D`. Raises ValueError where a value is not allowed.
+    """
     model = config.model.to_dict()
     dtype = model.pop("dtype")
     if dtype not in DTYPES:
@@ -31,17 +49,7 @@ def build(config: ConfigDict) -> Stage:
             "max_length": text_encoder.max_length,
             "text_width": text_encoder.embedding_width,
         }
-    size = config.data.image_size
-    return Stage(
-        network=UNet3D(**model, dtype=DTYPES[dtype]),
-        process=make_process(config.process),
-        video_shape=(config.data.num_frames, size, size, model["out_channels"]),
-        text_encoder=text_encoder,
-        num_labels=model["num_labels"],
-        cond_dropout=config.train.cond_dropout,
-        # Only configurations of distilled models have this field.
-        takes_guidance=model.get("guidance_embedding", False),
-    )
+    return UNet3D(**model, **fields, dtype=DTYPES[dtype]), text_encoder
 
 
 def _text_encoder(text: ConfigDict) -> TextEncoder | None:

@@ -1,0 +1,208 @@
+"""What each stage of a trained cascade is worth, alone and in its place.
+
+    python -m benchmarks.cascade --cascade=configs/imagen_video/tiny/cascade.py --workdir=DIR
+
+Clips and captions of the data's split `held_out`, whose combinations no stage was trained on.
+
+  alone    each stage that refines is given true coarse clips: PSNR against the true fine ones, and
+           FVD (--fvd), beside bilinear pixels, or frames blended linearly in time
+  chain    captions through the whole cascade: what the judge reads at every stage, and the time
+  noise    the last stages' outputs by the noise put on what they refine (--noise 0,3,10: α²/σ²)
+
+Prints Markdown, and writes it and the figures to OUT/report.md and OUT/report.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("alone", "chain", "noise")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cascade",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cascade", required=True, metavar="FILE", help="of the cascade")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="with its stages")
+    parser.add_argument("--out", default="samples/cascade", metavar="OUT", help="default: there")
+    parser.add_argument("--clips", type=int, default=64, metavar="N", help="default 64")
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: all")
+    parser.add_argument("--noise", default="0,3,10", help="α²/σ², 0 = none (default 0,3,10)")
+    parser.add_argument("--fvd", action="store_true", help="also FVD (I3D, a second a clip)")
+
+    sys.path.insert(0, str(ROOT))
+    from vdm_jax import config as config_lib
+
+    overrides, arguments = config_lib.split_overrides(sys.argv[1:])
+    options = parser.parse_args(arguments)
+    import launch
+
+    launch.setup("any")
+    steps = launch.cascade_steps(options.cascade, overrides, options.workdir)
+    truth, captions = held_out(steps[-1], options.clips)
+    out, found = Path(options.out), {}
+    parts = options.parts.split(",")
+    if "alone" in parts:
+        found["alone"] = alone(steps, truth, captions, options.fvd)
+    if "chain" in parts:
+        found["chain"] = chain(steps, captions, out / "chain")
+    if "noise" in parts:
+        levels = [float(level) for level in options.noise.split(",")]
+        found["noise"] = noise(steps, captions, levels, out, truth, options.fvd)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    text = "\n\n".join(f"{name}\n\n{table(rows)}" for name, rows in found.items())
+    (out / "report.md").write_text(text + "\n")
+    print("\n" + text)
+
+
+def held_out(step, count: int) -> tuple[np.ndarray, list[str]]:
+    """Clips of the data's finest shape, and their captions."""
+    from vdm_jax import pretrained
+    from vdm_jax.evaluation import clips
+
+    data = pretrained.read_config(step.source).data
+    found = clips.from_moving_shapes(data.config, "held_out", count)
+    return found.videos, found.captions
+
+
+def alone(steps, truth: np.ndarray, captions: list[str], fvd: bool) -> list[dict]:
+    """A row a stage that refines: it and its baseline against the truth."""
+    import jax
+    import jax.numpy as jnp
+
+    from vdm_jax import pretrained
+    from vdm_jax.models import resize
+    from vdm_jax.stage import from_uint8, to_uint8
+
+    rows = []
+    whole = from_uint8(jnp.asarray(truth))
+    for step in steps:
+        model = pretrained.load(step.source)
+        stage = model.stage
+        if stage.low_res_shape is None:
+            continue
+        fine = resize.coarsen(whole, stage.video_shape[:3])
+        coarse = resize.coarsen(fine, stage.low_res_shape[:3])
+        baseline = np.asarray(to_uint8(blended(coarse, stage.video_shape[:3])))
+        # True coarse clips have no artefacts for noise to hide: none is added.
+        sampler = model.sampler(**{**step.changes, "augmentation": 0.0})
+        videos = np.concatenate(
+            list(
+                sampler.stream(
+                    model.params,
+                    jax.random.key(0),
+                    captions,
+                    low_res=np.asarray(to_uint8(coarse)),
+                )
+            )
+        )
+        reference = np.asarray(to_uint8(fine))
+        row = {
+            "stage": step.name,
+            "psnr": psnr(videos, reference),
+            "baseline psnr": psnr(baseline, reference),
+        }
+        if fvd:
+            row |= {
+                "fvd": frechet(videos, reference),
+                "baseline fvd": frechet(baseline, reference),
+            }
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def blended(coarse, shape: tuple[int, int, int]):
+    """Bilinear in space, and in time each new frame between its neighbours; the last repeats."""
+    import jax.numpy as jnp
+
+    from vdm_jax.models import resize
+
+    video = resize.refine(coarse, shape)
+    factor = resize.ratios(shape, coarse.shape[1:4])[0]
+    after = jnp.concatenate([video[:, factor:], video[:, -factor:]], axis=1)
+    share = (jnp.arange(shape[0]) % factor / factor)[:, None, None, None]
+    return (1 - share) * video + share * after
+
+
+def chain(steps, captions: list[str], out: Path) -> list[dict]:
+    """A row a stage: what the judge reads of its output, and its seconds a clip."""
+    from vdm_jax import cascade_sampling
+    from vdm_jax.evaluation import judge
+
+    rows = []
+    for output in cascade_sampling.sample(steps, 0, captions, out):
+        shares = judge.score(np.asarray(output.videos), captions)
+        rows.append(
+            {
+                "stage": output.name,
+                "all right": shares["all"],
+                **{name: shares[name] for name in judge.FACTORS},
+                "seconds a clip": output.seconds / len(captions),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def noise(steps, captions, levels, out: Path, truth: np.ndarray, fvd: bool) -> list[dict]:
+    """A row a level of noise on what every stage refines: the last output's judge and FVD."""
+    from vdm_jax import cascade_sampling
+    from vdm_jax.evaluation import judge
+
+    rows = []
+    for level in levels:
+        changed = [
+            dataclasses.replace(step, changes={**step.changes, "augmentation": level})
+            for step in steps
+        ]
+        started = time.monotonic()
+        outputs = list(cascade_sampling.sample(changed, 0, captions, out / f"noise_{level:g}"))
+        videos = np.asarray(outputs[-1].videos)
+        row = {"α²/σ²": level or "none", "all right": judge.score(videos, captions)["all"]}
+        if fvd:
+            row["fvd"] = frechet(videos, truth)
+        print(row, f"{time.monotonic() - started:.0f} s", flush=True)
+        rows.append(row)
+    return rows
+
+
+def psnr(videos: np.ndarray, reference: np.ndarray) -> float:
+    """dB, the mean over clips."""
+    from vdm_jax.evaluation import fidelity
+
+    return float(np.mean(fidelity.psnr(videos, reference).clips))
+
+
+def frechet(videos: np.ndarray, reference: np.ndarray) -> float:
+    """FVD of I3D's logits."""
+    from vdm_jax.evaluation import i3d, i3d_weights
+    from vdm_jax.evaluation.frechet import frechet_from_features
+
+    network = i3d.I3DFeatures(params=i3d_weights.load_weights())
+    ours, theirs = (network(clips)[0] for clips in (videos, reference))
+    return float(frechet_from_features(ours, theirs))
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|"]
+    for row in rows:
+        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Imagen Video on moving shapes, 8 frames of 8 x 8 to 16 x 16.
+
+Command: python -m launch.train --config=configs/imagen_video/tiny/ssr_16.py --workdir=DIR
+Hardware: 2 CPU cores are enough; the whole cascade: configs/imagen_video/tiny/cascade.py.
+"""
+
+from vdm_jax.systems import imagen_video
+
+
+def get_config():
+    config = imagen_video.tiny_config("ssr_16")
+    config.model.channels = 64
+    config.model.patch_size = 2
+    config.train.steps = 4000
+    return config

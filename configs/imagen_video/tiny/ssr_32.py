@@ -1,0 +1,15 @@
+"""Imagen Video on moving shapes, 8 frames of 16 x 16 to 32 x 32.
+
+Command: python -m launch.train --config=configs/imagen_video/tiny/ssr_32.py --workdir=DIR
+Hardware: 2 CPU cores are enough; the whole cascade: configs/imagen_video/tiny/cascade.py.
+"""
+
+from vdm_jax.systems import imagen_video
+
+
+def get_config():
+    config = imagen_video.tiny_config("ssr_32")
+    config.model.channels = 64
+    config.model.patch_size = 4
+    config.train.steps = 3000
+    return config

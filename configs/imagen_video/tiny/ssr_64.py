@@ -1,0 +1,18 @@
+"""Imagen Video on moving shapes, 32 frames of 32 x 32 to 64 x 64, fully convolutional.
+
+Command: python -m launch.train --config=configs/imagen_video/tiny/ssr_64.py --workdir=DIR
+Hardware: 2 CPU cores are enough; the whole cascade: configs/imagen_video/tiny/cascade.py.
+"""
+
+from vdm_jax.systems import imagen_video
+
+
+def get_config():
+    config = imagen_video.tiny_config("ssr_64")
+    config.model.channels = 48
+    config.model.patch_size = 4
+    config.model.spatial_attention = "none"
+    config.model.norm_groups = 0
+    config.stage.crop = (32, 32)
+    config.train.steps = 2000
+    return config

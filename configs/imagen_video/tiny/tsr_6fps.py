@@ -1,0 +1,15 @@
+"""Imagen Video on moving shapes, 4 frames of 8 x 8 to 8 frames.
+
+Command: python -m launch.train --config=configs/imagen_video/tiny/tsr_6fps.py --workdir=DIR
+Hardware: 2 CPU cores are enough; the whole cascade: configs/imagen_video/tiny/cascade.py.
+"""
+
+from vdm_jax.systems import imagen_video
+
+
+def get_config():
+    config = imagen_video.tiny_config("tsr_6fps")
+    config.model.channels = 64
+    config.model.patch_size = 2
+    config.train.steps = 3000
+    return config

@@ -1,0 +1,76 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.models import layers, resize, temporal
+
+FRAMES, IMAGES = 5, 2
+
+
+@pytest.fixture(scope="module")
+def layer():
+    """A layer with random weights, and features of two clips with two images each."""
+    module = temporal.TemporalConvolution(norm_groups=2)
+    x = jax.random.normal(jax.random.key(0), (2 * FRAMES, 2, 3, 4))
+    params = layers.nn.meta.unbox(module.init(jax.random.key(1), x, FRAMES))
+    drawn = jax.tree.map(lambda p: jax.random.normal(jax.random.key(2), p.shape), params)
+    return module, params, drawn, x
+
+
+def test_it_starts_as_the_identity(layer):
+    module, params, _, x = layer
+    chex.assert_trees_all_equal(module.apply(params, x, FRAMES, IMAGES), x)
+
+
+def test_it_is_the_convolution_over_three_frames(layer):
+    module, _, drawn, x = layer
+    p = drawn["params"]
+    norm = layers.group_norm(4, 2, None)
+    h = jax.nn.silu(norm.apply({"params": p["norm"]}, x))
+    video = np.asarray(h).reshape(2, FRAMES, 2, 3, 4)
+    padded = np.pad(video, [(0, 0), (1, 1), (0, 0), (0, 0), (0, 0)])
+    taps = np.asarray(p["taps"]["kernel"])  # in, tap, out
+    mixed = sum(padded[:, k : k + FRAMES] @ taps[:, k] for k in range(3)) + np.asarray(p["bias"])
+    expected = np.asarray(x) + mixed.reshape(x.shape)
+    chex.assert_trees_all_close(module.apply(drawn, x, FRAMES), expected, atol=1e-4)
+
+
+def test_images_are_left_alone_and_unseen(layer):
+    module, _, drawn, x = layer
+    out = module.apply(drawn, x, FRAMES, IMAGES).reshape(2, FRAMES, 2, 3, 4)
+    video = x.reshape(out.shape)
+    clip = FRAMES - IMAGES
+    chex.assert_trees_all_equal(out[:, clip:], video[:, clip:])
+    alone = module.apply(drawn, video[:, :clip].reshape(-1, 2, 3, 4), clip)
+    chex.assert_trees_all_close(out[:, :clip].reshape(alone.shape), alone, atol=1e-5)
+    only_images = module.apply(drawn, x, FRAMES, FRAMES)
+    chex.assert_trees_all_equal(only_images, x)
+
+
+def test_a_layout_of_blocks_computes_the_same(layer):
+    module, _, drawn, x = layer
+    wide = jnp.concatenate([x, x])[:16]  # 2 clips of 8 frames
+    layout = layers.Layout(blocks=2)
+    spread = layout.fold(wide.reshape(2, 8, 2, 3, 4))
+    out = module.clone(layout=layout).apply(drawn, spread, 8)
+    expected = module.apply(drawn, wide, 8).reshape(2, 8, 2, 3, 4)
+    chex.assert_trees_all_close(layout.unfold(out, 8), expected, atol=1e-5)
+
+
+def test_coarse_and_fine_videos():
+    video = jnp.arange(2 * 4 * 4 * 6 * 1, dtype=jnp.float32).reshape(2, 4, 4, 6, 1)
+    coarse = resize.coarsen(video, (2, 2, 2))
+    assert coarse.shape == (2, 2, 2, 2, 1)
+    chex.assert_trees_all_close(coarse[0, 1, 0, 1, 0], video[0, 2, :2, 3:].mean())
+    constant = jnp.full((1, 2, 2, 2, 1), 3.0)
+    chex.assert_trees_all_close(resize.refine(constant, (4, 4, 8)), jnp.full((1, 4, 4, 8, 1), 3.0))
+    blank = resize.refine(constant, (6, 2, 2), "blank")[0, :, 0, 0, 0]
+    chex.assert_trees_all_equal(blank, jnp.array([3.0, 0, 0, 3, 0, 0]))
+    ramp = resize.refine(jnp.array([0.0, 4.0]).reshape(1, 1, 1, 2, 1), (1, 1, 4))[0, 0, 0, :, 0]
+    chex.assert_trees_all_close(ramp, jnp.array([0.0, 1.0, 3.0, 4.0]))  # half-pixel centres
+    with pytest.raises(ValueError, match="whole multiples"):
+        resize.coarsen(video, (3, 2, 2))
+    with pytest.raises(ValueError, match="fill = 'linear'"):
+        resize.refine(constant, (4, 2, 2), "linear")

@@ -1,0 +1,278 @@
+"""Stages of a cascade: how their examples are made, how they refine, and the whole in order."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import cascade_sampling, pretrained, sampling, systems
+from vdm_jax.diffusion import guidance
+from vdm_jax.diffusion.predictions import to_prediction
+from vdm_jax.models import resize
+from vdm_jax.systems import distillation, imagen_video
+
+KEY = jax.random.key(0)
+
+
+def config(name, **stage):
+    """A stage of the tiny cascade with a network as small as can be, on clips of 8 x 16 x 16."""
+    config = imagen_video.stage_config("tiny", name)
+    config.model.update(
+        channels=8,
+        channel_mult=(1,),
+        num_res_blocks=(1,),
+        attention_levels=(0,),
+        temporal_levels=(0,),
+        head_dim=4,
+        norm_groups=2,
+        patch_size=4,
+        embedding_dim=16,
+        dtype="float32",
+    )
+    config.text.update(encoder="words", vocabulary=("red", "blue"), max_length=3)
+    config.text.vocabulary_size = 2
+    config.data.num_frames, config.data.image_size, config.data.image_width = 8, 16, 16
+    config.train.cond_dropout = 0.0
+    config.sample.update(steps=2, guidance=1.0, threshold="static", sampler="ddim")
+    config.stage.update(stage)
+    return config
+
+
+BASE, TSR, SSR = (systems.build(config(name)) for name in ("base_8", "tsr_6fps", "ssr_16"))
+
+
+def batch(images=0):
+    rng = np.random.default_rng(0)
+    text = BASE.text_encoder.encode(["red", "blue red"])
+    found = {"video": rng.integers(256, size=(2, 8, 16, 16, 3), dtype=np.uint8), **text}
+    if images:
+        found["images"] = rng.integers(256, size=(2, images, 16, 16, 3), dtype=np.uint8)
+        found |= {f"image_{k}": np.repeat(v[:, None], images, 1) for k, v in text.items()}
+    return {name: jnp.asarray(value) for name, value in found.items()}
+
+
+def pixels(video):
+    return video.astype(jnp.float32) / 127.5 - 1
+
+
+def drawn(stage, scale):
+    """Parameters with no zeros."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(stage.init, KEY)
+    return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), shapes)
+
+
+def clean(stage):
+    return dataclasses.replace(stage, max_augmentation=0.0)
+
+
+def test_a_base_learns_coarse_clips():
+    x, cond, images = BASE.example(batch(), KEY)
+    chex.assert_trees_all_close(x, resize.coarsen(pixels(batch()["video"]), (4, 8, 8)))
+    assert images == 0 and "low_res" not in cond
+    chex.assert_trees_all_equal(cond["fps"], jnp.full(2, 3.0 / 2))
+
+
+def test_a_base_of_several_frame_rates_is_told_which():
+    stage = dataclasses.replace(BASE, frame_strides=(1, 2), data_fps=24.0)
+    video = jnp.broadcast_to(
+        jnp.arange(8, dtype=jnp.uint8)[None, :, None, None, None] * 10, (64, 8, 16, 16, 3)
+    )
+    text = BASE.text_encoder.encode(["red"] * 64)
+    x, cond, _ = stage.example({"video": video, **jax.tree.map(jnp.asarray, text)}, KEY)
+    frames = np.round((np.asarray(x[:, :, 0, 0, 0]) + 1) * 127.5 / 10).astype(int)
+    steps = frames[:, 1] - frames[:, 0]
+    assert set(steps) == {1, 2} and (np.diff(frames, axis=1) == steps[:, None]).all()
+    np.testing.assert_allclose(np.asarray(cond["fps"]), 24.0 / steps)
+    assert set(frames[steps == 1][:, 0]) == {0, 1, 2, 3, 4}  # every start there is
+
+
+@pytest.mark.parametrize("stage,coarse", [(SSR, (8, 8, 8)), (TSR, (4, 8, 8))])
+def test_a_finer_stage_is_given_what_it_refines(stage, coarse):
+    x, cond, _ = clean(stage).example(batch(), KEY)
+    fine = resize.coarsen(pixels(batch()["video"]), stage.video_shape[:3])
+    low = resize.refine(resize.coarsen(fine, coarse), stage.video_shape[:3])
+    chex.assert_trees_all_close(x, fine)
+    chex.assert_trees_all_close(cond["low_res"], low, atol=1e-3)  # noise of log-SNR 20
+
+
+def test_noise_on_the_condition_has_the_level_that_is_told():
+    x, cond, _ = SSR.example(batch(), KEY)
+    _, exact, _ = clean(SSR).example(batch(), KEY)
+    alpha = jnp.sqrt(jax.nn.sigmoid(cond["low_res_logsnr"]))[:, None, None, None, None]
+    noise = cond["low_res"] - alpha * exact["low_res"]
+    deviation = noise.reshape(2, -1).std(axis=1)
+    chex.assert_trees_all_close(
+        deviation, jnp.sqrt(jax.nn.sigmoid(-cond["low_res_logsnr"])), rtol=0.05
+    )
+    assert cond["low_res_logsnr"][0] != cond["low_res_logsnr"][1]
+
+
+def test_blank_frames_and_the_images_of_a_tsr_say_nothing():
+    blank = dataclasses.replace(TSR, fill="blank")
+    _, cond, images = blank.example(batch(images=2), KEY)
+    assert images == 2 and cond["low_res"].shape == (2, 10, 8, 8, 3)
+    said = jnp.abs(cond["low_res"]).max(axis=(0, 2, 3, 4)) > 0
+    np.testing.assert_array_equal(said, [True, False] * 4 + [False, False])
+    _, cond, _ = clean(SSR).example(batch(images=2), KEY)
+    of_images = resize.coarsen(pixels(batch(images=2)["images"]), (2, 8, 8))
+    expected = resize.refine(of_images, (2, 16, 16))
+    chex.assert_trees_all_close(cond["low_res"][:, 8:], expected, atol=1e-3)
+
+
+def test_crops_of_the_video_and_of_its_condition_are_of_one_place():
+    whole_x, whole_cond, _ = clean(SSR).example(batch(), KEY)
+    x, cond, _ = clean(dataclasses.replace(SSR, crop=(8, 4))).example(batch(), KEY)
+    assert x.shape == cond["low_res"].shape == (2, 8, 8, 4, 3)
+    places = []
+    for n in range(2):
+        fits = [
+            (i, j)
+            for i in range(9)
+            for j in range(13)
+            if jnp.array_equal(whole_x[n, :, i : i + 8, j : j + 4], x[n])
+        ]
+        (i, j), *others = fits
+        assert not others
+        places.append((i, j))
+        low = whole_cond["low_res"][n, :, i : i + 8, j : j + 4]
+        chex.assert_trees_all_close(cond["low_res"][n], low, atol=1e-3)
+    assert places[0] != places[1]
+
+
+def test_sampling_begins_with_the_condition_in_the_same_form():
+    low = jnp.asarray(np.random.default_rng(0).integers(256, size=(2, 8, 8, 8, 3), dtype=np.uint8))
+    cond = {"keep": jnp.ones(2, bool), "low_res": low}
+    told = SSR.begin(cond, KEY)
+    refined = resize.refine(pixels(low), (8, 16, 16))
+    chex.assert_trees_all_close(told["low_res"], refined, atol=1e-3)
+    noisy = SSR.begin(cond, KEY, augmentation=3.0, fps=12.0)
+    chex.assert_trees_all_close(noisy["low_res_logsnr"], jnp.full(2, np.log(3.0)), rtol=1e-6)
+    chex.assert_trees_all_close(noisy["fps"], jnp.full(2, 12.0))
+    deviation = (noisy["low_res"] - np.sqrt(0.75) * refined).std()
+    np.testing.assert_allclose(deviation, 0.5, rtol=0.05)
+    with pytest.raises(ValueError, match="low_res"):
+        SSR.begin({"keep": jnp.ones(2, bool)}, KEY)
+
+
+def test_shapes_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="whole multiples"):
+        systems.build(config("ssr_16", low_res=(8, 5, 8)))
+    with pytest.raises(ValueError, match="fill = 'zero'"):
+        systems.build(config("tsr_6fps", fill="zero"))
+    with pytest.raises(ValueError, match="crop"):
+        systems.build(config("ssr_16", crop=(32, 32)))
+    with pytest.raises(ValueError, match="frame_strides: 4"):
+        systems.build(config("base_8", frame_strides=(4,)))
+
+
+def test_tiles_of_a_fully_convolutional_stage_are_the_whole():
+    wide = config("ssr_16", shape=(2, 64, 64), low_res=(2, 32, 32))
+    wide.model.update(spatial_attention="none", norm_groups=0, patch_size=1, skips="level")
+    wide.data.num_frames, wide.data.image_size, wide.data.image_width = 2, 64, 64
+    stage = systems.build(wide)
+    reach = stage.network.reach
+    sampler = sampling.Sampler(stage=stage, tile=46, tile_overlap=2 * reach)
+    denoiser = stage.denoiser(drawn(stage, 0.2))
+    z = jax.random.normal(KEY, (1, *stage.video_shape))
+    cond = jax.tree.map(jnp.asarray, dict(stage.encode_prompts(["red"])))
+    cond = stage.begin({**cond, "low_res": jnp.zeros((1, 2, 32, 32, 3), jnp.uint8)}, KEY)
+    whole = jax.jit(denoiser)(z, jnp.zeros(1), cond).x
+    tiled = jax.jit(sampler._cut(stage, denoiser))(z, jnp.zeros(1), cond).x
+    assert jnp.abs(tiled - whole).max() < 1e-5 * jnp.abs(whole).max()
+
+    # The reach is no more than is told, and not much less.
+    touched = z.at[0, :, 32, 32].add(1.0)
+    moved = jnp.abs(jax.jit(denoiser)(touched, jnp.zeros(1), cond).x - whole).max((0, 1, 4))
+    rows = np.flatnonzero(np.asarray(moved.max(1)) > 0)
+    assert reach / 2 < 32 - rows.min() <= reach
+
+    with pytest.raises(ValueError, match="twice the network's reach"):
+        sampling.Sampler(stage=stage, tile=46, tile_overlap=2 * reach - 1)
+    with pytest.raises(ValueError, match="fully convolutional"):
+        sampling.Sampler(stage=SSR, tile=8, tile_overlap=4)
+
+
+def test_oscillating_guidance_is_high_then_in_turn():
+    scales = guidance.oscillation(7, 15.0, constant=3)
+    assert scales == [15.0, 15.0, 15.0, 1.0, 15.0, 1.0, 15.0]
+    grid = jnp.linspace(-10, 10, 8)
+    z = jnp.ones((7, 2))
+
+    def guided(scale):
+        return lambda z, logsnr, cond: to_prediction("x", scale[:, None] * z, z, logsnr)
+
+    seen = guidance.scheduled(guided, scales, grid)(z, grid[:-1], None)
+    chex.assert_trees_all_equal(seen.x[:, 0], jnp.array(scales))
+
+
+def test_a_stage_of_a_cascade_is_distilled_like_any(tmp_path):
+    teacher_config = config("ssr_16")
+    ladder = distillation.default_config()
+    ladder.distill.teacher_steps, ladder.distill.end_steps = 4, 2
+    this = distillation.rounds(ladder.distill)[1]
+    student_config = distillation.round_config(teacher_config, ladder, this, "teacher")
+    teacher = systems.build(student_config)
+    stage = distillation.build_round(teacher, student_config, this)
+    params = stage.init(KEY)
+    loss, _ = jax.jit(stage.loss)(params, batch(), KEY, params)
+    assert np.isfinite(loss) and stage.video_shape == (8, 16, 16, 3)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """The files of a base and of an SSR that refines it, untrained."""
+    folder = tmp_path_factory.mktemp("cascade")
+    base = config("base_8", shape=(8, 8, 8))
+    for name, this in (("base_8", base), ("ssr_16", config("ssr_16"))):
+        stage = systems.build(this)
+        params = drawn(stage, 0.1)
+        pretrained.save_model(folder / f"{name}.safetensors", params, this.lock())
+    return [
+        cascade_sampling.CascadeStep(
+            name=name, source=str(folder / f"{name}.safetensors"), changes={"batch_size": 2}
+        )
+        for name in ("base_8", "ssr_16")
+    ]
+
+
+PROMPTS = ["red", "blue", "red blue"]
+
+
+def test_a_cascade_broken_off_goes_on_and_ends_the_same(stages, tmp_path):
+    whole = list(cascade_sampling.sample(stages, 7, PROMPTS, tmp_path / "whole"))
+    assert [output.videos.shape for output in whole] == [(3, 8, 8, 8, 3), (3, 8, 16, 16, 3)]
+
+    class Crash(Exception):
+        pass
+
+    def crash_in_the_second_stage(name, done, total):
+        if name == "ssr_16":
+            raise Crash
+
+    broken = tmp_path / "broken"
+    with pytest.raises(Crash):
+        list(
+            cascade_sampling.sample(stages, 7, PROMPTS, broken, progress=crash_in_the_second_stage)
+        )
+    assert json.loads((broken / "stages/01_ssr_16.json").read_text())["done"] == 2
+    seen = []
+    resumed = list(
+        cascade_sampling.sample(
+            stages, 7, PROMPTS, broken, progress=lambda *done: seen.append(done)
+        )
+    )
+    assert seen == [("ssr_16", 3, 3)]  # nothing else was computed again
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_allclose(one.videos.astype(int), other.videos.astype(int), atol=1)
+    again = list(cascade_sampling.sample(stages, 8, PROMPTS, broken))
+    assert (again[1].videos != whole[1].videos).any()  # another seed: nothing old is kept
+
+
+def test_stages_in_the_wrong_order_are_refused(stages, tmp_path):
+    with pytest.raises(ValueError, match="ssr_16 refines"):
+        list(cascade_sampling.sample(stages[::-1], 0, PROMPTS, tmp_path))

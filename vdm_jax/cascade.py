@@ -1,0 +1,197 @@
+"""A stage of a cascade: its examples are made from clips of the finest resolution.
+
+One data set of full clips trains every stage: the base on coarse versions of them, the
+super-resolution stages, in space (SSR) or time (TSR), on a finer version given a coarser one.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Key
+
+from vdm_jax.diffusion import losses
+from vdm_jax.diffusion.schedules import alpha_sigma, expand
+from vdm_jax.models import resize
+from vdm_jax.models.conditioning import Cond
+from vdm_jax.stage import Batch, Stage, from_uint8
+
+CLEAN = 20.0  # log-SNR that stands for no noise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CascadeStage(Stage):
+    """A base or super-resolution stage (Ho et al. 2022, Imagen Video, sections 2.2 to 2.5).
+
+    Attributes:
+      data_shape: (f, h, w, c) of the data's clips, multiples of video_shape.
+      data_fps: their frames a second.
+      frame_strides: of a base: steps in time at which its clips are taken from the data's, one
+        drawn for each example, the start too, and told as the frame rate. (): the first of every
+        few frames, so that a clip spans the data's.
+      low_res_shape: (f, h, w, c) of the video that is refined; None for a base.
+      fill: how the conditioning video is brought to the frames of the stage: see `resize.refine`.
+      max_augmentation: the noise on the conditioning video has in training the log-SNRs of the
+        schedule's times from 0 to this; 1 is all of them (noise conditioning augmentation).
+      crop: (h, w) of the parts of the frames that are trained on, () = all. For networks that are
+        fully convolutional.
+    """
+
+    data_shape: tuple[int, int, int, int]
+    data_fps: float = 0.0
+    frame_strides: tuple[int, ...] = ()
+    low_res_shape: tuple[int, int, int, int] | None = None
+    fill: str = "repeat"
+    max_augmentation: float = 1.0
+    crop: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        # Sizes that do not fit are told here.
+        resize.ratios(self.data_shape, self.video_shape)
+        if self.low_res_shape is not None:
+            resize.ratios(self.video_shape, self.low_res_shape)
+        if self.fill not in resize.FILLS:
+            raise ValueError(f"fill = {self.fill!r}: allowed are {', '.join(resize.FILLS)}")
+        for stride in self.frame_strides:
+            span = (self.video_shape[0] - 1) * stride + 1
+            if span > self.data_shape[0]:
+                raise ValueError(
+                    f"frame_strides: {stride} takes {span} frames, clips have {self.data_shape[0]}"
+                )
+        for part, whole in zip(self.crop, self.video_shape[1:3], strict=False):
+            if part > whole:
+                raise ValueError(f"crop = {self.crop}: frames are {self.video_shape[1:3]}")
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        return self.data_shape
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of what the stage makes."""
+        stride = self.frame_strides[0] if self.frame_strides else None
+        return self.data_fps / (stride or self.data_shape[0] // self.video_shape[0])
+
+    def example(
+        self, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "b f h w c"], dict[str, ArrayLike], int]:
+        clip, images = self._pixels(batch)
+        n, num_images = len(clip), 0 if images is None else images.shape[1]
+        stride_key, time_key, noise_key, crop_key = jax.random.split(key, 4)
+        cond = self.conditioning(batch)
+        x, cond["fps"] = self._clip(clip, stride_key)
+        if images is not None:
+            images = resize.coarsen(images, (num_images, *self.video_shape[1:3]))
+        parts = [x if images is None else jnp.concatenate([x, images], axis=1)]
+        if self.low_res_shape is not None:
+            low, known = self._low_res(x, images)
+            times = losses.low_discrepancy_times(time_key, n) * self.max_augmentation
+            logsnr = self.process.schedule(times)
+            parts.append(_augmented(low, known, logsnr, noise_key))
+            cond["low_res_logsnr"] = logsnr
+        if self.crop:
+            parts = self._cropped(parts, crop_key)
+        if self.low_res_shape is not None:
+            cond["low_res"] = parts[1]
+        return parts[0], cond, num_images
+
+    def begin(
+        self, cond: Cond, key: Key[Array, ""], *, augmentation: float = 0.0, fps: float = 0.0
+    ) -> Cond:
+        """The conditioning video `cond["low_res"]`, uint8 (b, f, h, w, c), brought to the stage's
+        shape and noised; the frame rate.
+
+        augmentation: α²/σ² of the noise, 0 = no noise. fps: 0 = as trained.
+        """
+        n = cond["keep"].shape[0]
+        told = {**cond, "fps": jnp.full(n, fps or self.fps)}
+        if self.low_res_shape is None:
+            return told
+        if "low_res" not in cond:
+            raise ValueError("low_res: this stage refines a video, and none was given")
+        level = math.log(augmentation) if augmentation else CLEAN
+        logsnr = jnp.full(n, level)
+        low = resize.refine(from_uint8(cond["low_res"]), self.video_shape[:3], self.fill)
+        noisy = _augmented(low, self._known(), logsnr, key)
+        return {**told, "low_res": noisy, "low_res_logsnr": logsnr}
+
+    def abstract_prompts(self, n: int) -> Cond:
+        cond = super().abstract_prompts(n)
+        if self.low_res_shape is None:
+            return cond
+        low_res = jax.ShapeDtypeStruct((n, *self.low_res_shape), jnp.uint8)
+        return {**cond, "low_res": low_res}
+
+    def _completed(self, cond: Cond, image_frames: int) -> Cond:
+        cond = {**super()._completed(cond, image_frames), "fps": jnp.ones(1)}
+        if self.low_res_shape is not None:
+            frames, *rest = self.video_shape
+            cond["low_res"] = jnp.zeros((1, frames + image_frames, *rest))
+            cond["low_res_logsnr"] = jnp.zeros(1)
+        return cond
+
+    def _clip(
+        self, clip: Float[Array, "b f h w c"], key: Key[Array, ""]
+    ) -> tuple[Float[Array, "b f2 h2 w2 c"], Float[Array, "b"]]:
+        """The data's clips as the stage makes them, and their frames a second."""
+        frames, *size = self.video_shape[:3]
+        n = len(clip)
+        if not self.frame_strides:
+            return resize.coarsen(clip, (frames, *size)), jnp.full(n, self.fps)
+        stride_key, start_key = jax.random.split(key)
+        stride = jax.random.choice(stride_key, jnp.array(self.frame_strides), (n,))
+        last = clip.shape[1] - (frames - 1) * stride
+        start = jnp.floor(jax.random.uniform(start_key, (n,)) * last).astype(jnp.int32)
+        index = start[:, None] + stride[:, None] * jnp.arange(frames)
+        taken = jnp.take_along_axis(clip, index[:, :, None, None, None], axis=1)
+        return resize.coarsen(taken, (frames, *size)), self.data_fps / stride
+
+    def _known(self) -> Bool[np.ndarray, "f 1 1 1"]:
+        """Which frames of the conditioning video are not blank."""
+        frames = self.video_shape[0]
+        step = frames // self.low_res_shape[0] if self.fill == "blank" else 1
+        return (np.arange(frames) % step == 0)[:, None, None, None]
+
+    def _low_res(
+        self, x: Float[Array, "b f h w c"], images: Float[Array, "b k h w c"] | None
+    ) -> tuple[Float[Array, "b _ h w c"], Bool[np.ndarray, "_ 1 1 1"]]:
+        """The conditioning video, without noise, and which of its frames are not blank."""
+        coarse = resize.coarsen(x, self.low_res_shape[:3])
+        low, known = resize.refine(coarse, self.video_shape[:3], self.fill), self._known()
+        if images is None:
+            return low, known
+        count = images.shape[1]
+        in_time = resize.ratios(self.video_shape, self.low_res_shape)[0] > 1
+        # An image has no frames that a TSR could be given: its condition is blank.
+        coarse = resize.coarsen(images, (count, *self.low_res_shape[1:3]))
+        of_images = resize.refine(coarse, (count, *self.video_shape[1:3]))
+        known = np.concatenate([known, np.full((count, 1, 1, 1), not in_time)])
+        return jnp.concatenate([low, of_images], axis=1), known
+
+    def _cropped(self, videos: list[Array], key: Key[Array, ""]) -> list[Array]:
+        """The same random part of the frames of every video, another one for each example."""
+        height, width = self.crop
+        n, _, full_height, full_width = videos[0].shape[:4]
+        top_key, left_key = jax.random.split(key)
+        top = jax.random.randint(top_key, (n,), 0, full_height - height + 1)
+        left = jax.random.randint(left_key, (n,), 0, full_width - width + 1)
+
+        def cut(video: Array, top: Array, left: Array) -> Array:
+            size = (video.shape[0], height, width, video.shape[3])
+            return jax.lax.dynamic_slice(video, (0, top, left, 0), size)
+
+        return [jax.vmap(cut)(video, top, left) for video in videos]
+
+
+def _augmented(
+    low: Float[Array, "b f h w c"],
+    known: Bool[np.ndarray, "f 1 1 1"],
+    logsnr: Float[Array, "b"],
+    key: Key[Array, ""],
+) -> Float[Array, "b f h w c"]:
+    """α low + σ ε, and blank where nothing is known (Ho et al. 2021, Cascaded diffusion, §4.2)."""
+    alpha, sigma = (expand(c, low.ndim) for c in alpha_sigma(logsnr))
+    return jnp.where(known, alpha * low + sigma * jax.random.normal(key, low.shape), 0.0)

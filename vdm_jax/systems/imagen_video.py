@@ -1,0 +1,203 @@
+"""Imagen Video (Ho, Chan, Saharia, Whang, Gao, Gritsenko, Kingma, Poole, Norouzi, Fleet & Salimans
+2022): a cascade of seven text-conditional diffusion models.
+
+A base model makes few coarse frames; three models add frames between (TSR), three add pixels (SSR),
+in the order of `PAPER` (section 2.2, figure 6). All are v-parametrised in continuous time with the
+cosine schedule (2.4), all see the text of a frozen encoder in every block, all are trained on clips
+and images together (2.5).
+
+- The base mixes frames by attention, SSR and TSR models by convolution; attention over space is in
+  the base and where a stage can afford it; the last SSR is fully convolutional (2.3): trained on
+  crops, sampled whole.
+- SSR and TSR models have the coarser video concatenated to z: bilinear in space, frames repeated,
+  or blank, in time; it is noised, by a random amount in training, which they are told (2.5.1).
+- Guidance is large, with dynamic thresholding, and oscillates in the first stages (2.6); every
+  stage can be distilled (2.7, `systems/distillation.py`).
+
+Where the paper gives no number (channels, blocks, heads) `configs/imagen_video` chooses, so that
+parameters agree with its figure 6.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from vdm_jax.cascade import CascadeStage
+from vdm_jax.diffusion.process import make_process
+from vdm_jax.systems import vdm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One model of the cascade: its name, what it makes, and its size in the paper.
+
+    kind: base, tsr or ssr. fps: frames a second. parameters: 0 = not of the paper.
+    """
+
+    name: str
+    kind: str
+    frames: int
+    height: int
+    width: int
+    fps: float
+    parameters: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.frames, self.height, self.width
+
+
+def _specs(*rows: tuple) -> tuple[Spec, ...]:
+    names = [field.name for field in dataclasses.fields(Spec)]
+    return tuple(Spec(**dict(zip(names, row, strict=False))) for row in rows)
+
+
+PAPER = _specs(
+    ("base_40x24", "base", 16, 24, 40, 3.0, 5.6e9),
+    ("tsr_6fps", "tsr", 32, 24, 40, 6.0, 1.7e9),
+    ("ssr_80x48", "ssr", 32, 48, 80, 6.0, 1.4e9),
+    ("ssr_320x192", "ssr", 32, 192, 320, 6.0, 1.2e9),
+    ("tsr_12fps", "tsr", 64, 192, 320, 12.0, 780e6),
+    ("tsr_24fps", "tsr", 128, 192, 320, 24.0, 630e6),
+    ("ssr_1280x768", "ssr", 128, 768, 1280, 24.0, 340e6),
+)
+# The same cascade for moving shapes, whose clips of 32 frames count as 24 frames a second.
+TINY = _specs(
+    ("base_8", "base", 4, 8, 8, 3.0),
+    ("tsr_6fps", "tsr", 8, 8, 8, 6.0),
+    ("ssr_16", "ssr", 8, 16, 16, 6.0),
+    ("ssr_32", "ssr", 8, 32, 32, 6.0),
+    ("tsr_12fps", "tsr", 16, 32, 32, 12.0),
+    ("tsr_24fps", "tsr", 32, 32, 32, 24.0),
+    ("ssr_64", "ssr", 32, 64, 64, 24.0),
+)
+CASCADES = {"paper": PAPER, "tiny": TINY}
+
+
+def build(config: ConfigDict) -> CascadeStage:
+    """A stage of the cascade. Raises ValueError where a value is not allowed."""
+    stage, data = config.stage, config.data
+    upsamples = bool(stage.low_res)
+    network, text_encoder = vdm.make_network(config, low_res=upsamples, fps_embedding=True)
+    channels = network.out_channels
+    return CascadeStage(
+        network=network,
+        process=make_process(config.process),
+        video_shape=(*stage.shape, channels),
+        text_encoder=text_encoder,
+        num_labels=network.num_labels,
+        cond_dropout=config.train.cond_dropout,
+        takes_guidance=network.guidance_embedding,
+        data_shape=(data.num_frames, data.image_size, data.image_width, channels),
+        data_fps=float(stage.data_fps),
+        frame_strides=tuple(stage.frame_strides),
+        low_res_shape=(*stage.low_res, channels) if upsamples else None,
+        fill=stage.fill,
+        max_augmentation=stage.max_augmentation,
+        crop=tuple(stage.crop),
+    )
+
+
+def stage_config(cascade: str, name: str) -> ConfigDict:
+    """The configuration of a stage of `CASCADES[cascade]`, all but the size of its network.
+
+    Clips of the data are read in the stage's own shape, at its own frame rate; `data` may be set to
+    finer ones, of which the stage makes its own.
+    """
+    specs = CASCADES[cascade]
+    number = [spec.name for spec in specs].index(name)
+    this = specs[number]
+    config = vdm.default_config()
+    config.system = "imagen_video"
+    config.stage = ConfigDict(
+        {
+            "name": this.name,
+            "shape": this.shape,
+            "low_res": specs[number - 1].shape if number else (),
+            "fill": "repeat",
+            "max_augmentation": 1.0,
+            "crop": (),
+            "frame_strides": (),
+            "data_fps": float(this.fps),
+        }
+    )
+    config.model = ConfigDict(
+        {
+            **config.model.to_dict(),
+            "num_res_blocks": (2, 2, 2, 2),
+            "temporal": "attention" if this.kind == "base" else "convolution",
+            "temporal_levels": (0, 1, 2, 3),
+        }
+    )
+    config.data.num_frames, config.data.image_size = this.frames, this.height
+    config.data.image_width = this.width
+    config.data.name = "video_folder"
+    config.data.fps = float(this.fps)
+    # Section 2.6 and the appendix; the augmentation's noise is swept at sampling time.
+    config.sample.steps = 256 if this.kind == "base" else 128
+    config.sample.threshold = "dynamic"
+    config.sample.augmentation = 0.0 if this.kind == "base" else 3.0
+    config.sample.oscillate_after = 0
+    config.sample.guidance = 15.0 if number < 4 else 5.0
+    for field in ("tile", "tile_overlap", "window", "window_overlap"):
+        config.sample[field] = 0
+    return config
+
+
+def cascade_config(cascade: str) -> ConfigDict:
+    """The order of the stages of `CASCADES[cascade]`, and fields of a stage's sampler that are to
+    differ from its own configuration, None = as it says."""
+    names = tuple(spec.name for spec in CASCADES[cascade])
+    fields = ("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size")
+    fields += ("tile", "tile_overlap", "window", "window_overlap")
+    return ConfigDict({"stages": names, "sample": {name: dict.fromkeys(fields) for name in names}})
+
+
+def tiny_config(name: str) -> ConfigDict:
+    """What the stages of the cascade for moving shapes have in common, all but the network's size.
+
+    All are trained on clips of 32 frames with two shapes, of which each makes its own: a
+    combination of colour, shape and direction that only `held_out` shows is unseen by every stage.
+    Text is MiniLM's, computed beforehand: see `launch.embed_text`.
+    """
+    config = stage_config("tiny", name)
+    upsamples = bool(config.stage.low_res)
+    config.stage.data_fps = 24.0
+    # Beyond half of the times the condition is all but noise, and sampling uses a tenth of them.
+    config.stage.max_augmentation = 0.5
+    config.model.channel_mult = (1,)
+    config.model.num_res_blocks = (1,)
+    config.model.attention_levels = (0,)
+    config.model.temporal_levels = (0,)
+    config.model.head_dim = 32
+    config.model.norm_groups = 8
+    config.model.skips = "level"
+    config.model.output_skip = True
+    config.model.embedding_dim = 256
+    config.model.dtype = "float32"
+    config.process.logsnr_min = -15.0
+    config.process.logsnr_max = 10.0
+    config.text.encoder = "minilm"
+    config.text.max_length = 16
+    # The smallest rendering that has all of the stage's pixels: reading is most of a small step.
+    size = max(config.stage.shape[1], 16)
+    config.data.name = "moving_shapes"
+    config.data.config = f"{size}x{size}x32_two"
+    config.data.num_frames = 32
+    config.data.image_size = config.data.image_width = size
+    config.data.fps = 0.0
+    config.data.workers = 0
+    config.train.batch_size = 16
+    config.train.learning_rate = 2e-3
+    config.train.schedule = "cosine"
+    config.train.warmup_steps = 200
+    config.train.ema_decay = 0.998
+    config.train.log_every = 50
+    config.train.sample_every = 0
+    config.checkpoint.every = 1000
+    config.sample.sampler = "ddim"
+    config.sample.threshold = "static"
+    config.sample.steps = 32 if upsamples else 64
+    config.sample.guidance = 1.0 if upsamples else 2.0
+    config.sample.batch_size = 32
+    return config
