@@ -122,14 +122,15 @@ def kind(kernel: str, instruction: Instruction | None) -> str:
     else:
         found = None
     if "convolution" in opcodes or (found or "").startswith("convolution"):
-        if found in CONVOLUTIONS:
-            return found
-        # A convolution of the backward pass does not say of which gradient; the kernel may.
-        by_kernel = _by_name(kernel)
-        if by_kernel in CONVOLUTIONS:
-            return by_kernel
-        backward = "transpose(" in instruction.op_name
-        return "convolution" if backward else "convolution forward"
+        # A part of the backward pass, but not what rematerialisation runs forward again in it.
+        again = "rematted_computation" in instruction.op_name
+        backward = "transpose(" in instruction.op_name and not again
+        # A gradient may run as a forward convolution, and a fused one does not say of which
+        # gradient it is: the kernel's name may.
+        for direction in (found, _by_name(kernel)):
+            if direction in CONVOLUTIONS and not (backward and direction == CONVOLUTIONS[0]):
+                return direction
+        return "convolution" if backward else CONVOLUTIONS[0]
     if "dot" in opcodes or found == "matrix product":
         is_attention = _ATTENTION.search(instruction.op_name)
         return "attention" if is_attention else "matrix product"

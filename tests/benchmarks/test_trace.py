@@ -115,3 +115,15 @@ def test_a_profile_of_this_machine_adds_up(tmp_path):
     assert text.count("\n") == len(rows) + 2
     with pytest.raises(FileNotFoundError, match="no .xplane.pb"):
         trace.table(tmp_path / "nothing", "", 1)
+
+
+def test_what_rematerialisation_runs_again_is_forward():
+    again = "jit(step)/transpose(jvp(UNet3D))/block/checkpoint/rematted_computation/conv"
+    for op_name, expected in (
+        (again, "convolution forward"),
+        ("jit(step)/transpose(jvp(UNet3D))/block/conv", "convolution"),
+    ):
+        instruction = trace.Instruction(
+            opcode="custom-call", target="__cudnn$convForward", op_name=op_name
+        )
+        assert trace.kind("sm90_xmma_fprop_implicit_gemm", instruction) == expected
