@@ -201,3 +201,26 @@ def tiny_config(name: str) -> ConfigDict:
     config.sample.guidance = 1.0 if upsamples else 2.0
     config.sample.batch_size = 32
     return config
+
+
+def paper_config(name: str) -> ConfigDict:
+    """What the stages of the paper's size have in common, all but the network's size.
+
+    The paper gives resolutions, frame rates, parameters and steps; batch, learning rate and mesh
+    are ours, as are channels and blocks. Clips are read from a folder of captioned videos, whose
+    captions T5-XXL has embedded beforehand (`launch.embed_text`).
+    """
+    config = stage_config("paper", name)
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.model.head_dim = 64
+    config.model.remat = "full"
+    config.model.embedding_dim = 1024
+    config.text.encoder = "t5_xxl"
+    config.text.max_length = 128
+    config.data.image_frames = 8
+    config.train.batch_size = 256
+    config.train.learning_rate = 1e-4
+    config.train.warmup_steps = 10_000
+    config.train.steps = 500_000
+    return config

@@ -1,0 +1,18 @@
+"""Imagen Video, 32 frames of 80 x 48 to 320 x 192, 1.2B (Ho et al. 2022).
+
+Command: python -m launch.train --config=configs/imagen_video/paper/ssr_320x192.py --workdir=DIR
+Hardware: a TPU pod; python -m launch.compile --config=… says what fits. The paper's is not given.
+"""
+
+from vdm_jax.systems import imagen_video
+
+
+def get_config():
+    config = imagen_video.paper_config("ssr_320x192")
+    config.model.channels = 304
+    config.model.channel_mult = (1, 2, 4, 8)
+    config.model.num_res_blocks = (2, 2, 4, 4)
+    config.model.attention_levels = (3,)
+    config.model.skips = "level"
+    config.model.patch_size = 2
+    return config

@@ -1,0 +1,19 @@
+"""Imagen Video, 64 frames of 320 x 192 at 12 fps to 128 at 24 fps, 630M (Ho et al. 2022).
+
+Command: python -m launch.train --config=configs/imagen_video/paper/tsr_24fps.py --workdir=DIR
+Hardware: a TPU pod; python -m launch.compile --config=… says what fits. The paper's is not given.
+"""
+
+from vdm_jax.systems import imagen_video
+
+
+def get_config():
+    config = imagen_video.paper_config("tsr_24fps")
+    config.model.channels = 224
+    config.model.channel_mult = (1, 2, 4, 8)
+    config.model.num_res_blocks = (2, 2, 4, 4)
+    config.model.attention_levels = (3,)
+    config.model.spatial_attention = "none"
+    config.model.skips = "level"
+    config.model.patch_size = 2
+    return config

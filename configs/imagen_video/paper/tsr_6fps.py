@@ -1,0 +1,17 @@
+"""Imagen Video, 16 frames of 40 x 24 at 3 fps to 32 at 6 fps, 1.7B (Ho et al. 2022).
+
+Command: python -m launch.train --config=configs/imagen_video/paper/tsr_6fps.py --workdir=DIR
+Hardware: a TPU pod; python -m launch.compile --config=… says what fits. The paper's is not given.
+"""
+
+from vdm_jax.systems import imagen_video
+
+
+def get_config():
+    config = imagen_video.paper_config("tsr_6fps")
+    config.model.channels = 464
+    config.model.channel_mult = (1, 2, 3, 4)
+    config.model.num_res_blocks = (2, 3, 3, 3)
+    config.model.attention_levels = (1, 2, 3)
+    config.model.spatial_attention = "none"
+    return config
