@@ -89,11 +89,12 @@ def alone(steps, truth: np.ndarray, captions: list[str], fvd: bool) -> list[dict
     for step in steps:
         model = pretrained.load(step.source)
         stage = model.stage
-        if stage.low_res_shape is None:
+        if stage.low_res_shape is None:  # the base
             continue
         fine = resize.coarsen(whole, stage.video_shape[:3])
-        coarse = resize.coarsen(fine, stage.low_res_shape[:3])
-        baseline = np.asarray(to_uint8(blended(coarse, stage.video_shape[:3])))
+        coarse = stage.coarse(truth)
+        low = from_uint8(jnp.asarray(coarse))
+        baseline = np.asarray(to_uint8(blended(low, stage.video_shape[:3])))
         # True coarse clips have no artefacts for noise to hide: none is added.
         sampler = model.sampler(**{**step.changes, "augmentation": 0.0})
         videos = np.concatenate(
@@ -102,7 +103,7 @@ def alone(steps, truth: np.ndarray, captions: list[str], fvd: bool) -> list[dict
                     model.params,
                     jax.random.key(0),
                     captions,
-                    low_res=np.asarray(to_uint8(coarse)),
+                    low_res=coarse,
                 )
             )
         )

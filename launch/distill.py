@@ -198,6 +198,7 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
     distill = config.distill
     captions, score = _judged(teacher)
     prompts = list(itertools.islice(itertools.cycle(captions), distill.samples))
+    prompts, low_res = _refined(teacher, prompts)
     figures = _figures(teacher, [name for name in metrics if name != "judge"], len(prompts))
     plain = {"sampler": "ddim", "eta": 0.0, "grid": "time", "corrector": 0.0}
     plain["threshold"] = distill.threshold
@@ -222,6 +223,7 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
             score=score if "judge" in metrics else None,
             figures=figures,
             reference=samples[0] if samples else None,
+            low_res=low_res,
         )
         rows.append(row)
         labels.append(f"{name}, {steps} steps")
@@ -237,6 +239,21 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
     video_io.write_gif(workdir / "ladder.gif", tiled, fps=teacher.config.data.fps or 8)
     print(f"{len(prompts)} samples of each, guidance {distill.guidance:g}\n\n{table}")
     print(", ".join(str(workdir / name) for name in ("report.md", "curve.png", "ladder.gif")))
+
+
+def _refined(model, prompts: list[str]):
+    """What a stage of a cascade refines in the report: true coarse clips, with their captions as
+    the prompts. Of other models the prompts, and nothing."""
+    from vdm_jax.evaluation import clips
+
+    data = model.config.data
+    if "stage" not in model.config or not model.config.stage.low_res:
+        return prompts, None
+    if data.name == "moving_shapes":
+        found = clips.from_moving_shapes(data.config, "held_out", len(prompts))
+    else:
+        found = clips.of_data(data, len(prompts), seed=0)
+    return list(found.captions), model.stage.coarse(found.videos)
 
 
 def _judged(model) -> tuple[list[str], Callable | None]:

@@ -100,6 +100,14 @@ def test_a_finer_stage_is_given_what_it_refines(stage, coarse):
     chex.assert_trees_all_close(cond["low_res"], low, atol=1e-3)  # noise of log-SNR 20
 
 
+def test_what_a_stage_refines_can_be_made_of_any_clips():
+    clips = np.asarray(batch()["video"])
+    expected = resize.coarsen(pixels(batch()["video"]), (4, 8, 8))
+    found = pixels(jnp.asarray(TSR.coarse(clips)))
+    chex.assert_trees_all_close(found, expected, atol=1 / 127)
+    assert BASE.coarse(clips) is None
+
+
 def test_noise_on_the_condition_has_the_level_that_is_told():
     x, cond, _ = SSR.example(batch(), KEY)
     _, exact, _ = clean(SSR).example(batch(), KEY)

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from vdm_jax.diffusion import losses
 from vdm_jax.diffusion.schedules import alpha_sigma, expand
 from vdm_jax.models import resize
 from vdm_jax.models.conditioning import Cond
-from vdm_jax.stage import Batch, Stage, from_uint8
+from vdm_jax.stage import Batch, Stage, from_uint8, to_uint8
 
 CLEAN = 20.0  # log-SNR that stands for no noise
 
@@ -117,6 +117,13 @@ class CascadeStage(Stage):
         low = resize.refine(from_uint8(cond["low_res"]), self.video_shape[:3], self.fill)
         noisy = _augmented(low, self._known(), logsnr, key)
         return {**told, "low_res": noisy, "low_res_logsnr": logsnr}
+
+    def coarse(self, clips: UInt8[np.ndarray, "n f h w c"]) -> np.ndarray | None:
+        if self.low_res_shape is None:
+            return None
+        return np.asarray(
+            to_uint8(resize.coarsen(from_uint8(jnp.asarray(clips)), self.low_res_shape[:3]))
+        )
 
     def abstract_prompts(self, n: int) -> Cond:
         cond = super().abstract_prompts(n)

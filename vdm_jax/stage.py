@@ -204,6 +204,10 @@ class Stage:
         """
         return cond
 
+    def coarse(self, clips: UInt8[np.ndarray, "n f h w c"]) -> np.ndarray | None:
+        """What a stage of a cascade would refine to make these clips of the data; else None."""
+        return None
+
     def abstract_prompts(self, n: int) -> Cond:
         """Shapes and dtypes of the condition of n prompts, as `begin` takes it."""
         return self.conditioning(self.abstract_batch(n))

@@ -56,19 +56,27 @@ def measure(
     figures: Callable[..., Sequence[protocol.Result]] | None = None,
     reference: UInt8[np.ndarray, "n f h w c"] | None = None,
     seed: int = 0,
+    low_res: UInt8[np.ndarray, "n f2 h2 w2 c"] | None = None,
 ) -> tuple[Row, UInt8[np.ndarray, "n f h w c"]]:
     """Samples every prompt, in batches of `TIMED_CLIPS`, scores the videos and times the sampler.
 
-    figures: from the videos, the prompts and what is measured, to results. Returns the videos too.
+    figures: from the videos, the prompts and what is measured, to results. low_res: the videos that
+    a stage of a cascade refines, one a prompt. Returns the videos too.
     """
     key = jax.random.key(seed)
     sampler = dataclasses.replace(sampler, batch_size=TIMED_CLIPS)
-    cycled = [prompts[i % len(prompts)] for i in range(max(len(prompts), TIMED_CLIPS))]
-    videos = np.concatenate(list(sampler.stream(params, key, cycled)))[: len(prompts)]
+    places = np.arange(max(len(prompts), TIMED_CLIPS)) % len(prompts)
+
+    def sample(places: np.ndarray) -> list[np.ndarray]:
+        texts = [prompts[i] for i in places]
+        coarse = None if low_res is None else low_res[places]
+        return list(sampler.stream(params, key, texts, low_res=coarse))
+
+    videos = np.concatenate(sample(places))[: len(prompts)]
     seconds = []
     for _ in range(_REPEATS):
         started = time.perf_counter()
-        list(sampler.stream(params, key, cycled[:TIMED_CLIPS]))
+        sample(places[:TIMED_CLIPS])
         seconds.append(time.perf_counter() - started)
     difference = videos.astype(np.float64) - (videos if reference is None else reference)
     guided = not sampler.stage.takes_guidance and sampler.guidance != 1.0
