@@ -1,0 +1,86 @@
+"""A cascade from video files to videos, by the commands."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from launch import sample, train_cascade
+from tests import tiny
+from vdm_jax import config as config_lib
+from vdm_jax import pretrained, systems
+
+STAGE = """
+from vdm_jax.systems import imagen_video
+
+def get_config():
+    config = imagen_video.stage_config("tiny", {name!r})
+    config.device = "cpu"
+    config.stage.update(shape={shape!r}, low_res={low_res!r})
+    config.model.update(channels=8, channel_mult=(1,), num_res_blocks=(1,), attention_levels=(0,),
+        temporal_levels=(0,), head_dim=4, norm_groups=2, patch_size=4, embedding_dim=16,
+        dtype="float32")
+    config.text.update(encoder="words", max_length=6, vocabulary_size=8)
+    config.data.update(data_dir={videos!r}, num_frames=4, image_size=8, image_width=8, fps=0.0,
+        workers=0)
+    config.train.update(steps=1, batch_size=2, warmup_steps=1, log_every=1, sample_every=0)
+    config.sample.update(steps=2, guidance=1.0, sampler="ddim", threshold="static")
+    return config
+"""
+CASCADE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    fields = {"steps": None}
+    return ConfigDict({"stages": ("base_8", "tsr_6fps"),
+        "sample": {"base_8": dict(fields), "tsr_6fps": dict(fields)}})
+"""
+
+
+@pytest.fixture
+def cascade(tmp_path):
+    """The file of a cascade of two stages, and its data."""
+    tiny.write_config(tmp_path)
+    shapes = {"base_8": ((2, 8, 8), ()), "tsr_6fps": ((4, 8, 8), (2, 8, 8))}
+    for name, (shape, low_res) in shapes.items():
+        text = STAGE.format(
+            name=name, shape=shape, low_res=low_res, videos=str(tmp_path / "videos")
+        )
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "cascade.py").write_text(CASCADE)
+    return tmp_path / "cascade.py"
+
+
+def test_a_cascade_is_trained_and_sampled(cascade, tmp_path, capsys):
+    workdir, out = tmp_path / "runs", tmp_path / "out"
+    flags = [f"--cascade={cascade}", f"--workdir={workdir}"]
+    assert train_cascade.main([*flags, "--stages=base_8", "--config.train.seed=3"]) == 0
+    saved = json.loads((workdir / "base_8" / "config.json").read_text())
+    assert saved["train"]["seed"] == 3 and saved["stage"]["shape"] == [2, 8, 8]
+    assert "base_8: done" in capsys.readouterr().out
+    # The other stage as a file of somebody else's training.
+    config = config_lib.load_config(
+        cascade.with_name("tsr_6fps.py"), {"text.vocabulary": "a,red,square"}
+    )
+    params = systems.build(config).init(jax.random.key(0))
+    pretrained.save_model(workdir / "tsr_6fps.safetensors", params, config)
+
+    prompts = ["--prompt=a red square", "--num_samples=2", f"--out={out}"]
+    assert sample.main([*flags, *prompts, "--config.sample.tsr_6fps.steps=1"]) == 0
+    with np.load(out / "samples.npz") as found:
+        assert found["video"].shape == (2, 4, 8, 8, 3)
+    assert np.load(out / "stages" / "00_base_8.npy").shape == (2, 2, 8, 8, 3)
+    assert (out / "samples.gif").exists()
+    assert "tsr_6fps: 4 x 8 x 8" in capsys.readouterr().out
+
+    with pytest.raises(ValueError, match="--steps: of a cascade, set --config.sample.STAGE"):
+        sample.main([*flags, *prompts, "--steps=2"])
+
+
+def test_what_is_not_there_is_told(cascade, tmp_path):
+    flags = [f"--cascade={cascade}", f"--workdir={tmp_path / 'none'}"]
+    with pytest.raises(FileNotFoundError, match="stage base_8: .*train_cascade"):
+        sample.main([*flags, "--prompt=a red square"])
+    with pytest.raises(ValueError, match="--stages: ssr_64; there are base_8, tsr_6fps"):
+        train_cascade.main([*flags, "--stages=ssr_64"])
