@@ -26,6 +26,7 @@ CACHE = Path("~/.cache/vdm_jax/xla")
 PREEMPTED = 75
 # A GIF of more clips than this is not looked at any more; the MP4s and the npz are always complete.
 AT_A_GLANCE = 64
+_MEASURED_JAXLIB = "0.10.2"
 _LEAST_SIDE = 64  # pixels, of a clip in the GIF
 
 
@@ -107,6 +108,7 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
         # Several CPU devices share the threads of a process: two updates under way at once can
         # each hold threads that the other's collectives wait for.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _leave_convolutions_to_eigen()
     distributed.initialize(found)
     try:
         devices = jax.devices() if device == "any" else jax.devices(device)
@@ -142,6 +144,21 @@ def _only_cpu() -> bool:
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin")
     installed = [name for name in plugins if importlib.util.find_spec(name)]
     return not (os.environ.get("JAX_PLATFORMS") or installed or topology.on_tpu_host())
+
+
+def _leave_convolutions_to_eigen() -> None:
+    """Tells XLA's CPU backend to give YNNPACK products and sums only, not convolutions.
+
+    A convolution's gradient by its kernel takes YNNPACK two to seven times as long as Eigen. XLA
+    ends the process at a flag that it does not know, so only the version that was measured is
+    told; what the user's own XLA_FLAGS say of it stays. Without effect once JAX has devices.
+    """
+    import jaxlib
+
+    flag, flags = "--xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
+    if jaxlib.__version__ == _MEASURED_JAXLIB and flag not in flags:
+        kinds = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}={kinds}".strip()
 
 
 def _keep_freed_memory() -> None:

@@ -201,6 +201,28 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(cap
     assert 'pip install -e ".[tpu]"' in message
 
 
+@pytest.mark.parametrize(
+    ("version", "given", "told"),
+    [
+        ("measured", "", True),
+        ("measured", "--xla_dump_to=there", True),
+        ("measured", "--xla_cpu_experimental_ynn_fusion_type=", False),
+        ("0.0.1", "", False),
+    ],
+)
+def test_xla_is_told_only_flags_that_it_knows(monkeypatch, version, given, told):
+    """An unknown flag would end the process; what the user says stays."""
+    import jaxlib
+
+    known = launch._MEASURED_JAXLIB
+    monkeypatch.setattr(jaxlib, "__version__", known if version == "measured" else version)
+    monkeypatch.setenv("XLA_FLAGS", given)
+    launch._leave_convolutions_to_eigen()
+    flags = os.environ["XLA_FLAGS"]
+    assert flags.startswith(given)
+    assert (flags != given) == told == ("FUSION_TYPE_DOT" in flags)
+
+
 @pytest.mark.parametrize("module", [train, sample, describe, evaluate, compile_])
 def test_help(module, capsys):
     with pytest.raises(SystemExit) as stop:

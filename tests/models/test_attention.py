@@ -44,9 +44,11 @@ def merge(h, params):
     return out + np.asarray(params["out"]["bias"])
 
 
-@pytest.mark.parametrize("kind", ["softmax", "linear"])
-def test_spatial_attention(kind):
-    x = np.random.default_rng(0).normal(size=(2, 2, 3, CHANNELS)).astype(np.float32)
+@pytest.mark.parametrize(
+    ("kind", "width"), [("softmax", 3), ("linear", 3), ("linear", 2 * CHANNELS)]
+)
+def test_spatial_attention(kind, width):
+    x = np.random.default_rng(0).normal(size=(2, 2, width, CHANNELS)).astype(np.float32)
     module = attention.SpatialAttention(HEADS, HEAD_DIM, kind, norm_groups=2)
     params, found = randomised(module, x)
     for frame, output in zip(x, found, strict=True):
@@ -60,6 +62,93 @@ def test_spatial_attention(kind):
             h[:, head] = weights @ v[:, head]
         expected = frame + merge(h, params).reshape(frame.shape)
         np.testing.assert_allclose(output, expected, atol=1e-4)
+
+
+def gradients(function, *arguments):
+    """Of a sum that weighs every output otherwise, by every argument."""
+
+    def total(*arguments):
+        output = function(*arguments)
+        return jnp.vdot(
+            output, jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+        )
+
+    return jax.jit(jax.grad(total, tuple(range(len(arguments)))))(*arguments)
+
+
+def normal(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def check_same(ours, theirs, *arguments):
+    """Outputs and gradients are equal but for the order of float32 sums."""
+    np.testing.assert_allclose(ours(*arguments), theirs(*arguments), rtol=1e-4, atol=1e-5)
+    for a, b in zip(gradients(ours, *arguments), gradients(theirs, *arguments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+
+
+def test_gathering_attention_is_linear_attention_with_its_projections():
+
+    def plain(h, q, k, value, out):
+        v = jnp.einsum("npc,chd->nphd", h, value)
+        return jnp.einsum("nphe,hec->npc", attention._linear_attention(q, k, v), out)
+
+    arguments = normal(
+        0,
+        (2, 6, CHANNELS),
+        *[(2, 6, HEADS, HEAD_DIM)] * 2,
+        (CHANNELS, HEADS, HEAD_DIM),
+        (HEADS, HEAD_DIM, CHANNELS),
+    )
+    # Keys whose exponentials alone would overflow.
+    arguments[2] = 100.0 + 3.0 * arguments[2]
+    check_same(attention._gathering_attention, plain, *arguments)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_attention_of_a_few_frames_is_dot_product_attention(images):
+    frames = 5
+    mask = attention.temporal_mask(frames, images) if images else None
+
+    def ours(q, k, v, bias):
+        return attention._attend_frames(q, k, v, bias, mask)
+
+    def plain(q, k, v, bias):
+        return jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=mask)
+
+    arguments = normal(1, *[(3, frames, HEADS, HEAD_DIM)] * 3, (HEADS, frames, frames))
+    check_same(ours, plain, *arguments)
+    # The form for CPUs is the one that was compared, also inside of vmap.
+    assert "dot_general" not in jax.jit(ours).lower(*arguments).as_text()
+    stacked = [jnp.stack([leaf, 2.0 * leaf]) for leaf in arguments]
+    check_same(jax.vmap(ours), jax.vmap(plain), *stacked)
+
+
+@pytest.mark.parametrize(
+    ("axes", "kernel"), [(1, (4, 2, 6)), (2, (2, 6, 4)), (1, (6, 4)), (2, (2, 2, 2, 6))]
+)
+def test_linear_is_a_product_with_a_matrix(axes, kernel):
+    dimensions = tuple(range(2, 2 + axes)), tuple(range(axes))
+
+    def plain(x, kernel):
+        return jax.lax.dot_general(x, kernel, (dimensions, ((), ())))
+
+    def ours(x, kernel):
+        return layers.linear(x, kernel, (dimensions, ((), ())))
+
+    check_same(ours, plain, *normal(2, (3, 5, *kernel[:axes]), kernel))
+
+
+def test_linear_attention_starts_with_the_projections_of_dense_layers():
+    """Its parameters have the names, shapes and random values that other kinds' have."""
+    x = jnp.ones((1, 5, 5, CHANNELS))
+    linear, softmax = (
+        nn.meta.unbox(attention.SpatialAttention(HEADS, HEAD_DIM, kind).init(jax.random.key(0), x))
+        for kind in ("linear", "softmax")
+    )
+    assert jax.tree.structure(linear) == jax.tree.structure(softmax)
+    jax.tree.map(np.testing.assert_array_equal, linear, softmax)
 
 
 def test_temporal_attention():

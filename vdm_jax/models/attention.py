@@ -11,6 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.models import layers
 
+KINDS = ("softmax", "linear")
+# Up to how many frames attention over time is written as sums on CPUs.
+_FEW_FRAMES = 32
+# A logit without weight; finite, as differences of it must be.
+_NEVER = -1e30
+
 
 def _project(features, heads, head_dim, dtype, name, use_bias=False):
     return nn.DenseGeneral(
@@ -20,6 +26,7 @@ def _project(features, heads, head_dim, dtype, name, use_bias=False):
         kernel_init=layers.named(
             nn.initializers.lecun_normal(), layers.IN, layers.HEADS, layers.HEAD_DIM, dtype=dtype
         ),
+        dot_general=layers.linear,
         name=name,
     )
 
@@ -33,6 +40,7 @@ def _merge(features, dtype, name="out"):
             nn.initializers.zeros, layers.HEADS, layers.HEAD_DIM, layers.OUT, dtype=dtype
         ),
         bias_init=layers.named(nn.initializers.zeros, layers.OUT, dtype=dtype),
+        dot_general=layers.linear,
         name=name,
     )
 
@@ -53,10 +61,23 @@ class SpatialAttention(nn.Module):
     LABEL = "space"
 
     def attention_flops(self, x) -> int:
-        """Operations of the two products for `x` (n, h, w, c), projections not counted."""
-        pixels = x.shape[1] * x.shape[2]
-        width = pixels if self.kind == "softmax" else self.head_dim
-        return 4 * x.shape[0] * pixels * width * self.heads * self.head_dim
+        """Operations of the two products for `x` (n, h, w, c), projections not counted.
+
+        Of linear attention that gathers features: the projections of values and output too.
+        """
+        frames, height, width, channels = x.shape
+        hidden, pixels = self.heads * self.head_dim, height * width
+        if self._gathers_features(x):
+            return 4 * frames * (pixels + self.head_dim) * hidden * channels
+        return 4 * frames * pixels * (pixels if self.kind == "softmax" else self.head_dim) * hidden
+
+    def _gathers_features(self, x) -> bool:
+        """Whether keys gather the input's features instead of values.
+
+        That takes fewer operations where a frame has more pixels than channels; where it has
+        not many more, the reading of a matrix a frame outweighs them.
+        """
+        return self.kind == "linear" and x.shape[1] * x.shape[2] > 2 * x.shape[3]
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -64,14 +85,17 @@ class SpatialAttention(nn.Module):
         height, channels = x.shape[1], x.shape[-1]
         h = layers.group_norm(channels, self.norm_groups, "norm")(x).astype(self.dtype)
         h = rearrange(h, "n h w c -> n (h w) c")
-        q, k, v = (
-            _project(channels, self.heads, self.head_dim, self.dtype, name)(h)
-            for name in ("query", "key", "value")
-        )
-        attend = {"softmax": jax.nn.dot_product_attention, "linear": _linear_attention}
-        if self.kind not in attend:
-            raise ValueError(f"spatial_attention = {self.kind!r}: allowed are {list(attend)}")
-        h = _merge(channels, self.dtype)(attend[self.kind](q, k, v))
+        if self.kind not in KINDS:
+            raise ValueError(f"spatial_attention = {self.kind!r}: allowed are {list(KINDS)}")
+        sizes = (channels, self.heads, self.head_dim, self.dtype)
+        q, k = (_project(*sizes, name)(h) for name in ("query", "key"))
+        if self._gathers_features(x):
+            value = _Projection(*sizes, name="value")()
+            out, bias = _Merge(*sizes, name="out")()
+            h = _gathering_attention(h, q, k, value, out) + bias
+        else:
+            attend = {"softmax": jax.nn.dot_product_attention, "linear": _linear_attention}[self.kind]
+            h = _merge(channels, self.dtype)(attend(q, k, _project(*sizes, "value")(h)))
         return x + rearrange(h, "n (h w) c -> n h w c", h=height)
 
 
@@ -83,6 +107,105 @@ def _linear_attention(
     k = jax.nn.softmax(k.astype(jnp.float32), axis=1)
     context = jnp.einsum("nphd,nphe->nhde", k.astype(dtype), v)
     return jnp.einsum("nphd,nhde->nphe", q.astype(dtype), context)
+
+
+class _Projection(nn.Module):
+    """The parameters of `_project`, for who applies them himself."""
+
+    features: int
+    heads: int
+    head_dim: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "c heads d"]:
+        init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+        names = (layers.IN, layers.HEADS, layers.HEAD_DIM)
+        shape = (self.features, self.heads, self.head_dim)
+        kernel = self.param("kernel", layers.named(init, *names, dtype=self.dtype), shape)
+        return kernel.astype(self.dtype)
+
+
+class _Merge(nn.Module):
+    """The parameters of `_merge`, for who applies them himself."""
+
+    features: int
+    heads: int
+    head_dim: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, "heads d c"], Float[Array, "c"]]:
+        zeros = nn.initializers.zeros
+        names = (layers.HEADS, layers.HEAD_DIM, layers.OUT)
+        shape = (self.heads, self.head_dim, self.features)
+        bias_init = layers.named(zeros, layers.OUT, dtype=self.dtype)
+        kernel = self.param("kernel", layers.named(zeros, *names, dtype=self.dtype), shape)
+        bias = self.param("bias", bias_init, (self.features,))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+@jax.custom_vjp
+def _gathering_attention(
+    h: Float[Array, "n p c"],
+    q: Float[Array, "n p heads d"],
+    k: Float[Array, "n p heads d"],
+    value: Float[Array, "c heads d"],
+    out: Float[Array, "heads d c"],
+) -> Float[Array, "n p c"]:
+    """`_linear_attention` with the projections to values and from the heads.
+
+    The keys gather the features `h` themselves, and the two projections are applied to what they
+    gathered, a matrix a frame: products are associative. Neither values nor the heads' outputs,
+    each wider than `h` by heads * d / c, are then made for every pixel.
+    """
+    return _gathering_attention_forward(h, q, k, value, out)[0]
+
+
+def _gathering_attention_forward(h, q, k, value, out):
+    dtype = h.dtype
+    q = (jax.nn.softmax(q.astype(jnp.float32), axis=-1) / math.sqrt(q.shape[-1])).astype(dtype)
+    k = k.astype(jnp.float32)
+    # Not divided by its sum: what it gathers is, which is smaller.
+    k = jnp.exp(k - k.max(axis=1, keepdims=True))
+    scale = 1.0 / k.sum(axis=1)
+    k = k.astype(dtype)
+    gathered = jnp.einsum("npc,nphd->nchd", h, k, preferred_element_type=jnp.float32)
+    gathered = gathered * scale[:, None]
+    context = _through_heads(gathered.astype(dtype), value, out)
+    saved = (h, q, k, scale, gathered, value, out, context)
+    return jnp.einsum("nphd,nchd->npc", q, context), saved
+
+
+def _gathering_attention_backward(saved, gradient):
+    h, q, k, scale, gathered, value, out, context = saved
+    dtype, wide = h.dtype, {"preferred_element_type": jnp.float32}
+    of_context = jnp.einsum("npc,nphd->nchd", gradient, q)
+    _, pull = jax.vjp(_through_heads, gathered.astype(dtype), value, out)
+    of_gathered, of_value, of_out = pull(of_context)
+
+    # Of a softmax: p (g - sum(p g)). Here p is sqrt(d) times q.
+    weighted = q * jnp.einsum("npc,nchd->nphd", gradient, context, **wide)
+    of_q = weighted - q * (math.sqrt(q.shape[-1]) * weighted.sum(axis=-1, keepdims=True))
+
+    # The sum over pixels of p g is known from what the keys gathered.
+    mean = (gathered * of_gathered).sum(axis=1) * scale
+    scaled = (of_gathered * scale[:, None]).astype(dtype)
+    of_k = k * (jnp.einsum("npc,nchd->nphd", h, scaled, **wide) - mean[:, None])
+    of_h = jnp.einsum("nphd,nchd->npc", k, scaled)
+    return of_h, of_q.astype(dtype), of_k.astype(dtype), of_value, of_out
+
+
+_gathering_attention.defvjp(_gathering_attention_forward, _gathering_attention_backward)
+
+
+def _through_heads(
+    gathered: Float[Array, "n c heads d"],
+    value: Float[Array, "c heads e"],
+    out: Float[Array, "heads e c"],
+) -> Float[Array, "n c heads d"]:
+    """What each head's key gathered, taken to that head's values and on to the output."""
+    return jnp.einsum("nhde,hec->nchd", jnp.einsum("nchd,che->nhde", gathered, value), out)
 
 
 class RelativePositionBias(nn.Module):
@@ -158,10 +281,84 @@ class TemporalAttention(nn.Module):
             for name in ("query", "key", "value")
         )
         bias = RelativePositionBias(self.heads, name="position_bias")(frames)
-        mask = temporal_mask(frames, num_images)[None, None] if num_images else None
-        h = jax.nn.dot_product_attention(q, k, v, bias=bias[None].astype(self.dtype), mask=mask)
+        mask = temporal_mask(frames, num_images) if num_images else None
+        h = _attend_frames(q, k, v, bias.astype(self.dtype), mask)
         h = self.layout.unfold(_merge(channels, self.dtype)(h), height * width)
         return x + self.layout.fold(rearrange(h, "b (h w) f c -> b f h w c", h=height))
+
+
+def _attend_frames(
+    q: Float[Array, "n f heads d"],
+    k: Float[Array, "n f heads d"],
+    v: Float[Array, "n f heads d"],
+    bias: Float[Array, "heads f f"],
+    mask: Bool[Array, "f f"] | None,
+) -> Float[Array, "n f heads d"]:
+    """Scaled dot-product attention of many short sequences.
+
+    On CPUs the matrices of a few frames are too small for a product of matrices, and bringing
+    them into its order costs more than the product: there they are sums of vectors, in the order
+    that the projections leave.
+    """
+
+    def product(q: Array, k: Array, v: Array, bias: Array) -> Array:
+        return jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=mask)
+
+    def sums(q: Array, k: Array, v: Array, bias: Array) -> Array:
+        bias = bias.astype(jnp.float32)
+        if mask is not None:
+            bias = jnp.where(mask, bias, _NEVER)
+        wide = (leaf.astype(jnp.float32) for leaf in (q, k, v))
+        return _few_frames_attention(*wide, rearrange(bias, "h i j -> i j h")).astype(v.dtype)
+
+    if q.shape[1] > _FEW_FRAMES:
+        return product(q, k, v, bias)
+    return jax.lax.platform_dependent(q, k, v, bias, cpu=sums, default=product)
+
+
+@jax.custom_vjp
+def _few_frames_attention(
+    q: Float[Array, "n f heads d"],
+    k: Float[Array, "n f heads d"],
+    v: Float[Array, "n f heads d"],
+    bias: Float[Array, "f f heads"],
+) -> Float[Array, "n f heads d"]:
+    return _few_frames_forward(q, k, v, bias)[0]
+
+
+def _few_frames_forward(q, k, v, bias):
+    logits = _pairs(q, k) / math.sqrt(q.shape[-1]) + bias
+    weights = jax.nn.softmax(logits, axis=2)
+    return _mix(weights, v), (q, k, v, weights)
+
+
+def _few_frames_backward(saved, gradient):
+    q, k, v, weights = saved
+    of_v = _mix(jnp.swapaxes(weights, 1, 2), gradient)
+    weighted = weights * _pairs(gradient, v)
+    of_bias = weighted - weights * weighted.sum(axis=2, keepdims=True)
+    of_logits = of_bias / math.sqrt(q.shape[-1])
+    of_q, of_k = _mix(of_logits, k), _mix(jnp.swapaxes(of_logits, 1, 2), q)
+    return of_q, of_k, of_v, of_bias.sum(axis=0)
+
+
+_few_frames_attention.defvjp(_few_frames_forward, _few_frames_backward)
+
+
+def _pairs(
+    a: Float[Array, "n f heads d"], b: Float[Array, "n f heads d"]
+) -> Float[Array, "n f f heads"]:
+    """The inner product of each frame of `a` with each of `b`."""
+    return (a[:, :, None] * b[:, None]).sum(axis=-1)
+
+
+def _mix(
+    weights: Float[Array, "n f f heads"], x: Float[Array, "n f heads d"]
+) -> Float[Array, "n f heads d"]:
+    """For each frame the sum of the frames of `x`, each times its weight."""
+    # Written out: XLA's CPU backend then vectorises over the features.
+    frames = range(x.shape[1])
+    return sum(weights[:, :, frame, :, None] * x[:, None, frame] for frame in frames)
 
 
 def temporal_mask(frames: int, num_images: int) -> Bool[Array, "f f"]:
