@@ -94,7 +94,8 @@ class SpatialAttention(nn.Module):
             out, bias = _Merge(*sizes, name="out")()
             h = _gathering_attention(h, q, k, value, out) + bias
         else:
-            attend = {"softmax": jax.nn.dot_product_attention, "linear": _linear_attention}[self.kind]
+            softmax = jax.nn.dot_product_attention
+            attend = {"softmax": softmax, "linear": _linear_attention}[self.kind]
             h = _merge(channels, self.dtype)(attend(q, k, _project(*sizes, "value")(h)))
         return x + rearrange(h, "n (h w) c -> n h w c", h=height)
 
