@@ -124,7 +124,7 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     kind = "" if backend == "cpu" else f" {devices[0].device_kind}"
     note = " (no accelerator found)" if device == "any" and backend == "cpu" else ""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
+        jax.config.update("jax_compilation_cache_dir", str(_compilation_cache(backend)))
     if backend == "cpu":
         _keep_freed_memory()
     if not quiet and jax.process_index() == 0:
@@ -144,6 +144,19 @@ def _only_cpu() -> bool:
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin")
     installed = [name for name in plugins if importlib.util.find_spec(name)]
     return not (os.environ.get("JAX_PLATFORMS") or installed or topology.on_tpu_host())
+
+
+def _compilation_cache(backend: str) -> Path:
+    """Where compiled programs are kept: on the CPU apart for each number of cores.
+
+    JAX would find a program that was compiled for one core, under taskset say, and run it on one
+    of many.
+    """
+    folder = CACHE.expanduser()
+    if backend != "cpu":
+        return folder
+    usable = getattr(os, "sched_getaffinity", None)
+    return folder / f"cores_{len(usable(0)) if usable else os.cpu_count()}"
 
 
 def _leave_convolutions_to_eigen() -> None:

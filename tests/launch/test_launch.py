@@ -201,6 +201,15 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(cap
     assert 'pip install -e ".[tpu]"' in message
 
 
+def test_programs_for_another_number_of_cores_are_not_found(monkeypatch):
+    folders = []
+    for cores in ({0}, {0, 1}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+        folders.append(launch._compilation_cache("cpu"))
+    assert folders[0] != folders[1]
+    assert folders[0].parent == folders[1].parent == launch._compilation_cache("gpu")
+
+
 @pytest.mark.parametrize(
     ("version", "given", "told"),
     [
