@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import types
 from pathlib import Path
@@ -199,6 +201,32 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(cap
     message = str(error.value)
     assert "'tpu' is asked for" in message and "--config.device=cpu" in message
     assert 'pip install -e ".[tpu]"' in message
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc only")
+def test_temporaries_on_the_cpu_are_not_mapped_anew_by_every_call(environment):
+    program = """
+        import launch, resource
+        launch.setup("cpu")
+        import jax, jax.numpy as jnp
+        call = jax.jit(lambda x: (jnp.tanh(x @ x.T) @ x).sum())
+        x = jnp.ones((6000, 2))  # of 36 million products, which do not fit an arena
+        faults = []
+        for _ in range(8):
+            call(x).block_until_ready()
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        print(min(after - before for before, after in zip(faults[2:], faults[3:])))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=ROOT,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # 144 MB are 35,000 pages.
+    assert int(done.stdout.split()[-1]) < 5_000
 
 
 def test_programs_for_another_number_of_cores_are_not_found(monkeypatch):
