@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     from vdm_jax.parallel import mesh, sharding
 
     captions = text_embeddings.share(pipeline.all_captions(config), *options.shard)
-    encoder = frozen_text.make_frozen_text_encoder(config.text.to_dict())
+    encoder = frozen_text.make_frozen_text_encoder(config.text.to_dict(), own=True)
     encoder.batch_size = options.batch_size
     if options.mesh:
         encoder.place(sharding.make_plan(encoder, mesh.parse_mesh(options.mesh)))

@@ -276,11 +276,12 @@ class Sampler:
         """
         if not prompts:
             raise ValueError("no prompts")
-        rows = {leaf.shape[0] for leaf in jax.tree.leaves((known, low_res))}
-        if rows - {len(prompts)}:
-            raise ValueError(
-                f"known or low_res has {sorted(rows)} rows: must be {len(prompts)}, one a prompt"
-            )
+        for name, given in (("known", known), ("low_res", low_res)):
+            rows = {leaf.shape[0] for leaf in jax.tree.leaves(given)}
+            if rows - {len(prompts)}:
+                raise ValueError(
+                    f"{name} has {sorted(rows)} rows: must be {len(prompts)}, one a prompt"
+                )
         if preview is not None and jax.process_count() > 1:
             raise ValueError("preview: no process of several has a whole batch")
         size = self._size(min(self.batch_size, len(prompts)))

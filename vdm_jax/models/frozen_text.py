@@ -34,8 +34,10 @@ _MADE: weakref.WeakValueDictionary[tuple, "FrozenTextEncoder"] = weakref.WeakVal
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
+def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "FrozenTextEncoder":
     """The encoder that a configuration's section `text` names.
+
+    own: one of the caller's own, who may `place` it; else stages of equal `text` share one.
 
     `encoder`: minilm; t5_small, t5_base, t5_large, t5_xl, t5_xxl; or t5, which is of the size that
     the folder's config.json says. `max_length`: of tokens. Optional fields: `weights`, a folder of
@@ -54,7 +56,7 @@ def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
         raise ValueError(f"text.dtype = {dtype!r}: allowed are {', '.join(DTYPES)}")
     # The stages of a cascade share one encoder, as long as any of them lives.
     shared = (name, str(weights), text["max_length"], dtype, text.get("identity", ""))
-    if shared in _MADE:
+    if shared in _MADE and not own:
         return _MADE[shared]
     load: Callable[[], Any]
     if name == "minilm":
@@ -78,7 +80,8 @@ def make_frozen_text_encoder(text: Mapping[str, Any]) -> "FrozenTextEncoder":
         load=load,
         expected=text.get("identity", ""),
     )
-    _MADE[shared] = encoder
+    if not own:
+        _MADE[shared] = encoder
     return encoder
 
 
