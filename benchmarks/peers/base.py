@@ -1,6 +1,7 @@
 """What `benchmarks.peers.worker` asks of a peer, and what the networks without training and
 sampling of their own are given here: noise prediction with DDPM's cosine schedule, and DDIM."""
 
+import abc
 import importlib.util
 import sys
 import types
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 
-class Adapter:
+class Adapter(abc.ABC):
     """A peer's network on a device, in training and in sampling.
 
     Attributes:
@@ -28,17 +29,17 @@ class Adapter:
         self.alpha_bar = torch.cos(torch.linspace(0.0, 1.0, 1001, device=device) * torch.pi / 2)
         self.alpha_bar = self.alpha_bar.square().clamp(min=1e-5)
 
+    @abc.abstractmethod
     def build(self) -> torch.nn.Module:
         """The network, as the package makes it."""
-        raise NotImplementedError
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What the optimiser trains."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
+    @abc.abstractmethod
     def predict(self, z: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """The network's prediction of the noise; time is 0 to 999, one a clip."""
-        raise NotImplementedError
 
     def loss(self, clips: torch.Tensor) -> torch.Tensor:
         """The training loss of clips b c f h w in [0, 1]."""

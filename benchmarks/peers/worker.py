@@ -124,7 +124,7 @@ class Peer:
         """(seconds that one clip took, seconds that the steps left out would take, label)."""
         steps, sampler = self._peer.steps, self._pair.peer_sampler
         if not steps:
-            raise NotImplementedError("the package has no sampler")
+            raise ValueError("the package has no sampler")
         z = self._noise(1)
         self._network.eval()
         seconds: list[float] = []
