@@ -9,7 +9,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.models import layers
+from vdm_jax.models import blocked_attention, layers
 
 KINDS = ("softmax", "linear")
 # Up to how many frames attention over time is written as sums on CPUs.
@@ -94,10 +94,18 @@ class SpatialAttention(nn.Module):
             out, bias = _Merge(*sizes, name="out")()
             h = _gathering_attention(h, q, k, value, out) + bias
         else:
-            softmax = jax.nn.dot_product_attention
-            attend = {"softmax": softmax, "linear": _linear_attention}[self.kind]
+            attend = {"softmax": _softmax_attention, "linear": _linear_attention}[self.kind]
             h = _merge(channels, self.dtype)(attend(q, k, _project(*sizes, "value")(h)))
         return x + rearrange(h, "n (h w) c -> n h w c", h=height)
+
+
+def _softmax_attention(
+    q: Float[Array, "n p heads d"], k: Float[Array, "n p heads d"], v: Float[Array, "n p heads d"]
+) -> Float[Array, "n p heads d"]:
+    product = jax.nn.dot_product_attention
+    if q.shape[1] < blocked_attention.LEAST:
+        return product(q, k, v)
+    return jax.lax.platform_dependent(q, k, v, cpu=blocked_attention.attend, default=product)
 
 
 def _linear_attention(

@@ -1,0 +1,37 @@
+"""Attention in turns against attention at once."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vdm_jax.models import blocked_attention
+
+
+@pytest.mark.parametrize("cached", [2**20, 1], ids=["by sequence", "by head"])
+def test_values_and_gradients_are_attention_s(cached, monkeypatch):
+    monkeypatch.setattr(blocked_attention, "_CACHED", cached)
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, seen = (2 * jax.random.normal(key, (3, 12, 2, 5)) for key in keys)
+
+    def both(attend):
+        return jax.jit(jax.value_and_grad(lambda *qkv: (attend(*qkv) * seen).sum(), (0, 1, 2)))
+
+    found = both(blocked_attention.attend)(q, k, v)
+    chex.assert_trees_all_close(found, both(jax.nn.dot_product_attention)(q, k, v), atol=1e-4)
+
+
+def test_large_logits_do_not_overflow_and_the_dtype_is_kept():
+    q = jnp.full((1, 4, 1, 2), 100.0, jnp.bfloat16)
+    v = jnp.arange(8, dtype=jnp.bfloat16).reshape(1, 4, 1, 2)
+    out = blocked_attention.attend(q, q, v)
+    assert out.dtype == jnp.bfloat16
+    chex.assert_trees_all_close(out[0, 0, 0], jnp.array([3.0, 4.0], jnp.bfloat16))
+
+
+def test_memory_does_not_hold_the_weights():
+    """Those of 16 sequences are 16 MB."""
+    video = jax.ShapeDtypeStruct((16, 512, 1, 4), jnp.float32)
+    compiled = jax.jit(blocked_attention.attend).lower(video, video, video).compile()
+    weights = 4 * 16 * 512**2
+    assert compiled.memory_analysis().temp_size_in_bytes < weights / 4
