@@ -4,6 +4,7 @@ Run by `benchmarks.run`, one process for each dtype: see `benchmarks.serving`.
 """
 
 import argparse
+import dataclasses
 import os
 import platform
 import time
@@ -42,7 +43,8 @@ class Ours:
         from vdm_jax.training import step as _step  # noqa: F401  imported before `idle` is taken
 
         self._config = make_config(pair, batch, dtype)
-        self._stage = vdm.build(self._config)
+        stage = vdm.build(self._config)
+        self._stage = dataclasses.replace(stage, train_only=pair.train_only)
         self._sampler = sampling.Sampler(stage=self._stage)
         self._calls: dict[str, Any] = {}
         self._idle = serving.resident()

@@ -27,6 +27,7 @@ class Pair:
       peer_sampler: the peer's own sampler and its default number of steps; "" and 0 where the
         package has none.
       peer_steps: that number.
+      train_only: of ours, see `vdm_jax.stage.Stage`; "" = everything is trained.
       difference: what is not the same, in a sentence.
     """
 
@@ -40,6 +41,7 @@ class Pair:
     text_dim: int = 0
     peer_sampler: str = ""
     peer_steps: int = 0
+    train_only: str = ""
     difference: str
 
 
@@ -149,15 +151,18 @@ PAIRS: dict[str, Pair] = {
             network={
                 "channels": 32,
                 "channel_mult": (1, 2, 4, 8),
-                "num_res_blocks": 3,
+                "num_res_blocks": 4,
                 "attention_levels": (1, 2),
                 "head_dim": 64,
                 "skips": "block",
                 "norm_groups": 8,
+                "temporal": "space_time",
+                "temporal_levels": (1, 2, 3),
+                "temporal_resize": (1, 2),
             },
-            difference="theirs has four blocks a level, halves the frames at two levels, attends "
-            "over time once, and trains only its temporal layers (the image network is frozen); "
-            "ours trains everything",
+            train_only="_temporal/",
+            difference="both halve the frames at two levels and train only what makes the image "
+            "network one of space and time; theirs has fewer such layers",
         ),
     )
 }
