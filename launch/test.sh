@@ -14,4 +14,8 @@ esac
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 bash "$root/launch/setup_env.sh" test
 cd "$root"
+if [ $# -eq 0 ]; then
+  # Most of a test is compiling, on one core. Tests of a file share what they compile.
+  set -- -n logical --maxprocesses 4 --dist loadfile
+fi
 exec .venv/bin/python -m pytest "$@"
