@@ -1,11 +1,14 @@
 """What each stage of a trained cascade is worth, alone and in its place.
 
     python -m benchmarks.cascade --cascade=configs/imagen_video/tiny/cascade.py --workdir=DIR
+    python -m benchmarks.cascade --stage=DIR/ssr_64 --data_dir=DIR/shots/held_out --fvd
 
-Clips and captions of the data's split `held_out`, whose combinations no stage was trained on.
+Clips and captions of the data's split `held_out`, whose combinations no stage was trained on; with
+--stage, stages each on its own and clips of --data_dir.
 
   alone    each stage that refines is given true coarse clips: PSNR against the true fine ones, and
-           FVD (--fvd), beside bilinear pixels, or frames blended linearly in time
+           FVD (--fvd), beside bilinear pixels, or frames blended linearly in time; and PSNR of what
+           one step makes, the mean of all that it could make, which is what PSNR asks for
   chain    captions through the whole cascade: what the judge reads at every stage, and the time
   noise    the last stages' outputs by the noise put on what they refine (--noise 0,3,10: α²/σ²)
 
@@ -31,8 +34,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--cascade", required=True, metavar="FILE", help="of the cascade")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="with its stages")
+    parser.add_argument("--cascade", metavar="FILE", help="of the cascade")
+    parser.add_argument("--workdir", metavar="DIR", help="with its stages")
+    parser.add_argument(
+        "--stage", action="append", default=[], metavar="SOURCE", help="a stage instead"
+    )
+    parser.add_argument("--data_dir", metavar="DIR", help="of clips for --stage")
     parser.add_argument("--out", default="samples/cascade", metavar="OUT", help="default: there")
     parser.add_argument("--clips", type=int, default=64, metavar="N", help="default 64")
     parser.add_argument("--parts", default=",".join(PARTS), help="default: all")
@@ -44,15 +51,26 @@ def main() -> None:
 
     overrides, arguments = config_lib.split_overrides(sys.argv[1:])
     options = parser.parse_args(arguments)
+    if bool(options.stage) == bool(options.cascade and options.workdir):
+        parser.error("give --cascade and --workdir, or --stage")
     import launch
+    from vdm_jax import cascade_sampling
 
     launch.setup("any")
-    steps = launch.cascade_steps(options.cascade, overrides, options.workdir)
-    truth, captions = held_out(steps[-1], options.clips)
-    out, found = Path(options.out), {}
     parts = options.parts.split(",")
+    if options.stage:
+        parts = ["alone"]
+        steps = [
+            cascade_sampling.CascadeStep(name=Path(source).name, source=source)
+            for source in options.stage
+        ]
+    else:
+        steps = launch.cascade_steps(options.cascade, overrides, options.workdir)
+    out, found = Path(options.out), {}
     if "alone" in parts:
-        found["alone"] = alone(steps, truth, captions, options.fvd)
+        found["alone"] = alone(steps, options.clips, options.data_dir, options.fvd)
+    if {"chain", "noise"} & set(parts):
+        truth, captions = held_out(steps[-1], options.clips, options.data_dir)
     if "chain" in parts:
         found["chain"] = chain(steps, captions, out / "chain")
     if "noise" in parts:
@@ -65,17 +83,23 @@ def main() -> None:
     print("\n" + text)
 
 
-def held_out(step, count: int) -> tuple[np.ndarray, list[str]]:
-    """Clips of the data's finest shape, and their captions."""
+def held_out(step, count: int, data_dir: str | None) -> tuple[np.ndarray, list[str]]:
+    """Clips of the shape of a stage's data, and their captions."""
     from vdm_jax import pretrained
     from vdm_jax.evaluation import clips
 
     data = pretrained.read_config(step.source).data
-    found = clips.from_moving_shapes(data.config, "held_out", count)
+    if data.name == "moving_shapes":
+        found = clips.from_moving_shapes(data.config, "held_out", count)
+    else:
+        data = data.copy_and_resolve_references()
+        with data.unlocked():
+            data.data_dir = data_dir or data.data_dir
+        found = clips.of_data(data, count, seed=0)
     return found.videos, found.captions
 
 
-def alone(steps, truth: np.ndarray, captions: list[str], fvd: bool) -> list[dict]:
+def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
     """A row a stage that refines: it and its baseline against the truth."""
     import jax
     import jax.numpy as jnp
@@ -85,32 +109,32 @@ def alone(steps, truth: np.ndarray, captions: list[str], fvd: bool) -> list[dict
     from vdm_jax.stage import from_uint8, to_uint8
 
     rows = []
-    whole = from_uint8(jnp.asarray(truth))
     for step in steps:
         model = pretrained.load(step.source)
         stage = model.stage
         if stage.low_res_shape is None:  # the base
             continue
-        fine = resize.coarsen(whole, stage.video_shape[:3])
+        truth, captions = held_out(step, count, data_dir)
+        prompts = captions if stage.text_encoder is not None else [""] * len(captions)
+        fine = resize.coarsen(from_uint8(jnp.asarray(truth)), stage.video_shape[:3])
         coarse = stage.coarse(truth)
         low = from_uint8(jnp.asarray(coarse))
         baseline = np.asarray(to_uint8(blended(low, stage.video_shape[:3])))
         # True coarse clips have no artefacts for noise to hide: none is added.
-        sampler = model.sampler(**{**step.changes, "augmentation": 0.0})
-        videos = np.concatenate(
-            list(
-                sampler.stream(
-                    model.params,
-                    jax.random.key(0),
-                    captions,
-                    low_res=coarse,
-                )
+        changes = {**step.changes, "augmentation": 0.0}
+
+        def sampled(model=model, prompts=prompts, coarse=coarse, **changes) -> np.ndarray:
+            stream = model.sampler(**changes).stream(
+                model.params, jax.random.key(0), prompts, low_res=coarse
             )
-        )
+            return np.concatenate(list(stream))
+
+        videos = sampled(**changes)
         reference = np.asarray(to_uint8(fine))
         row = {
             "stage": step.name,
             "psnr": psnr(videos, reference),
+            "psnr of one step": psnr(sampled(**{**changes, "steps": 1}), reference),
             "baseline psnr": psnr(baseline, reference),
         }
         if fvd:

@@ -119,30 +119,18 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     plan, teacher_plan = (sharding.make_plan(s, config.mesh) for s in (stage, teacher))
     dtype = jnp.dtype(config.distill.teacher_dtype)
 
-    def read(plan, of) -> dict:
-        shapes = jax.eval_shape(of.init, jax.random.key(0))
-        abstract = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            shapes,
-            plan.params,
+    def initial() -> dict:
+        # What a guided teacher lacks is the embedding of the guidance scale, which starts at zero.
+        return pretrained.initial_params(
+            before, stage, plan, new="condition/guidance_", seed=config.train.seed
         )
-        return pretrained.read_params(before, abstract)
-
-    teacher_params = read(teacher_plan, teacher)
-
-    def initial(abstract) -> dict:
-        if teacher.takes_guidance:
-            return read(plan, stage)
-        # What the teacher lacks is the embedding of the guidance scale, which starts at zero.
-        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(config.train.seed))
-        return with_leaves(fresh, read(teacher_plan, teacher))
 
     cast = jax.jit(
         lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree),
         out_shardings=teacher_plan.params,
     )
-    frozen = step.Frozen(params=cast(teacher_params), plan=teacher_plan)
+    teacher_params = cast(pretrained.initial_params(before, teacher, teacher_plan))
+    frozen = step.Frozen(params=teacher_params, plan=teacher_plan)
     tx = optimizer.make_optimizer(config.train)
     train = config.train
     dataset = pipeline.make_dataset(
@@ -171,16 +159,6 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         say("the same command goes on from there")
         return launch.PREEMPTED if result.reason == "SIGTERM" else 0
     return None
-
-
-def with_leaves(tree: dict, leaves: dict) -> dict:
-    """`tree` with those of its leaves replaced that `leaves` has."""
-    return {
-        name: with_leaves(value, leaves[name])
-        if isinstance(value, dict) and name in leaves
-        else leaves.get(name, value)
-        for name, value in tree.items()
-    }
 
 
 def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> None:

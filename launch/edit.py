@@ -10,6 +10,10 @@ JOB is one of
   interpolate    makes --factor − 1 frames between each two
   super_resolve  enlarges from 1/--factor of the model's size
   inpaint        makes --box anew
+  outpaint       makes all but --box anew
+  animate        makes a clip that begins with the first frame
+  cinemagraph    makes a clip of the first frame in which only --box moves
+  restyle        begins again at a noisy version, --strength of the way back, after --then
   loop           appends the way back to the first frame, described by --then
 
 Without --input each prompt's clip is sampled first, and what the job may know is taken from it.
@@ -22,13 +26,15 @@ from pathlib import Path
 
 import launch
 
-JOBS = ("extend", "interpolate", "super_resolve", "inpaint", "loop")
+_MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
+JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop")
 _FLAGS = {
     "frames": ("extend",),
     "context": ("extend", "loop"),
     "factor": ("interpolate", "super_resolve"),
-    "box": ("inpaint",),
-    "then": ("extend", "loop"),
+    "box": ("inpaint", "outpaint", "cinemagraph"),
+    "strength": ("restyle",),
+    "then": ("extend", "restyle", "loop"),
 }
 _UNKNOWN = 96  # grey, where given.gif has nothing to show
 
@@ -52,13 +58,21 @@ def main(arguments: list[str]) -> int:
     )
     job.add_argument("--factor", **number, help="interpolate, super_resolve: (default 2)")
     job.add_argument(
-        "--box", type=_box, metavar="T,L,H,W", help="inpaint: top, left, height, width in pixels"
+        "--box",
+        type=_box,
+        metavar="T,L,H,W",
+        help="inpaint, outpaint, cinemagraph: top, left, height, width in pixels (default: the "
+        "middle)",
+    )
+    job.add_argument(
+        "--strength", type=float, metavar="X", help="restyle: above 0, at most 1 (default 0.6)"
     )
     parser.add_argument(
         "--method",
-        default="reconstruction",
         metavar="NAME",
-        help="reconstruction (default), replacement, pigdm or projection",
+        help="reconstruction, replacement, pigdm, projection, or trained, for models that were "
+        "trained to be told what is known (default: trained where that can be, else "
+        "reconstruction)",
     )
     parser.add_argument("--weight", type=float, metavar="X", help="of reconstruction and pigdm")
     parser.add_argument(
@@ -84,8 +98,9 @@ def main(arguments: list[str]) -> int:
     from vdm_jax import video_io
 
     model = launch.load_model(options)
+    told = options.job in _MASKED and getattr(model.stage.network, "masked_video", False)
     sampler = model.sampler(
-        method=options.method,
+        method=options.method or ("trained" if told else "reconstruction"),
         weight=options.weight,
         remat=options.remat,
         **launch.sampler_changes(options),
@@ -151,7 +166,15 @@ def _run(options, sampler, params, key, given, prompts, progress):
         )
     if options.job == "super_resolve":
         return editing.super_resolve(sampler, params, key, given, prompts, progress=progress)
-    known = ~_hole(options, sampler)[None]
+    if options.job == "restyle":
+        texts = options.then or prompts
+        if len(texts) == 1:
+            texts = texts * len(prompts)
+        strength = 0.6 if options.strength is None else options.strength
+        return editing.restyle(
+            sampler, params, key, given, texts, strength=strength, progress=progress
+        )
+    known = _known(options, sampler)
     return editing.inpaint(sampler, params, key, given, prompts, known=known, progress=progress)
 
 
@@ -191,7 +214,8 @@ def _inputs(options, sampler):
         prompts = prompts * len(videos)
     if len(prompts) != len(videos):
         raise ValueError(f"{len(prompts)} prompts, {len(videos)} videos: must be one, or as many")
-    return np.stack([source.fit(video, size) for video in videos]), prompts, fps or 8
+    fitted = np.stack([source.fit(video, size) for video in videos])
+    return _still(options, fitted, sampler), prompts, fps or 8
 
 
 def _part_known(options, videos, sampler):
@@ -207,7 +231,14 @@ def _part_known(options, videos, sampler):
             videos.astype(np.float32), "n f (h s) (w r) c -> n f h w c", "mean", s=factor, r=factor
         )
         return np.rint(means).astype(np.uint8)
-    return videos
+    return _still(options, videos, sampler)
+
+
+def _still(options, videos, sampler):
+    """The first frame, for as long as a clip is, where a job knows only that."""
+    if options.job not in ("animate", "cinemagraph"):
+        return videos
+    return videos[:, :1].repeat(sampler.video_shape[0], axis=1)
 
 
 def _low_size(options, sampler) -> int:
@@ -217,8 +248,19 @@ def _low_size(options, sampler) -> int:
     return size // factor
 
 
-def _hole(options, sampler):
-    """bool `h w`: what is made anew; by default the middle quarter of the area."""
+def _known(options, sampler):
+    """bool `f h w`, or with axes of 1: which pixels a job of `_MASKED` knows."""
+    import numpy as np
+
+    first = (np.arange(sampler.video_shape[0]) == 0)[:, None, None]
+    if options.job == "animate":
+        return first
+    inside = _inside(options, sampler)[None]
+    return {"inpaint": ~inside, "outpaint": inside, "cinemagraph": ~inside | first}[options.job]
+
+
+def _inside(options, sampler):
+    """bool `h w`: the box; by default the middle quarter of the area."""
     import numpy as np
 
     height, width = sampler.video_shape[1:3]
@@ -226,18 +268,18 @@ def _hole(options, sampler):
     top, left, tall, wide = box
     if top + tall > height or left + wide > width:
         raise ValueError(f"--box={','.join(map(str, box))}: reaches beyond {height} x {width}")
-    hole = np.zeros((height, width), bool)
-    hole[top : top + tall, left : left + wide] = True
-    return hole
+    inside = np.zeros((height, width), bool)
+    inside[top : top + tall, left : left + wide] = True
+    return inside
 
 
 def _shown(options, given, sampler):
     """What was given, grey where nothing was."""
     import numpy as np
 
-    if options.job != "inpaint":
+    if options.job not in _MASKED:
         return given
-    return np.where(_hole(options, sampler)[..., None], np.uint8(_UNKNOWN), given)
+    return np.where(_known(options, sampler)[..., None], given, np.uint8(_UNKNOWN))
 
 
 def _box(text: str) -> tuple[int, ...]:

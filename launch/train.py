@@ -65,7 +65,14 @@ def main(arguments: list[str]) -> int:
     )
     initial = None
     if config.train.init_from:
-        initial = functools.partial(pretrained.read_params, config.train.init_from)
+        initial = functools.partial(
+            pretrained.initial_params,
+            config.train.init_from,
+            stage,
+            plan,
+            new=stage.train_only,
+            seed=config.train.seed,
+        )
     result = loop.train(
         stage,
         config,

@@ -152,6 +152,25 @@ def test_crops_of_the_video_and_of_its_condition_are_of_one_place():
     assert places[0] != places[1]
 
 
+def test_frames_in_a_row_of_the_video_and_of_its_condition_are_cut_out():
+    stage = clean(dataclasses.replace(SSR, crop=(3, 16, 16)))
+    whole_x, whole_cond, _ = clean(SSR).example(batch(images=2), KEY)
+    starts = set()
+    for key in jax.random.split(KEY, 4):
+        x, cond, images = stage.example(batch(images=2), key)
+        assert x.shape == cond["low_res"].shape == (2, 5, 16, 16, 3) and images == 2
+        chex.assert_trees_all_equal(x[:, 3:], whole_x[:, 8:])
+        for n in range(2):
+            fits = [s for s in range(6) if jnp.array_equal(whole_x[n, s : s + 3], x[n, :3])]
+            (start,) = fits
+            starts.add(start)
+            low = whole_cond["low_res"][n, start : start + 3]
+            chex.assert_trees_all_close(cond["low_res"][n, :3], low, atol=2e-3)
+    assert len(starts) > 2
+    with pytest.raises(ValueError, match=r"crop = \(9, 16, 16\): clips are \(8, 16, 16\)"):
+        dataclasses.replace(SSR, crop=(9, 16, 16))
+
+
 def test_sampling_begins_with_the_condition_in_the_same_form():
     low = jnp.asarray(np.random.default_rng(0).integers(256, size=(2, 8, 8, 8, 3), dtype=np.uint8))
     cond = {"keep": jnp.ones(2, bool), "low_res": low}

@@ -36,8 +36,9 @@ class CascadeStage(Stage):
       fill: how the conditioning video is brought to the frames of the stage: see `resize.refine`.
       max_augmentation: the noise on the conditioning video has in training the log-SNRs of the
         schedule's times from 0 to this; 1 is all of them (noise conditioning augmentation).
-      crop: (h, w) of the parts of the frames that are trained on, () = all. For networks that are
-        fully convolutional.
+      crop: (h, w) of the parts of the frames that are trained on, for networks that are fully
+        convolutional, or (f, h, w), f frames in a row of the clip's, for networks that are sampled
+        in windows of f frames; () = all.
     """
 
     data_shape: tuple[int, int, int, int]
@@ -61,9 +62,11 @@ class CascadeStage(Stage):
                 raise ValueError(
                     f"frame_strides: {stride} takes {span} frames, clips have {self.data_shape[0]}"
                 )
-        for part, whole in zip(self.crop, self.video_shape[1:3], strict=False):
-            if part > whole:
-                raise ValueError(f"crop = {self.crop}: frames are {self.video_shape[1:3]}")
+        if len(self.crop) not in (0, 2, 3):
+            raise ValueError(f"crop = {self.crop}: must be (h, w), (f, h, w) or ()")
+        shape = self.video_shape[:3]
+        if self.crop and any(p > s for p, s in zip(self._crop_shape, shape, strict=True)):
+            raise ValueError(f"crop = {self.crop}: clips are {shape} (frames, height, width)")
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -93,7 +96,7 @@ class CascadeStage(Stage):
             parts.append(_augmented(low, known, logsnr, noise_key))
             cond["low_res_logsnr"] = logsnr
         if self.crop:
-            parts = self._cropped(parts, crop_key)
+            parts = self._cropped(parts, crop_key, num_images)
         if self.low_res_shape is not None:
             cond["low_res"] = parts[1]
         return parts[0], cond, num_images
@@ -178,19 +181,34 @@ class CascadeStage(Stage):
         known = np.concatenate([known, np.full((count, 1, 1, 1), not in_time)])
         return jnp.concatenate([low, of_images], axis=1), known
 
-    def _cropped(self, videos: list[Array], key: Key[Array, ""]) -> list[Array]:
-        """The same random part of the frames of every video, another one for each example."""
-        height, width = self.crop
-        n, _, full_height, full_width = videos[0].shape[:4]
-        top_key, left_key = jax.random.split(key)
-        top = jax.random.randint(top_key, (n,), 0, full_height - height + 1)
-        left = jax.random.randint(left_key, (n,), 0, full_width - width + 1)
+    @property
+    def _crop_shape(self) -> tuple[int, int, int]:
+        return (self.video_shape[0], *self.crop) if len(self.crop) == 2 else self.crop
 
-        def cut(video: Array, top: Array, left: Array) -> Array:
-            size = (video.shape[0], height, width, video.shape[3])
-            return jax.lax.dynamic_slice(video, (0, top, left, 0), size)
+    def _cropped(self, videos: list[Array], key: Key[Array, ""], num_images: int) -> list[Array]:
+        """The same random part of every video, another one for each example; of images, which are
+        the last frames, all stay."""
+        n = len(videos[0])
+        clip = videos[0].shape[1] - num_images
+        top_key, left_key, start_key = jax.random.split(key, 3)
 
-        return [jax.vmap(cut)(video, top, left) for video in videos]
+        def place(key: Key[Array, ""], whole: int, part: int) -> Array:
+            return jax.random.randint(key, (n,), 0, whole - part + 1)
+
+        frames, height, width = self._crop_shape
+        start = place(start_key, clip, frames)
+        top = place(top_key, self.video_shape[1], height)
+        left = place(left_key, self.video_shape[2], width)
+
+        def cut(video: Array, start: Array, top: Array, left: Array) -> Array:
+            def part(frames: Array, start: Array, count: int) -> Array:
+                size = (count, height, width, video.shape[3])
+                return jax.lax.dynamic_slice(frames, (start, top, left, 0), size)
+
+            images = part(video[clip:], jnp.zeros_like(start), num_images)
+            return jnp.concatenate([part(video[:clip], start, frames), images])
+
+        return [jax.vmap(cut)(video, start, top, left) for video in videos]
 
 
 def _augmented(

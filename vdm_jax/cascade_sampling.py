@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
@@ -54,6 +55,26 @@ class StageOutput:
     def videos(self) -> UInt8[np.ndarray, "n f h w c"]:
         """The videos, mapped into memory."""
         return np.load(self.path, mmap_mode="r")
+
+
+def cascade_config(
+    names: Sequence[str], init_from: Mapping[str, str] | None = None
+) -> ml_collections.ConfigDict:
+    """The configuration of a cascade: the order of its stages, and fields of a stage's sampler that
+    are to differ from its own configuration, None = as it says.
+
+    init_from: of stages that start from another model's parameters, that model's name; it is
+    trained before.
+    """
+    fields = ("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size")
+    fields += ("tile", "tile_overlap", "window", "window_overlap")
+    return ml_collections.ConfigDict(
+        {
+            "stages": tuple(names),
+            "init_from": dict(init_from or {}),
+            "sample": {name: dict.fromkeys(fields) for name in names},
+        }
+    )
 
 
 def sample(

@@ -1,10 +1,12 @@
 """What can be done with a video and one joint model of whole clips: make it longer, slower, larger,
-whole, endless.
+whole, endless, or after another prompt.
 
-Each is sampling with something known (`sampling.Known`), by the method that the sampler names.
-Videos are uint8 `n f h w c`, one prompt for each; what is given comes back bit for bit.
+Each but the last is sampling with something known (`sampling.Known`), by the method that the
+sampler names; what is given comes back bit for bit. Videos are uint8 `n f h w c`, one prompt for
+each.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -194,6 +196,36 @@ def loop(
     return np.concatenate([videos, made[:, context:-context]], axis=1)
 
 
+def restyle(
+    sampler: Sampler,
+    params: PyTree,
+    key: Key[Array, ""],
+    videos: Videos,
+    prompts: Sequence[str],
+    *,
+    strength: float,
+    progress: Progress | None = None,
+) -> Videos:
+    """Makes videos anew from noisy versions of themselves, after other prompts (SDEdit, Meng et al.
+    2021, algorithm 2): what the noise leaves, places and motion before details, stays.
+
+    strength: the share of the sampler's steps that is gone through, above 0 to 1, which leaves
+    nothing. Raises ValueError.
+    """
+    _check_videos(sampler, videos, prompts)
+    if videos.shape[1] != sampler.video_shape[0]:
+        raise ValueError(
+            f"the video has {videos.shape[1]} frames: the model's clips have "
+            f"{sampler.video_shape[0]} (num_frames makes them longer)"
+        )
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength = {strength}: must be above 0, at most 1")
+    steps = max(1, round(strength * sampler.steps))
+    grid = tuple(float(level) for level in sampler.logsnrs()[-steps - 1 :])
+    sampler = dataclasses.replace(sampler, grid=grid)
+    return _sample(sampler, params, key, prompts, None, progress, start=videos)
+
+
 def _fill(
     sampler: Sampler,
     params: PyTree,
@@ -219,11 +251,12 @@ def _sample(
     params: PyTree,
     key: Key[Array, ""],
     prompts: Sequence[str],
-    known: Known,
+    known: Known | None,
     progress: Progress | None,
+    start: Videos | None = None,
 ) -> Videos:
     parts: list[np.ndarray] = []
-    for part in sampler.stream(params, key, prompts, known=known):
+    for part in sampler.stream(params, key, prompts, known=known, start=start):
         parts.append(part)
         if progress is not None:
             progress(sum(len(part) for part in parts), len(prompts))

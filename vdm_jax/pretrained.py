@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,32 @@ def read_params(source: str | Path, abstract: PyTree) -> PyTree:
     return checkpoints.read_ema(path, abstract) if path.is_dir() else _read_file(path, abstract)
 
 
+def initial_params(
+    source: str | Path, stage, plan: sharding.Plan, *, new: str = "", seed: int = 0
+) -> PyTree:
+    """What a run of `stage` starts from: a model's parameters, and fresh ones where it has none.
+
+    new: a regular expression; what the model lacks must have it in its path, "" = it may lack
+    nothing. Raises as `read_params`.
+    """
+    abstract = _abstract_params(stage, plan)
+    if not new:
+        return read_params(source, abstract)
+    theirs = jax.eval_shape(systems.build(read_config(source)).init, jax.random.key(0))
+    names = {name for name, _ in _named_leaves(theirs)}
+    lacking = [name for name, _ in _named_leaves(abstract) if name not in names]
+    if bad := [name for name in lacking if not re.search(new, name)]:
+        raise ValueError(f"{source}: lacks {', '.join(bad[:5])}, which only a model can give")
+    if not lacking:
+        return read_params(source, abstract)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(seed))
+    read = read_params(source, _without(abstract, set(lacking)))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if _name(path) in lacking else _leaf(read, path), fresh
+    )
+
+
 def shipped_names() -> list[str]:
     """The names of the models that ship with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
@@ -140,10 +167,7 @@ def save_model(path: str | Path, params: PyTree, config) -> Path:
     Tensors are named by their path ("down_0/conv/kernel"); the metadata holds the configuration
     as JSON.
     """
-    tensors = {
-        jax.tree_util.keystr(key_path, simple=True, separator="/"): np.asarray(leaf)
-        for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(params)}
     bad = [name for name, leaf in tensors.items() if not np.isfinite(leaf).all()]
     if bad:
         raise ValueError(f"not finite, not saved: {', '.join(bad[:5])}")
@@ -167,14 +191,14 @@ def _find(source: str | Path) -> Path:
 
 
 def _read_file(path: Path, abstract: PyTree) -> PyTree:
-    expected = jax.tree_util.tree_leaves_with_path(abstract)
-    names = [jax.tree_util.keystr(key_path, simple=True, separator="/") for key_path, _ in expected]
+    expected = _named_leaves(abstract)
+    names = [name for name, _ in expected]
     leaves = []
     with safetensors.safe_open(path, framework="numpy") as file:
         if set(names) != set(file.keys()):
             odd = sorted(set(names) ^ set(file.keys()))
             raise ValueError(f"{path}: tensors and network do not match: {', '.join(odd[:5])}")
-        for name, (_, leaf) in zip(names, expected, strict=True):
+        for name, leaf in expected:
             found = file.get_tensor(name)
             if found.shape != leaf.shape or found.dtype != leaf.dtype:
                 raise ValueError(
@@ -183,6 +207,34 @@ def _read_file(path: Path, abstract: PyTree) -> PyTree:
                 )
             leaves.append(jax.device_put(found, leaf.sharding))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    return [(_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _leaf(tree: PyTree, path: tuple) -> Any:
+    for key in path:
+        tree = tree[key.key]
+    return tree
+
+
+def _without(tree: dict, names: set[str], above: str = "") -> dict:
+    """A tree of dictionaries without the leaves of these names, and without what that empties."""
+    kept = {}
+    for key, value in tree.items():
+        name = above + key
+        if isinstance(value, dict):
+            value = _without(value, names, f"{name}/")
+            if value:
+                kept[key] = value
+        elif name not in names:
+            kept[key] = value
+    return kept
 
 
 def _abstract_params(stage, plan: sharding.Plan | None) -> PyTree:

@@ -18,7 +18,7 @@ from vdm_jax.diffusion import conditional, grids, guidance, samplers, windows
 from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import sharding
-from vdm_jax.stage import to_uint8
+from vdm_jax.stage import from_uint8, to_uint8
 
 # callback(step, steps), called while a batch is being sampled.
 Callback = Callable[[int, int], None]
@@ -157,6 +157,11 @@ class Sampler:
         if self.tile:
             self._check_tile()
         conditional.check(self.method, self.weight)
+        if self.method == "trained" and not getattr(self.stage.network, "masked_video", False):
+            raise ValueError(
+                "method = 'trained': this model was not trained with videos of which a part is "
+                "known (model.masked_video)"
+            )
         # An unknown sampler, a value out of its range and steps that the grid cannot have are told
         # here.
         _ = self.rule
@@ -264,19 +269,23 @@ class Sampler:
         known: "Known | None" = None,
         preview: Preview | None = None,
         low_res: UInt8[np.ndarray, "n f2 h2 w2 c"] | None = None,
+        start: UInt8[np.ndarray, "n f h w c"] | None = None,
         first: int = 0,
     ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
         """Yields videos of the prompts, in order, a batch at a time.
 
         known: what is known of the videos, a row a prompt. low_res: the videos that a stage of a
-        cascade refines, one a prompt. first: number of the first sample. callback and preview are
-        called by the device's threads while it goes on; with either the compiled function cannot be
-        kept in the persistent compilation cache. Raises FloatingPointError when a sample is not
-        finite, and ValueError for a preview where several processes sample.
+        cascade refines, one a prompt. start: videos that are noised to where the grid begins, one
+        a prompt; without them sampling begins with noise alone. first: number of the first sample.
+        callback and preview are called by the device's threads while it goes on; with either the
+        compiled function cannot be kept in the persistent compilation cache.
+
+        Raises FloatingPointError when a sample is not finite, and ValueError for a preview where
+        several processes sample.
         """
         if not prompts:
             raise ValueError("no prompts")
-        for name, given in (("known", known), ("low_res", low_res)):
+        for name, given in (("known", known), ("low_res", low_res), ("start", start)):
             rows = {leaf.shape[0] for leaf in jax.tree.leaves(given)}
             if rows - {len(prompts)}:
                 raise ValueError(
@@ -287,22 +296,23 @@ class Sampler:
         size = self._size(min(self.batch_size, len(prompts)))
         plain = callback is None and preview is None
         compiled = self.compiled if plain else self._compile(callback, preview)
-        for start in range(0, len(prompts), size):
-            chosen = list(prompts[start : start + size])
+        for at in range(0, len(prompts), size):
+            chosen = list(prompts[at : at + size])
             padded = chosen + [chosen[-1]] * (size - len(chosen))
             # The last prompt is repeated, and so is what is known of its video.
-            places = np.minimum(np.arange(start, start + size), len(prompts) - 1)
-            indices = np.arange(first + start, first + start + size, dtype=np.uint32)
+            places = np.minimum(np.arange(at, at + size), len(prompts) - 1)
+            indices = np.arange(first + at, first + at + size, dtype=np.uint32)
             cond = dict(self.stage.encode_prompts(padded))
-            if low_res is not None:
-                cond["low_res"] = low_res[places]
+            for name, given in (("low_res", low_res), ("start", start)):
+                if given is not None:
+                    cond[name] = given[places]
             part = jax.tree.map(lambda leaf, places=places: leaf[places], known)
             if self.plan is not None:
                 indices, cond, part = jax.device_put((indices, cond, part), self.plan.batch)
             video, finite = compiled(params, key, indices, cond, part)
             if not np.all(finite[: len(chosen)]):
                 raise FloatingPointError(
-                    f"samples {start}..{start + len(chosen) - 1} are not finite: "
+                    f"samples {at}..{at + len(chosen) - 1} are not finite: "
                     "the parameters or the guidance are beyond use"
                 )
             yield np.asarray(video[: len(chosen)])
@@ -346,6 +356,10 @@ class Sampler:
             start_key, steps_key = jax.random.split(key)
             noise = jax.random.normal(start_key, (1, *self.video_shape))
             cond, known = jax.tree.map(lambda leaf: leaf[None], (cond, known))
+            if "start" in cond:
+                cond = dict(cond)
+                begin = from_uint8(cond.pop("start"))
+                noise = self.stage.process.add_noise(begin, noise, self.logsnrs()[:1])
             cond = self.stage.begin(
                 cond, jax.random.fold_in(key, 2), augmentation=self.augmentation, fps=self.fps
             )

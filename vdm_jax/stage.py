@@ -1,7 +1,9 @@
 """A stage: one trainable diffusion model. Training trains stages, sampling samples them."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -39,6 +41,8 @@ class Stage:
       cond_dropout: chance of the null condition in training, for guidance.
       takes_guidance: whether the network is told the guidance scale (`cond["guidance"]`) instead of
         being guided: it has been distilled from a guided one.
+      train_only: a regular expression: trained are the parameters in whose path, such as
+        "down_0_block_0/conv_in/kernel", it is found, the others stay as they are. "" = all.
     """
 
     network: nn.Module
@@ -48,6 +52,7 @@ class Stage:
     num_labels: int = 0
     cond_dropout: float = 0.1
     takes_guidance: bool = False
+    train_only: str = ""
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Parameters (float32), drawn from `key`."""
@@ -57,6 +62,15 @@ class Stage:
         """For each parameter a `layers.Named`: shape, logical axis names, dtype that it is computed
         in. Nothing is computed."""
         return jax.eval_shape(self._boxed_init, jax.random.key(0))
+
+    def trained(self, tree: PyTree) -> PyTree:
+        """A tree as of the parameters with None, an empty tree, for each that is not trained."""
+
+        def keep(path: tuple, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return leaf if re.search(self.train_only, name) else None
+
+        return jax.tree_util.tree_map_with_path(keep, tree)
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:

@@ -6,7 +6,7 @@ import pytest
 from vdm_jax.data import moving_shapes
 from vdm_jax.data.moving_shapes import MovingShapes
 from vdm_jax.data.shapes import Combination, Motion, make_caption, render, render_clips
-from vdm_jax.evaluation.judge import Reading, judge, score
+from vdm_jax.evaluation.judge import Reading, judge, score, wobble
 
 CONFIGS = {config.name: config for config in MovingShapes.BUILDER_CONFIGS}
 RED = Combination("red", "circle", "left")
@@ -127,3 +127,15 @@ def test_bad_arguments_are_named():
         judge(video[0, :, :8])
     with pytest.raises(ValueError, match="1 videos and 2 captions"):
         score(video, [make_caption([RED])] * 2)
+
+
+def test_wobble_is_the_distance_from_uniform_motion():
+    (clip,) = render_clips([(RED,)], size=16, num_frames=32, seed=(0,))
+    assert wobble(clip) < 0.005
+    shaken = clip.copy()
+    shaken[::2] = np.roll(clip[::2], 1, axis=1)  # by one pixel of 16, every other frame
+    np.testing.assert_allclose(wobble(shaken), 0.5 / 16, atol=0.005)
+    assert np.isnan(wobble(np.zeros_like(clip)))
+    gone = clip.copy()
+    gone[::2] = 0
+    assert np.isnan(wobble(gone))

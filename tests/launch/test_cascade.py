@@ -78,6 +78,51 @@ def test_a_cascade_is_trained_and_sampled(cascade, tmp_path, capsys):
         sample.main([*flags, *prompts, "--steps=2"])
 
 
+IMAGE = """
+from vdm_jax.systems import lumiere
+
+def get_config():
+    config = lumiere.stage_config({name!r}, {shape!r}, fps=8.0)
+    config.device = "cpu"
+    config.model.update(channels=8, channel_mult=(1, 1), num_res_blocks=(1, 1),
+        attention_levels=(1,), head_dim=4, norm_groups=2, patch_size=2, embedding_dim=16,
+        dtype="float32")
+    config.text.update(encoder="words", max_length=6, vocabulary_size=8)
+    config.data.update(name="video_folder", data_dir={videos!r}, num_frames=4, image_size=8,
+        image_width=8, workers=0)
+    config.train.update(steps=1, batch_size=2, warmup_steps=1, log_every=1, sample_every=0)
+    config.sample.update(steps=2, guidance=1.0, sampler="ddim", threshold="static")
+    return {inflate}(config{resize})
+"""
+INFLATED = """
+from vdm_jax import cascade_sampling
+
+def get_config():
+    return cascade_sampling.cascade_config(["clip"], init_from={"clip": "image"})
+"""
+
+
+def test_what_a_stage_starts_from_is_trained_before_it_and_kept(tmp_path, capsys):
+    tiny.write_config(tmp_path)
+    videos = str(tmp_path / "videos")
+    for name, shape, inflate, resize in (
+        ("image", (2, 8, 8), "", ""),
+        ("clip", (4, 8, 8), "lumiere.inflate", ", resize=(0,)"),
+    ):
+        text = IMAGE.format(name=name, shape=shape, videos=videos, inflate=inflate, resize=resize)
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "cascade.py").write_text(INFLATED)
+    workdir = tmp_path / "runs"
+    flags = [f"--cascade={tmp_path / 'cascade.py'}", f"--workdir={workdir}", "--jobs=2"]
+    assert train_cascade.main(flags) == 0
+    told = capsys.readouterr().out
+    assert told.index("image: done") < told.index("clip: training")
+    image, clip = (pretrained.load(workdir / name) for name in ("image", "clip"))
+    of_clip = dict(jax.tree_util.tree_leaves_with_path(clip.params))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(image.params):
+        np.testing.assert_array_equal(leaf, of_clip[path])
+
+
 def test_what_is_not_there_is_told(cascade, tmp_path):
     flags = [f"--cascade={cascade}", f"--workdir={tmp_path / 'none'}"]
     with pytest.raises(FileNotFoundError, match="stage base_8: .*train_cascade"):

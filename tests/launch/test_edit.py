@@ -64,6 +64,26 @@ def test_an_archive_of_samples_brings_its_prompts(run, tmp_path):
     assert (made[:, :, ~outside] != videos[:, :, ~outside]).any()
 
 
+def test_a_still_comes_alive_and_a_clip_is_restyled(run, clip):
+    flags = (f"--input={clip}", PROMPT)
+    given, made, _ = run("animate", *flags, "--method=replacement")
+    assert made.shape == (1, 4, 8, 8, 3)
+    np.testing.assert_array_equal(given, given[:, :1].repeat(4, axis=1))
+    np.testing.assert_array_equal(made[:, 0], given[:, 0])
+    assert (made[:, 1:] != given[:, 1:]).any()
+    box = "--box=1,2,3,4"
+    given, made, _ = run("cinemagraph", *flags, box, "--method=replacement")
+    outside = np.ones((8, 8), bool)
+    outside[1:4, 2:6] = False
+    np.testing.assert_array_equal(made[:, :, outside], given[:, :, outside])
+    np.testing.assert_array_equal(made[:, 0], given[:, 0])
+    assert (made[:, 1:, ~outside] != given[:, 1:, ~outside]).any()
+    given, made, _ = run("outpaint", *flags, box, "--method=replacement")
+    np.testing.assert_array_equal(made[:, :, ~outside], given[:, :, ~outside])
+    given, made, _ = run("restyle", *flags, "--then=a blue square", "--strength=0.5")
+    assert made.shape == given.shape and (made != given).any()
+
+
 def test_super_resolve_and_loop(run, clip):
     given, made, _ = run("super_resolve", f"--input={clip}", PROMPT, "--method=replacement")
     assert given.shape == (1, 4, 4, 4, 3) and made.shape == (1, 4, 8, 8, 3)

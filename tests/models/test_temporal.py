@@ -31,8 +31,9 @@ def test_it_is_the_convolution_over_three_frames(layer):
     h = jax.nn.silu(norm.apply({"params": p["norm"]}, x))
     video = np.asarray(h).reshape(2, FRAMES, 2, 3, 4)
     padded = np.pad(video, [(0, 0), (1, 1), (0, 0), (0, 0), (0, 0)])
-    taps = np.asarray(p["taps"]["kernel"])  # in, tap, out
-    mixed = sum(padded[:, k : k + FRAMES] @ taps[:, k] for k in range(3)) + np.asarray(p["bias"])
+    taps = np.asarray(p["conv"]["taps"]["kernel"])  # in, tap, out
+    mixed = sum(padded[:, k : k + FRAMES] @ taps[:, k] for k in range(3))
+    mixed = mixed + np.asarray(p["conv"]["bias"])
     expected = np.asarray(x) + mixed.reshape(x.shape)
     chex.assert_trees_all_close(module.apply(drawn, x, FRAMES), expected, atol=1e-4)
 

@@ -87,7 +87,7 @@ def train(mesh, accumulate=1):
     stage = systems.build(config)
     plan = make_plan(stage, mesh)
     tx = optimizer.make_optimizer(config.train)
-    current = state.from_params(jax.device_put(new_params(), plan.params), tx, plan)
+    current = state.from_params(stage, jax.device_put(new_params(), plan.params), tx, plan)
     update = step.make_train_step(stage, tx, config, plan)
     before = place(current.params)
     batch = make_batch(stage, config.data.image_frames)
@@ -137,7 +137,7 @@ def distill(mesh):
 
     plan, teacher_plan = make_plan(stage, mesh), make_plan(teacher, mesh)
     tx = optimizer.make_optimizer(config.train)
-    current = state.from_params(filled(stage, plan), tx, plan)
+    current = state.from_params(stage, filled(stage, plan), tx, plan)
     frozen = step.Frozen(params=filled(teacher, teacher_plan), plan=teacher_plan)
     cut = sum(any(spec) for spec in place(frozen.params))
     update = step.make_train_step(stage, tx, config, plan, frozen)

@@ -29,6 +29,13 @@ def test_rounds_halve_the_steps_and_each_learns_from_the_one_before():
     assert [this.steps for this in rounds[1:4]] == [8, 4, 2]
     assert rounds[-1].sample_steps == (8, 4, 2, 1)
     assert ladder(consistency_updates=0)[-1].name == "progressive_1"
+    plain = ladder(
+        teacher_steps=4, end_steps=1, guidance_max=1, guidance_updates=0, consistency_updates=0
+    )
+    assert [(this.name, this.teacher) for this in plain] == [
+        ("progressive_2", ""),
+        ("progressive_1", "progressive_2"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +46,7 @@ def test_rounds_halve_the_steps_and_each_learns_from_the_one_before():
         ("guidance_max", 0.5, "distill.guidance_max = 0.5: must be >="),
         ("loss", "l1", "distill.loss = 'l1': must be one of v_mse"),
         ("updates", 0, "distill.updates = 0: must be >= 1"),
+        ("guidance_updates", 0, "there is guidance to fold in"),
         ("teacher_dtype", "int8", "distill.teacher_dtype = 'int8'"),
     ],
 )

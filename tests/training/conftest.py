@@ -63,6 +63,9 @@ class TinyStage:
     def with_layout(self, layout):
         return self
 
+    def trained(self, params):
+        return params
+
     def _apply(self, params, z, logsnr, cond):
         return self.network.apply({"params": params}, z, logsnr, cond)
 

@@ -20,7 +20,8 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def stream(self, params, key, prompts, *, known):
+    def stream(self, params, key, prompts, *, known, start):
+        assert start is None
         shape = (len(prompts), *self.video_shape)
         values = 100 + 10 * len(self.calls) + np.arange(CLIP, dtype=np.uint8)
         self.calls.append((list(prompts), known))
@@ -119,6 +120,31 @@ def test_inpainting_keeps_what_is_known():
     assert (out[:, :, ~known[0]] == np.arange(100, 105).reshape(1, CLIP, 1, 1)).all()
     y = sampler.calls[0][1].y
     assert y.dtype == np.float32 and (y[:, :, ~known[0]] == 0).all()
+
+
+def test_restyling_begins_at_a_noisy_version(stage, params):
+    sampler = sampling.Sampler(stage=stage, steps=8, sampler="ddim", threshold="none")
+    videos = np.random.default_rng(0).integers(0, 256, (2, *sampler.video_shape), np.uint8)
+    prompts = ["red left", "green right"]
+    found = editing.restyle(sampler, params, KEY, videos, prompts, strength=0.25)
+    # By hand: the last two of the eight steps, from the videos with that much noise.
+    logsnrs = sampler.logsnrs()[-3:]
+    rule = sampling.samplers.DDIM(eta=0.0)
+    for index, prompt in enumerate(prompts):
+        key = jax.random.fold_in(KEY, index)
+        start_key, steps_key = jax.random.split(key)
+        noise = jax.random.normal(start_key, (1, *sampler.video_shape))
+        x = jnp.asarray(videos[index : index + 1], jnp.float32) / 127.5 - 1
+        z = stage.process.add_noise(x, noise, logsnrs[:1])
+        cond = jax.tree.map(jnp.asarray, stage.encode_prompts([prompt]))
+        denoiser = stage.denoiser(params)
+        by_hand = sampling.samplers.sample(steps_key, denoiser, rule, logsnrs, z, cond)
+        expected = np.asarray(sampling.to_uint8(by_hand[0]), int)
+        assert np.abs(found[index].astype(int) - expected).max() <= 1
+    nearly = editing.restyle(sampler, params, KEY, videos, prompts, strength=0.1)
+    assert np.abs(nearly.astype(int) - videos).mean() < np.abs(found.astype(int) - videos).mean()
+    with pytest.raises(ValueError, match=r"strength = 0: must be above 0"):
+        editing.restyle(sampler, params, KEY, videos, prompts, strength=0)
 
 
 def test_super_resolution_knows_means_of_blocks():

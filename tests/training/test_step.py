@@ -26,6 +26,9 @@ class Quadratic:
     def with_layout(self, layout):
         return self
 
+    def trained(self, params):
+        return params
+
     def loss(self, params, batch, key):
         error = batch["x"] @ params["w"] + params["b"] - batch["y"]
         return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error))}

@@ -56,22 +56,26 @@ def judge(video: np.ndarray) -> list[Reading]:
     if video.shape[1] != video.shape[2] or len(video) < 2:
         raise ValueError(f"video {list(video.shape)}: must be square, with at least two frames")
     pixels = video.astype(np.float32) / 255
-    hues = _hue_classes(pixels)
-    size = video.shape[1]
-    areas = np.stack([(hues == i).mean((1, 2)) for i in range(len(COLORS))], -1)  # [f, colours]
-    share = areas.mean(0)
-    found = [int(i) for i in np.argsort(-share, kind="stable") if share[i] >= MIN_AREA]
-    readings, explained = [], np.zeros(hues.shape, bool)
-    # Two objects at most are ever drawn, and only two colours unmix without ambiguity.
-    objects = found[:2]
-    for index, amount in zip(objects, _unmix(pixels, objects), strict=True):
-        near = _grow(hues == index, 1 + size // 32)
+    readings, explained = [], np.zeros(video.shape[:3], bool)
+    for index, amount, near in _objects(pixels):
         explained |= near
-        readings.append(_read_object(index, amount * near))
+        readings.append(_read_object(index, amount))
     bright = pixels.max(-1) > BRIGHT
     if (bright & ~explained).mean() >= MIN_AREA:
         readings.append(Reading(NONE, NONE, NONE))
     return readings
+
+
+def wobble(video: UInt8[np.ndarray, "f h w 3"]) -> float:
+    """How far the largest object strays from uniform motion: the r.m.s. distance of its centroid,
+    in frame widths, from the straight line through time that fits best. NaN where no object is
+    seen in enough frames."""
+    for _, amount, _ in _objects(np.asarray(video).astype(np.float32) / 255):
+        trace = _trace(amount)
+        if trace.present.mean() < MIN_PRESENT:
+            return float("nan")
+        return _straight(np.flatnonzero(trace.present), trace.path)[1]
+    return float("nan")
 
 
 def score(
@@ -118,6 +122,21 @@ def _match(said: Sequence[Combination], readings: Sequence[Reading]):
     return list(zip(said, best, strict=True))
 
 
+def _objects(pixels: Float[np.ndarray, "f h w 3"]):
+    """Yields of each object, larger ones first: the index of its colour, how much of each pixel it
+    covers, and where it may be."""
+    hues = _hue_classes(pixels)
+    size = pixels.shape[1]
+    areas = np.stack([(hues == i).mean((1, 2)) for i in range(len(COLORS))], -1)  # [f, colours]
+    share = areas.mean(0)
+    found = [int(i) for i in np.argsort(-share, kind="stable") if share[i] >= MIN_AREA]
+    # Two objects at most are ever drawn, and only two colours unmix without ambiguity.
+    objects = found[:2]
+    for index, amount in zip(objects, _unmix(pixels, objects), strict=True):
+        near = _grow(hues == index, 1 + size // 32)
+        yield index, amount * near, near
+
+
 def _hue_classes(pixels: Float[np.ndarray, "f h w 3"]) -> np.ndarray:
     """The index in COLORS of every bright, saturated pixel; -1 elsewhere."""
     high, low = pixels.max(-1), pixels.min(-1)
@@ -148,7 +167,19 @@ def _grow(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f h
     return mask
 
 
-def _read_object(color: int, amount: Float[np.ndarray, "f h w"]) -> Reading:
+class _Trace(NamedTuple):
+    """An object through time: its coverage with full coverage at 1, its area in square pixels and
+    its centroid in pixels, in every frame; the frames that it is in, and its path in them, in frame
+    widths."""
+
+    amount: np.ndarray
+    area: np.ndarray
+    centroid: np.ndarray
+    present: np.ndarray
+    path: np.ndarray
+
+
+def _trace(amount: Float[np.ndarray, "f h w"]) -> _Trace:
     size = amount.shape[-1]
     # Generated objects are not always fully bright: full coverage is what most of it reaches.
     solid = amount[amount > BRIGHT]
@@ -156,16 +187,21 @@ def _read_object(color: int, amount: Float[np.ndarray, "f h w"]) -> Reading:
     area = amount.sum((1, 2))  # square pixels
     median = np.median(area)
     present = (area >= median / MAX_AREA_CHANGE) & (area > MIN_AREA * size**2 / 2)
-    steady = present.all() and (area <= median * MAX_AREA_CHANGE).all()
-    if present.mean() < MIN_PRESENT:
-        return Reading(NONE, NONE, NONE)
     place = np.arange(size) + 0.5
     centroid = np.stack([amount.sum(1) @ place, amount.sum(2) @ place], -1)
     centroid = centroid / np.maximum(area, 1e-6)[:, None]
+    return _Trace(amount, area, centroid, present, centroid[present] / size)
+
+
+def _read_object(color: int, amount: Float[np.ndarray, "f h w"]) -> Reading:
+    trace = _trace(amount)
+    if trace.present.mean() < MIN_PRESENT:
+        return Reading(NONE, NONE, NONE)
+    steady = trace.present.all() and (trace.area <= np.median(trace.area) * MAX_AREA_CHANGE).all()
     return Reading(
         list(COLORS)[color],
-        _shape(amount, area, centroid) if steady else NONE,
-        _direction(np.flatnonzero(present), centroid[present] / size, len(amount)),
+        _shape(trace.amount, trace.area, trace.centroid) if steady else NONE,
+        _direction(np.flatnonzero(trace.present), trace.path, len(amount)),
     )
 
 
@@ -190,8 +226,7 @@ def _shape(amount: np.ndarray, area: np.ndarray, centroid: np.ndarray) -> str:
 
 def _direction(times: np.ndarray, centroid: Float[np.ndarray, "t 2"], frames: int) -> str:
     """The direction of uniform motion without jumps; times are the frames of the centroids."""
-    slope, start = np.polyfit(times, centroid, 1)
-    wobble = np.sqrt(((centroid - start - times[:, None] * slope) ** 2).sum(-1).mean())
+    slope, astray = _straight(times, centroid)
     travelled = slope * (frames - 1)  # over the clip, along x and y
     along = int(np.abs(travelled).argmax())
     distance = abs(travelled[along])
@@ -200,10 +235,18 @@ def _direction(times: np.ndarray, centroid: Float[np.ndarray, "t 2"], frames: in
     if (
         distance < MIN_DISPLACEMENT
         or abs(travelled[1 - along]) > MAX_SLANT * distance
-        or wobble > MAX_WOBBLE * distance
+        or astray > MAX_WOBBLE * distance
         or (frames > 3 and steps.max() > MAX_STEP * distance)
     ):
         return NONE
     unit = [0, 0]
     unit[along] = int(np.sign(travelled[along]))
     return next(name for name, step in DIRECTIONS.items() if step == tuple(unit))
+
+
+def _straight(
+    times: np.ndarray, path: Float[np.ndarray, "t 2"]
+) -> tuple[Float[np.ndarray, "2"], float]:
+    """The uniform motion that fits a path best, a frame, and the path's r.m.s. distance from it."""
+    slope, start = np.polyfit(times, path, 1)
+    return slope, float(np.sqrt(((path - start - times[:, None] * slope) ** 2).sum(-1).mean()))

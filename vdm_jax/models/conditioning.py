@@ -24,6 +24,8 @@ Cond = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 - guidance float (b,): the scale of classifier-free guidance that a distilled network imitates;
 - low_res float (b, f, h, w, c): a video of z's shape that z is a finer version of, noised, and
   low_res_logsnr float (b,): the log-SNR of that noise;
+- masked_video float (b, f, h, w, c) and mask float (b, f, h, w, 1): what is known of the video,
+  and 1 where it is; absent, nothing is;
 - fps float (b,): the clip's frames a second.
 """
 

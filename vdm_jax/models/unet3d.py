@@ -11,7 +11,7 @@ from vdm_jax.models import attention, layers, temporal
 from vdm_jax.models.conditioning import Cond, ConditionEmbedding
 
 SKIPS = ("block", "level")
-TEMPORAL = ("attention", "convolution", "none")
+TEMPORAL = ("attention", "convolution", "space_time", "none")
 
 
 class UNet3D(nn.Module):
@@ -23,6 +23,11 @@ class UNet3D(nn.Module):
     text's tokens if there is text, and a layer over time. Images appended to a clip
     (`num_images`) are untouched by temporal layers.
 
+    With `temporal = "space_time"` it is Lumiere's space-time U-Net (Bar-Tal et al. 2024): the
+    parameters of the same network with `temporal = "none"`, an image model, have the same names,
+    and with all others as they are initialised it says of a clip's frames what the image model
+    says of each, where frames are resized, of the first of each group that becomes one.
+
     Attributes:
       skips: what the way up is given from the way down. block: every block's output, and one
         block more a level to take them (Ho et al. 2020). level: each level's last output, with
@@ -31,10 +36,15 @@ class UNet3D(nn.Module):
       num_res_blocks: the same number at every level, or one a level.
       spatial_attention: softmax, linear, or none: with norm_groups 0 the network is then fully
         convolutional, and what it computes at a pixel depends on a neighbourhood only.
-      temporal: what mixes frames: attention, convolution over three frames, or none.
+      temporal: what mixes frames: attention, convolution over three frames, none, or space_time:
+        convolutions over space and time, and at the coarsest level attention over time.
       temporal_levels: the levels that have it, None = those of `attention_levels`.
+      temporal_resize: the levels after which frames are halved, as height and width are.
+      temporal_depth: of space_time, layers of attention over time in a row.
       low_res: whether a conditioning video of z's shape, `cond["low_res"]`, is concatenated to z,
         and the log-SNR of the noise on it embedded.
+      masked_video: whether what is known of the video, `cond["masked_video"]` and `cond["mask"]`,
+        enters, by a convolution of its own beside z's that starts at zero.
       head_dim: features of an attention head; there are channels / head_dim heads.
       heads: if not 0, that number of heads at every level instead.
       coordinates: whether the input also holds each pixel's place (CoordConv).
@@ -65,7 +75,10 @@ class UNet3D(nn.Module):
     spatial_attention: str = "softmax"
     temporal: str = "attention"
     temporal_levels: tuple[int, ...] | None = None
+    temporal_resize: tuple[int, ...] = ()
+    temporal_depth: int = 1
     low_res: bool = False
+    masked_video: bool = False
     fps_embedding: bool = False
     skips: str = "block"
     coordinates: bool = False
@@ -124,6 +137,12 @@ class UNet3D(nn.Module):
         convolution_type = layers.remat(
             temporal.TemporalConvolution, self.remat, static_argnums=(2, 3)
         )
+        factorised_type = layers.remat(
+            temporal.FactorisedConvolution, self.remat, static_argnums=(2, 3)
+        )
+        in_a_row_type = layers.remat(
+            temporal.TemporalAttentionBlock, self.remat, static_argnums=(2, 3)
+        )
         cross_type = layers.remat(attention.CrossAttention, self.remat, static_argnums=(4,))
         widths = [self.channels * m for m in self.channel_mult]
         last = len(widths) - 1
@@ -134,9 +153,22 @@ class UNet3D(nn.Module):
             self.attention_levels if self.temporal_levels is None else self.temporal_levels
         )
 
-        def block(h, width, name):
+        # Of each level the number of frames, images included, and each one's condition.
+        counts, conditions = [frames], [embedding]
+        for level in range(last):
+            halved = level in self.temporal_resize
+            count, condition = counts[-1], conditions[-1]
+            if halved:
+                condition = temporal.of_clip(
+                    self.layout, condition, count, num_images, lambda clip: clip[:, ::2]
+                )
+                count = (count - num_images) // 2 + num_images
+            counts.append(count)
+            conditions.append(condition)
+
+        def block(h, width, level, name):
             make = block_type(width, self.norm_groups, self.dropout, self.dtype, name=name)
-            return self.layout.place(make(h, embedding, not train))
+            return self.layout.place(make(h, conditions[level], not train))
 
         def attend(h, name, kind=self.spatial_attention):
             sizes = self._heads(h.shape[-1])
@@ -152,21 +184,32 @@ class UNet3D(nn.Module):
             )
             return cross(h, tokens, token_mask, num_images)
 
-        def over_time(h, name):
-            settings = (self.norm_groups, self.dtype, self.layout)
+        def over_time(h, level, name):
+            settings, name = (self.norm_groups, self.dtype, self.layout), f"{name}_temporal"
+            sizes = self._heads(h.shape[-1])
             if self.temporal == "none":
                 return h
             if self.temporal == "convolution":
-                make = convolution_type(*settings, name=f"{name}_temporal")
+                make = convolution_type(*settings, name=name)
+            elif self.temporal == "attention":
+                make = attention_type(*sizes, *settings, name=name)
+            elif level < last:
+                make = factorised_type(*settings, name=name)
             else:
-                sizes = self._heads(h.shape[-1])
-                make = attention_type(*sizes, *settings, name=f"{name}_temporal")
-            return make(h, frames, num_images)
+                make = in_a_row_type(*sizes, self.temporal_depth, *settings, name=name)
+            return make(h, counts[level], num_images)
+
+        def resize_time(make, h, level, name):
+            if level not in self.temporal_resize:
+                return h
+            layer = make(self.dtype, self.layout, name=f"{name}_temporal")
+            before = counts[level + (make is temporal.TemporalUpsample)]
+            return layer(h, before, num_images)
 
         def mix(h, level, name):
             if level in self.attention_levels:
                 h = attend(h, name)
-            return over_time(h, name) if level in temporal_levels else h
+            return over_time(h, level, name) if level in temporal_levels else h
 
         p = self.patch_size
         patches = [self._patches(z)]
@@ -177,25 +220,37 @@ class UNet3D(nn.Module):
             grid = jnp.broadcast_to(layers.coordinate_grid(*h.shape[1:3]), (*h.shape[:3], 2))
             h = jnp.concatenate([h, grid.astype(self.dtype)], axis=-1)
         h = layers.conv(self.channels, self.initial_kernel, dtype=self.dtype, name="input_conv")(h)
+        if self.masked_video:
+            known = self._patches(self._masked_video(cond, z)).astype(self.dtype)
+            enter = layers.conv(
+                self.channels,
+                self.initial_kernel,
+                dtype=self.dtype,
+                zero=True,
+                name="masked_video_conv",
+            )
+            h = h + enter(known)
         if self.initial_temporal:
-            h = over_time(h, "input")
+            h = over_time(h, 0, "input")
         first = h
 
         skips = [h] if by_block else []
         for level, width in enumerate(widths):
             for i in range(blocks_down[level]):
-                h = block(h, width, f"down_{level}_block_{i}")
+                h = block(h, width, level, f"down_{level}_block_{i}")
                 if by_block or i == blocks_down[level] - 1:
                     h = mix(h, level, f"down_{level}_attention_{i}")
                     skips.append(h)
             if level < last:
-                h = layers.Downsample(width, self.dtype, name=f"down_{level}_resize")(h)
+                name = f"down_{level}_resize"
+                h = layers.Downsample(width, self.dtype, name=name)(h)
+                h = resize_time(temporal.TemporalDownsample, h, level, name)
                 if by_block:
                     skips.append(h)
 
-        h = block(h, widths[-1], "middle_block_0")
-        h = over_time(attend(h, "middle_attention", kind="softmax"), "middle_attention")
-        h = block(h, widths[-1], "middle_block_1")
+        h = block(h, widths[-1], last, "middle_block_0")
+        h = over_time(attend(h, "middle_attention", kind="softmax"), last, "middle_attention")
+        h = block(h, widths[-1], last, "middle_block_1")
 
         for level in reversed(range(len(widths))):
             width = widths[level] if by_block else widths[max(level - 1, 0)]
@@ -203,13 +258,15 @@ class UNet3D(nn.Module):
             for i in range(blocks):
                 if by_block or i == 0:
                     h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, width, f"up_{level}_block_{i}")
+                h = block(h, width, level, f"up_{level}_block_{i}")
                 if by_block or i == blocks - 1:
                     h = mix(h, level, f"up_{level}_attention_{i}")
             if level:
-                h = layers.Upsample(width, self.dtype, name=f"up_{level}_resize")(h)
+                name = f"up_{level}_resize"
+                h = layers.Upsample(width, self.dtype, name=name)(h)
+                h = resize_time(temporal.TemporalUpsample, h, level - 1, name)
         if not by_block:
-            h = block(jnp.concatenate([h, first], axis=-1), widths[0], "output_block")
+            h = block(jnp.concatenate([h, first], axis=-1), widths[0], 0, "output_block")
 
         h = nn.swish(layers.group_norm(h.shape[-1], self.norm_groups, "output_norm")(h))
         # The last layer runs in float32 and starts at zero: the output is what the loss sees.
@@ -246,6 +303,18 @@ class UNet3D(nn.Module):
             raise ValueError(f"cond: low_res {cond['low_res'].shape} must have z's shape {z.shape}")
         return cond["low_res"]
 
+    def _masked_video(self, cond: Cond, z: Array) -> Float[Array, "b f h w c1"]:
+        """What is known of the video, zeros elsewhere, and, as a last channel, where."""
+        if "mask" not in cond:
+            return jnp.zeros((*z.shape[:-1], z.shape[-1] + 1), z.dtype)
+        video, mask = cond["masked_video"], cond["mask"]
+        if video.shape != z.shape or mask.shape != (*z.shape[:-1], 1):
+            raise ValueError(
+                f"cond: masked_video {video.shape} must have z's shape {z.shape}, and mask "
+                f"{mask.shape} the same with one channel"
+            )
+        return jnp.concatenate([video * mask, mask], axis=-1).astype(z.dtype)
+
     @property
     def multiple(self) -> int:
         """What height and width must be multiples of."""
@@ -261,6 +330,8 @@ class UNet3D(nn.Module):
         for level, blocks in enumerate(self._blocks()):
             # Two convolutions a block, on both ways, and those of the resizing below this level.
             convolutions = 2 * (blocks + blocks + by_block) + 2 * (level < last)
+            if self.temporal == "space_time" and level < last:
+                convolutions += blocks + blocks + by_block
             steps += convolutions * 2**level
         return self.patch_size * (steps + 2**last)
 
@@ -295,8 +366,26 @@ class UNet3D(nn.Module):
             )
         if not 0 <= num_images <= z.shape[1]:
             raise ValueError(f"num_images = {num_images}: the video has {z.shape[1]} frames")
+        last = len(self.channel_mult) - 1
+        if any(level not in range(last) for level in self.temporal_resize):
+            raise ValueError(
+                f"temporal_resize = {self.temporal_resize}: levels from 0 to {last - 1} can be "
+                "followed by a coarser one"
+            )
+        clip = z.shape[1] - num_images
+        if clip % 2 ** len(self.temporal_resize):
+            raise ValueError(
+                f"frames = {clip} must be a multiple of {2 ** len(self.temporal_resize)} "
+                f"(halved after each level of temporal_resize {self.temporal_resize})"
+            )
         pixels = z.shape[2] * z.shape[3] // multiple**2
-        for name, size in (("frames and images", z.shape[1]), ("pixels, coarsest level", pixels)):
+        coarsest = clip // 2 ** len(self.temporal_resize) + num_images
+        sizes = {
+            "frames and images": z.shape[1],
+            "frames and images, coarsest level": coarsest,
+            "pixels, coarsest level": pixels,
+        }
+        for name, size in sizes.items():
             if size % self.layout.blocks:
                 raise ValueError(
                     f"{name} = {size} must be a multiple of {self.layout.blocks}, the number of "

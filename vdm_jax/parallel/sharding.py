@@ -218,13 +218,19 @@ class Plan:
     def opt_state(self, tx: optax.GradientTransformation, params: PyTree) -> PyTree:
         """Where an optimiser's state for `params` (arrays or shapes) is stored.
 
-        Moments lie beside their parameters, counts everywhere.
+        Moments lie beside their parameters, counts everywhere. What is not trained is None.
         """
+        places = jax.tree.map(
+            lambda leaf, place: None if leaf is None else place,
+            params,
+            self.params,
+            is_leaf=lambda leaf: leaf is None,
+        )
         return optax.tree_utils.tree_map_params(
             tx,
             lambda _, place: place,
             jax.eval_shape(tx.init, params),
-            self.params,
+            places,
             transform_non_params=lambda _: self.everywhere,
         )
 

@@ -154,6 +154,7 @@ def default_config() -> ConfigDict:
                 "guidance_min": 1.0,
                 "guidance_max": 4.0,
                 "loss": "truncated_snr",
+                # 0: no stage 1, for models that are sampled without guidance (scales from 1 to 1).
                 "guidance_updates": 50_000,
                 "end_steps": 1,
                 "updates": 50_000,
@@ -174,15 +175,17 @@ def default_config() -> ConfigDict:
 def rounds(distill: ConfigDict) -> list[Round]:
     """The ladder of a configuration's section `distill`. Raises ConfigError."""
     _check(distill)
-    first = Round(
-        name="guidance",
-        target="guidance",
-        teacher="",
-        steps=distill.teacher_steps,
-        sample_steps=(distill.teacher_steps,),
-        updates=distill.guidance_updates,
-    )
-    ladder = [first]
+    ladder = []
+    if distill.guidance_updates:
+        first = Round(
+            name="guidance",
+            target="guidance",
+            teacher="",
+            steps=distill.teacher_steps,
+            sample_steps=(distill.teacher_steps,),
+            updates=distill.guidance_updates,
+        )
+        ladder.append(first)
     steps = distill.teacher_steps
     while steps > distill.end_steps:
         steps //= 2
@@ -191,7 +194,7 @@ def rounds(distill: ConfigDict) -> list[Round]:
             Round(
                 name=f"progressive_{steps}",
                 target="progressive",
-                teacher=ladder[-1].name,
+                teacher=ladder[-1].name if ladder else "",
                 steps=steps,
                 sample_steps=(steps,),
                 updates=distill.last_updates if last else distill.updates,
@@ -281,10 +284,16 @@ def _check(distill: ConfigDict) -> None:
         steps = distill[name]
         need(name, steps >= 1 and steps & (steps - 1) == 0, "a power of 2: steps are halved")
     need("end_steps", distill.end_steps <= distill.teacher_steps, "at most distill.teacher_steps")
-    for name in ("guidance_updates", "updates", "last_updates", "consistency_steps", "samples"):
+    for name in ("updates", "last_updates", "consistency_steps", "samples"):
         need(name, distill[name] >= 1, ">= 1")
-    need("consistency_updates", distill.consistency_updates >= 0, ">= 0")
     need("guidance_max", distill.guidance_max >= distill.guidance_min, ">= distill.guidance_min")
+    if distill.guidance_min == distill.guidance_max == 1 and not distill.consistency_updates:
+        need("guidance_updates", distill.guidance_updates >= 0, ">= 0")
+    else:
+        need(
+            "guidance_updates", distill.guidance_updates >= 1, ">= 1: there is guidance to fold in"
+        )
+    need("consistency_updates", distill.consistency_updates >= 0, ">= 0")
     need("loss", distill.loss in losses.LOSSES, f"one of {', '.join(losses.LOSSES)}")
     need("threshold", distill.threshold in sampling.THRESHOLDS, "none, static or dynamic")
     need("teacher_dtype", distill.teacher_dtype in vdm.DTYPES, f"one of {', '.join(vdm.DTYPES)}")

@@ -19,11 +19,14 @@ parameters agree with its figure 6.
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vdm_jax.cascade import CascadeStage
 from vdm_jax.diffusion.process import make_process
+from vdm_jax.models.text import TextEncoder
+from vdm_jax.models.unet3d import UNet3D
 from vdm_jax.systems import vdm
 
 
@@ -76,26 +79,33 @@ CASCADES = {"paper": PAPER, "tiny": TINY}
 
 def build(config: ConfigDict) -> CascadeStage:
     """A stage of the cascade. Raises ValueError where a value is not allowed."""
-    stage, data = config.stage, config.data
-    upsamples = bool(stage.low_res)
-    network, text_encoder = vdm.make_network(config, low_res=upsamples, fps_embedding=True)
-    channels = network.out_channels
-    return CascadeStage(
-        network=network,
-        process=make_process(config.process),
-        video_shape=(*stage.shape, channels),
-        text_encoder=text_encoder,
-        num_labels=network.num_labels,
-        cond_dropout=config.train.cond_dropout,
-        takes_guidance=network.guidance_embedding,
-        data_shape=(data.num_frames, data.image_size, data.image_width, channels),
-        data_fps=float(stage.data_fps),
-        frame_strides=tuple(stage.frame_strides),
-        low_res_shape=(*stage.low_res, channels) if upsamples else None,
-        fill=stage.fill,
-        max_augmentation=stage.max_augmentation,
-        crop=tuple(stage.crop),
+    network, text_encoder = vdm.make_network(
+        config, low_res=bool(config.stage.low_res), fps_embedding=True
     )
+    return CascadeStage(**stage_fields(config, network, text_encoder))
+
+
+def stage_fields(
+    config: ConfigDict, network: UNet3D, text_encoder: TextEncoder | None
+) -> dict[str, Any]:
+    """The fields of a `CascadeStage` that a configuration with a section `stage` settles."""
+    stage, data, channels = config.stage, config.data, network.out_channels
+    return {
+        "network": network,
+        "process": make_process(config.process),
+        "video_shape": (*stage.shape, channels),
+        "text_encoder": text_encoder,
+        "num_labels": network.num_labels,
+        "cond_dropout": config.train.cond_dropout,
+        "takes_guidance": network.guidance_embedding,
+        "data_shape": (data.num_frames, data.image_size, data.image_width, channels),
+        "data_fps": float(stage.data_fps),
+        "frame_strides": tuple(stage.frame_strides),
+        "low_res_shape": (*stage.low_res, channels) if stage.low_res else None,
+        "fill": stage.fill,
+        "max_augmentation": stage.max_augmentation,
+        "crop": tuple(stage.crop),
+    }
 
 
 def stage_config(cascade: str, name: str) -> ConfigDict:
@@ -142,15 +152,6 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
     for field in ("tile", "tile_overlap", "window", "window_overlap"):
         config.sample[field] = 0
     return config
-
-
-def cascade_config(cascade: str) -> ConfigDict:
-    """The order of the stages of `CASCADES[cascade]`, and fields of a stage's sampler that are to
-    differ from its own configuration, None = as it says."""
-    names = tuple(spec.name for spec in CASCADES[cascade])
-    fields = ("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size")
-    fields += ("tile", "tile_overlap", "window", "window_overlap")
-    return ConfigDict({"stages": names, "sample": {name: dict.fromkeys(fields) for name in names}})
 
 
 def tiny_config(name: str) -> ConfigDict:
@@ -223,4 +224,30 @@ def paper_config(name: str) -> ConfigDict:
     config.train.learning_rate = 1e-4
     config.train.warmup_steps = 10_000
     config.train.steps = 500_000
+    return config
+
+
+def film_config(name: str) -> ConfigDict:
+    """A super-resolution stage without text for a folder of video files: `ssr_64`, 8 frames of 32 x
+    32 to 64 x 64 pixels, or `tsr`, 8 frames of 32 x 32 to 16, of a film's every second frame."""
+    shapes = {"ssr_64": ((8, 64, 64), (8, 32, 32)), "tsr": ((16, 32, 32), (8, 32, 32))}
+    config = tiny_config("ssr_32")
+    config.stage.name = name
+    config.stage.shape, config.stage.low_res = shapes[name]
+    config.stage.data_fps = 12.0
+    config.model.channels = 48
+    config.model.channel_mult = (1, 2)
+    config.model.num_res_blocks = (1, 1)
+    config.model.attention_levels = ()
+    config.model.temporal_levels = (0, 1)
+    config.model.patch_size = 2
+    config.text.encoder = "none"
+    config.data.name, config.data.config = "video_folder", ""
+    frames, size, _ = config.stage.shape
+    config.data.num_frames, config.data.image_size = frames, size
+    config.data.image_width = size
+    config.data.frame_stride = 2
+    config.train.batch_size = 8
+    config.train.learning_rate = 1e-3
+    config.train.steps = 3000
     return config

@@ -52,7 +52,7 @@ def train(
     *,
     plan: sharding.Plan | None = None,
     fps: float = 8,
-    initial: Callable[[PyTree], PyTree] | None = None,
+    initial: Callable[[], PyTree] | None = None,
     flops: float = 0.0,
     profile: tuple[int, int] | None = None,
     train_step: step.TrainStep | None = None,
@@ -67,7 +67,7 @@ def train(
         It gives this process's `plan.rows(train.batch_size)` of each batch.
       plan: how the stage lies on a mesh; by default on that of `config.mesh`.
       fps: of the sample GIFs.
-      initial: given the parameters' shapes and places, the parameters that a new run starts from.
+      initial: makes the parameters that a new run starts from, where the plan stores them.
       flops: operations of one update, for the utilisation of the devices; 0 = not known.
       profile: first and last update, counted from this call, of which a trace is written.
       train_step: one compiled already for the same stage, config and plan.
@@ -97,7 +97,7 @@ def train(
             current, position = saves.restore(abstract, config, fallback=config.checkpoint.fallback)
             iterator.set_state(position)
         elif initial is not None:
-            current = state.from_params(initial(abstract.params), tx, plan)
+            current = state.from_params(stage, initial(), tx, plan)
         else:
             current = state.create_state(stage, tx, train.seed, plan)
         first = int(current.step)

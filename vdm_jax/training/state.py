@@ -19,7 +19,7 @@ INIT, LOSS, SAMPLE = range(3)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """step: updates done, and of them skipped because they were not finite, int32 scalars; params
-    and their moving average ema; opt_state: optax's."""
+    and their moving average ema; opt_state: optax's, of what the stage trains."""
 
     step: Int[Array, ""]
     skipped: Int[Array, ""]
@@ -53,11 +53,11 @@ def create_state(
 
 
 def from_params(
-    params: PyTree, tx: optax.GradientTransformation, plan: sharding.Plan
+    stage, params: PyTree, tx: optax.GradientTransformation, plan: sharding.Plan
 ) -> TrainState:
     """A state at step 0 that starts from `params`, which live where the plan stores them."""
-    places = _shardings(params, tx, plan)
-    return jax.jit(lambda p: _fresh(p, tx), out_shardings=places)(params)
+    places = _shardings(stage, params, tx, plan)
+    return jax.jit(lambda p: _fresh(stage, p, tx), out_shardings=places)(params)
 
 
 def abstract_state(stage, tx: optax.GradientTransformation, plan: sharding.Plan) -> TrainState:
@@ -66,38 +66,47 @@ def abstract_state(stage, tx: optax.GradientTransformation, plan: sharding.Plan)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
-        _shardings(shapes.params, tx, plan),
+        _shardings(stage, shapes.params, tx, plan),
     )
 
 
 def state_shardings(stage, tx: optax.GradientTransformation, plan: sharding.Plan) -> TrainState:
     """Where each array of a state is stored."""
     params = jax.eval_shape(stage.init, jax.random.key(0))
-    return _shardings(params, tx, plan)
+    return _shardings(stage, params, tx, plan)
 
 
 def _create(stage, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    return _fresh(stage.init(key), tx)
+    return _fresh(stage, stage.init(key), tx)
 
 
-def _fresh(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
+def _fresh(stage, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
         params=params,
         # A copy: params and ema are donated together, so they must not share a buffer.
         ema=jax.tree.map(jnp.copy, params),
-        opt_state=tx.init(params),
+        opt_state=tx.init(stage.trained(params)),
     )
 
 
-def _shardings(params: PyTree, tx: optax.GradientTransformation, plan: sharding.Plan) -> TrainState:
+def _shardings(
+    stage, params: PyTree, tx: optax.GradientTransformation, plan: sharding.Plan
+) -> TrainState:
     return TrainState(
         step=plan.everywhere,
         skipped=plan.everywhere,
         params=plan.params,
         ema=plan.params,
-        opt_state=plan.opt_state(tx, params),
+        opt_state=plan.opt_state(tx, stage.trained(params)),
+    )
+
+
+def merge(some: PyTree, whole: PyTree) -> PyTree:
+    """`whole` with the leaves of `some`, where that has any, in their place."""
+    return jax.tree.map(
+        lambda new, old: old if new is None else new, some, whole, is_leaf=lambda leaf: leaf is None
     )
 
 

@@ -42,6 +42,7 @@ def make_train_step(
 
     batch: a tree of arrays with a leading batch axis of train.batch_size, placed as `plan.batch`.
     It is split into train.accumulate microbatches, one after the other, their gradients averaged.
+    What the stage does not train (`stage.trained`) is part of no gradient and stays as it is.
     Keys derive from (train.seed, state.step). Metrics are scalars: the stage's own, averaged, and
     `loss`, `grad_norm` (before clipping), `learning_rate`, `ema_decay`, `finite`, `skipped`.
 
@@ -68,11 +69,15 @@ def make_train_step(
     def gradients(
         params: PyTree, batch: PyTree, key: jax.Array, frozen_params: PyTree | None
     ) -> tuple[PyTree, Metrics]:
+        trained = stage.trained(params)
         value_and_grad = jax.value_and_grad(
-            lambda params, batch, key: stage_loss(params, batch, key, frozen_params), has_aux=True
+            lambda trained, batch, key: stage_loss(
+                state.merge(trained, params), batch, key, frozen_params
+            ),
+            has_aux=True,
         )
         if train.accumulate == 1:
-            (loss, metrics), grads = value_and_grad(params, batch, key)
+            (loss, metrics), grads = value_and_grad(trained, batch, key)
             return grads, {**metrics, "loss": loss}
 
         # Every device has its share of each microbatch: nothing moves.
@@ -83,11 +88,11 @@ def make_train_step(
         def add(total: PyTree, inputs: tuple[PyTree, jax.Array]) -> tuple[PyTree, Metrics]:
             microbatch, index = inputs
             (loss, metrics), grads = value_and_grad(
-                params, microbatch, jax.random.fold_in(key, index)
+                trained, microbatch, jax.random.fold_in(key, index)
             )
             return jax.tree.map(jnp.add, total, grads), {**metrics, "loss": loss}
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(jnp.zeros_like, trained)
         total, metrics = jax.lax.scan(add, zeros, (batch, jnp.arange(train.accumulate)))
         grads = jax.tree.map(lambda leaf: leaf / train.accumulate, total)
         return grads, jax.tree.map(jnp.mean, metrics)
@@ -101,19 +106,23 @@ def make_train_step(
         # One bad gradient makes the norm not finite, so this sees every leaf.
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = tx.update(grads, old.opt_state, old.params)
-        params = optax.apply_updates(old.params, updates)
+        before, average = stage.trained(old.params), stage.trained(old.ema)
+        updates, opt_state = tx.update(grads, old.opt_state, before)
+        after = optax.apply_updates(before, updates)
         decay = state.ema_decay(train.ema_decay, old.step)
-        kept = {"params": old.params, "ema": old.ema, "opt_state": old.opt_state}
+        kept = {"params": before, "ema": average, "opt_state": old.opt_state}
         made = {
-            "params": params,
-            "ema": state.update_ema(old.ema, params, decay),
+            "params": after,
+            "ema": state.update_ema(average, after, decay),
             "opt_state": opt_state,
         }
+        taken = jax.tree.map(lambda made, kept: jnp.where(finite, made, kept), made, kept)
         new = state.TrainState(
             step=old.step + 1,
             skipped=old.skipped + 1 - finite,
-            **jax.tree.map(lambda after, before: jnp.where(finite, after, before), made, kept),
+            params=state.merge(taken["params"], old.params),
+            ema=state.merge(taken["ema"], old.ema),
+            opt_state=taken["opt_state"],
         )
         metrics = {
             **metrics,

@@ -6,8 +6,9 @@ Command: python -m launch.train --config=configs/imagen_video/paper/STAGE.py --w
              --prompt="..."
 """
 
+from vdm_jax import cascade_sampling
 from vdm_jax.systems import imagen_video
 
 
 def get_config():
-    return imagen_video.cascade_config("paper")
+    return cascade_sampling.cascade_config([spec.name for spec in imagen_video.PAPER])

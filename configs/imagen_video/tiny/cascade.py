@@ -5,8 +5,9 @@ Command: python -m launch.train_cascade --cascade=configs/imagen_video/tiny/casc
              --prompt="a red circle moving left and a blue square moving up"
 """
 
+from vdm_jax import cascade_sampling
 from vdm_jax.systems import imagen_video
 
 
 def get_config():
-    return imagen_video.cascade_config("tiny")
+    return cascade_sampling.cascade_config([spec.name for spec in imagen_video.TINY])

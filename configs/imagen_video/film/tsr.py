@@ -1,0 +1,13 @@
+"""An Imagen Video stage on a real film, 8 frames of 32 x 32 to 16, without text.
+
+Command: python -m benchmarks.shots --film=FILM.mp4 --out=DIR/shots
+         python -m launch.train --config=configs/imagen_video/film/tsr.py --workdir=DIR/tsr \\
+             --config.data.data_dir=DIR/shots/train
+Hardware: 2 CPU cores are enough.
+"""
+
+from vdm_jax.systems import imagen_video
+
+
+def get_config():
+    return imagen_video.film_config("tsr")

@@ -1,0 +1,14 @@
+"""Lumiere at the paper's frames and resolutions: two image models, and what is inflated from them.
+
+Command: python -m launch.train_cascade --cascade=configs/lumiere/paper/cascade.py --workdir=DIR
+         python -m launch.sample --cascade=configs/lumiere/paper/cascade.py --workdir=DIR \\
+             --prompt="a dog that runs over a beach"
+"""
+
+from vdm_jax import cascade_sampling
+
+
+def get_config():
+    return cascade_sampling.cascade_config(
+        ["base_80f_128", "ssr_1024"], init_from={"base_80f_128": "t2i_base", "ssr_1024": "t2i_ssr"}
+    )

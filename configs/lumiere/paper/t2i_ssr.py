@@ -1,0 +1,13 @@
+"""Lumiere's image super-resolution model: 128 x 128 to 1024 x 1024 pixels.
+
+Command: python -m launch.train --config=configs/lumiere/paper/t2i_ssr.py --workdir=DIR/t2i_ssr
+Hardware: a pod; see docs/pods.md.
+"""
+
+from vdm_jax.systems import lumiere
+
+
+def get_config():
+    config = lumiere.paper_ssr()
+    config.stage.crop = (256, 256)
+    return config

@@ -1,0 +1,18 @@
+"""Lumiere on moving shapes, the base: 32 frames of 16 x 16 in one pass, an image model inflated.
+
+Command: python -m launch.train --config=configs/lumiere/tiny/base_32f_16.py \\
+             --workdir=DIR/base_32f_16 --config.train.init_from=DIR/t2i_base
+Hardware: 2 CPU cores are enough.
+
+Clips of which nothing is known, and, as often together, of which a part is.
+"""
+
+from vdm_jax.systems import lumiere
+
+
+def get_config():
+    config = lumiere.whole_clip(lumiere.tiny_base())
+    config.stage.name = "base_32f_16"
+    config.stage.masks = ("none", "none", "none", "first_frame", "inpaint", "cinemagraph")
+    config.train.steps = 8000
+    return config

@@ -1,0 +1,14 @@
+"""Lumiere on moving shapes: two image models, and what is inflated from them.
+
+Command: python -m launch.train_cascade --cascade=configs/lumiere/tiny/cascade.py --workdir=DIR
+         python -m launch.sample --cascade=configs/lumiere/tiny/cascade.py --workdir=DIR \\
+             --prompt="a red circle moving left"
+"""
+
+from vdm_jax import cascade_sampling
+
+
+def get_config():
+    return cascade_sampling.cascade_config(
+        ["base_32f_16", "ssr_32"], init_from={"base_32f_16": "t2i_base", "ssr_32": "t2i_ssr"}
+    )

@@ -1,0 +1,18 @@
+"""What Lumiere is compared with, first half: 8 keyframes of 16 x 16, a quarter of the clip's.
+
+Command: python -m launch.train --config=configs/lumiere/tiny/keyframes.py --workdir=DIR/keyframes
+Hardware: 2 CPU cores are enough; with tsr.py: configs/lumiere/tiny/keyframes_cascade.py.
+"""
+
+from vdm_jax.systems import lumiere
+
+
+def get_config():
+    config = lumiere.tiny_base()
+    config.stage.name = "keyframes"
+    config.stage.shape = (8, 16, 16)
+    config.stage.frame_strides = ()
+    config.model.temporal = "attention"
+    config.model.temporal_levels = (0, 1)
+    config.model.frame_positions = True
+    return config

@@ -1,0 +1,21 @@
+"""Lumiere on moving shapes: clips of 16 x 16 to 32 x 32, in windows of 8 frames that overlap.
+
+Command: python -m launch.train --config=configs/lumiere/tiny/ssr_32.py --workdir=DIR/ssr_32 \\
+             --config.train.init_from=DIR/t2i_ssr
+Hardware: 2 CPU cores are enough.
+
+Trained on 8 frames in a row. Sampled on all 32: at each step what the windows say of a frame is
+averaged.
+"""
+
+from vdm_jax.systems import lumiere
+
+
+def get_config():
+    config = lumiere.whole_clip(lumiere.tiny_ssr())
+    config.stage.name = "ssr_32"
+    config.stage.crop = (8, 32, 32)
+    config.sample.window = 8
+    config.sample.window_overlap = 2
+    config.train.steps = 3000
+    return config

@@ -1,0 +1,117 @@
+"""A space-time U-Net that was inflated says of a clip what the image network says of its frames."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.training.state import merge
+
+IMAGE = UNet3D(
+    channels=8,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_levels=(1,),
+    head_dim=4,
+    norm_groups=2,
+    temporal="none",
+    skips="level",
+)
+SPACE_TIME = IMAGE.clone(
+    temporal="space_time",
+    temporal_levels=(0, 1),
+    temporal_resize=(0,),
+    temporal_depth=2,
+    masked_video=True,
+)
+FRAMES = 4
+LOGSNR = jnp.zeros(1)
+VIDEO = jax.random.normal(jax.random.key(0), (1, FRAMES, 4, 4, 3))
+
+
+def drawn(network, frames=FRAMES, scale=0.3):
+    """Parameters without zeros."""
+    rng = np.random.default_rng(0)
+    z = jax.ShapeDtypeStruct((1, frames, 4, 4, 3), jnp.float32)
+    shapes = nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), z, LOGSNR, {}))
+    return jax.tree.map(lambda a: jnp.float32(scale * rng.normal(size=a.shape)), shapes)
+
+
+def inflated(network, image_params):
+    """As initialised, with the image network's parameters in their places."""
+    fresh = nn.meta.unbox(jax.jit(network.init)(jax.random.key(1), VIDEO, LOGSNR, {}))
+    flat = dict(jax.tree_util.tree_leaves_with_path(image_params))
+    assert flat.keys() < dict(jax.tree_util.tree_leaves_with_path(fresh)).keys()
+    placed = jax.tree_util.tree_map_with_path(lambda path, _: flat.get(path), fresh)
+    return merge(placed, fresh)
+
+
+@pytest.fixture(scope="module", params=["level", "block"])
+def networks(request):
+    """The image network and the inflated one, compiled, each with its parameters."""
+    image, network = IMAGE.clone(skips=request.param), SPACE_TIME.clone(skips=request.param)
+    image_params = drawn(image)
+    params = inflated(network, image_params)
+    known = {"masked_video": VIDEO[:, ::-1], "mask": jnp.ones((*VIDEO.shape[:-1], 1))}
+    of_image = jax.jit(lambda z: image.apply(image_params, z, LOGSNR, {}))
+    of_clip = jax.jit(lambda z: network.apply(params, z, LOGSNR, known))
+    return of_image, of_clip
+
+
+def test_of_frames_that_stay_it_says_what_the_image_network_says(networks):
+    of_image, of_clip = networks
+    chex.assert_trees_all_close(of_clip(VIDEO)[:, ::2], of_image(VIDEO)[:, ::2], atol=1e-6)
+
+
+def test_of_a_clip_whose_frames_are_repeated_it_says_the_same_everywhere(networks):
+    of_image, of_clip = networks
+    repeated = jnp.repeat(VIDEO[:, ::2], 2, axis=1)
+    chex.assert_trees_all_close(of_clip(repeated), of_image(repeated), atol=1e-6)
+    # Other frames are of their own features and of the coarse ones of the frame before.
+    assert jnp.abs(of_clip(VIDEO) - of_image(VIDEO))[:, 1::2].max() > 1e-3
+
+
+def test_its_new_layers_mix_frames_and_take_in_what_is_known():
+    params = drawn(SPACE_TIME)
+    apply = jax.jit(lambda z, known: SPACE_TIME.apply(params, z, LOGSNR, known))
+    told = {"masked_video": VIDEO, "mask": jnp.ones((*VIDEO.shape[:-1], 1))}
+    nothing = jax.tree.map(jnp.zeros_like, told)
+    out = apply(VIDEO, nothing)
+    changed = apply(VIDEO.at[:, -1].add(1.0), nothing)
+    assert (jnp.abs(changed - out).max((0, 2, 3, 4)) > 1e-4).all()
+    assert jnp.abs(apply(VIDEO, told) - out).max() > 1e-3
+    hidden = {**told, "mask": nothing["mask"]}  # what is not known is not seen
+    chex.assert_trees_all_equal(apply(VIDEO, hidden), out)
+    chex.assert_trees_all_close(apply(VIDEO, {}), out, atol=1e-6)
+
+
+def test_images_are_left_alone_and_unseen():
+    params = drawn(SPACE_TIME)
+    images = jax.random.normal(jax.random.key(2), (1, 3, 4, 4, 3))
+    together = jax.jit(lambda z: SPACE_TIME.apply(params, z, LOGSNR, {}, num_images=3))(
+        jnp.concatenate([VIDEO, images], axis=1)
+    )
+    clip = jax.jit(lambda z: SPACE_TIME.apply(params, z, LOGSNR, {}))(VIDEO)
+    chex.assert_trees_all_close(together[:, :FRAMES], clip, atol=1e-5)
+    alone = jax.jit(lambda z: SPACE_TIME.apply(params, z, LOGSNR, {}, num_images=3))(images)
+    chex.assert_trees_all_close(together[:, FRAMES:], alone, atol=1e-5)
+
+
+def test_bad_sizes_are_told():
+    def shapes(network, frames):
+        z = jax.ShapeDtypeStruct((1, frames, 4, 4, 3), jnp.float32)
+        jax.eval_shape(network.init, jax.random.key(0), z, LOGSNR, {})
+
+    with pytest.raises(ValueError, match="frames = 3 must be a multiple of 2"):
+        shapes(SPACE_TIME, 3)
+    with pytest.raises(ValueError, match=r"temporal_resize = \(1,\): levels from 0 to 0"):
+        shapes(SPACE_TIME.clone(temporal_resize=(1,)), 4)
+    with pytest.raises(ValueError, match="temporal = 'time'"):
+        shapes(SPACE_TIME.clone(temporal="time"), 4)
+    z = jnp.zeros((1, 4, 4, 4, 3))
+    with pytest.raises(ValueError, match=r"masked_video .* must have z's shape"):
+        cond = {"masked_video": z[:, :2], "mask": z[..., :1]}
+        jax.eval_shape(SPACE_TIME.init, jax.random.key(0), z, LOGSNR, cond)
