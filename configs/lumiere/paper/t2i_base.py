@@ -3,8 +3,8 @@
 Command: python -m launch.train --config=configs/lumiere/paper/t2i_base.py --workdir=DIR/t2i_base
 Hardware: a pod; see docs/pods.md.
 
-About as large as Imagen's base model (2 billion parameters), which the paper's image model is said
-to follow.
+1.5 billion parameters, 1.95 inflated: near Imagen's base model (2 billion), a cascaded image model
+in pixel space as this one is.
 """
 
 from vdm_jax.systems import lumiere
