@@ -101,7 +101,7 @@ class Sampler:
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames: frames of a sample, None = as trained.
       method, weight: how what is known of a video is used, see `diffusion.conditional.condition`;
-        weight None = the method's own.
+        weight None = the method's own. Method "trained": a network that was trained for it is told.
       remat: of the network, where a method differentiates it: "none", or "dots" or "full" to keep
         less (`models.layers.remat`).
       plan: how the stage lies on a mesh, None = one device. Every process of a mesh runs the same
@@ -156,16 +156,23 @@ class Sampler:
             object.__setattr__(self, "steps", len(grid) - 1)
         if self.tile:
             self._check_tile()
-        conditional.check(self.method, self.weight)
-        if self.method == "trained" and not getattr(self.stage.network, "masked_video", False):
-            raise ValueError(
-                "method = 'trained': this model was not trained with videos of which a part is "
-                "known (model.masked_video)"
-            )
+        if self.method == "trained":
+            self._check_told()
+        else:
+            conditional.check(self.method, self.weight)
         # An unknown sampler, a value out of its range and steps that the grid cannot have are told
         # here.
         _ = self.rule
         jax.eval_shape(self.logsnrs)
+
+    def _check_told(self) -> None:
+        if self.weight is not None:
+            raise ValueError(f"weight={self.weight} has no effect with method='trained'")
+        if not getattr(self.stage.network, "masked_video", False):
+            raise ValueError(
+                "method = 'trained': this model was not trained with videos of which a part is "
+                "known (stage.masks)"
+            )
 
     def _check_tile(self) -> None:
         reach = self.stage.network.reach
@@ -229,7 +236,9 @@ class Sampler:
         if self.remat != "none":
             stage = dataclasses.replace(stage, network=stage.network.clone(remat=self.remat))
         denoiser, rule = self._guide(stage, self._cut(stage, stage.denoiser(params))), self.rule
-        if known is not None:
+        if known is not None and self.method == "trained":
+            denoiser = conditional.told(denoiser, known.measurement, known.y)
+        elif known is not None:
             denoiser, rule = conditional.condition(
                 self.method, denoiser, rule, known.measurement, known.y, weight=self.weight
             )

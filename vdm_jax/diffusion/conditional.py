@@ -191,11 +191,11 @@ class Replacement:
         return jnp.where(logsnr_t == logsnr_s, z, replaced), state
 
 
-def told(denoiser: Denoiser, measurement: Measurement, y: Float[Array, "b f h w c"]) -> Denoiser:
+def told(denoiser: Denoiser, measurement: Measurement, y: Float[Array, "b ..."]) -> Denoiser:
     """A Denoiser whose network was trained with videos of which a part is known: it is told.
 
-    Needs no gradient and no replacement (Lumiere, Bar-Tal et al. 2024, §4.2). Raises ValueError
-    for what is not a `Mask` of whole pixels.
+    Needs no gradient and no replacement (Lumiere, Bar-Tal et al. 2024, §4.2). Not one of `METHODS`,
+    which are for any network. Raises ValueError for what is not a `Mask` of whole pixels.
     """
     if not isinstance(measurement, Mask) or jnp.shape(measurement.known)[-1:] != (1,):
         raise ValueError("method = 'trained' is for masks of whole pixels or frames")
@@ -208,7 +208,7 @@ def told(denoiser: Denoiser, measurement: Measurement, y: Float[Array, "b f h w 
     return denoise
 
 
-METHODS = ("reconstruction", "replacement", "pigdm", "projection", "trained")
+METHODS = ("reconstruction", "replacement", "pigdm", "projection")
 WEIGHTED = ("reconstruction", "pigdm")
 
 
@@ -246,7 +246,7 @@ def condition(
     Args:
       method: "reconstruction": `reconstruction_guidance`, and of a mask `Replacement`;
         "replacement": `Replacement` alone; "pigdm": `pseudo_inverse_guidance`; "projection":
-        `projection`; "trained": `told`, for networks that can be.
+        `projection`.
       denoiser: unconditional in y; classifier-free guidance goes inside, clipping outside.
       rule: a sampler's step.
       measurement: A; it may be traced, as y may.
@@ -261,8 +261,6 @@ def condition(
     if method not in WEIGHTED:
         if method == "projection":
             return projection(denoiser, measurement, y), rule
-        if method == "trained":
-            return told(denoiser, measurement, y), rule
         return denoiser, Replacement(rule=rule, measurement=measurement, y=y)
     weight = default_weight(method, measurement) if weight is None else weight
     if method == "pigdm":
