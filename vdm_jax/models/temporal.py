@@ -166,26 +166,13 @@ class TemporalAttentionBlock(nn.Module):
         return x + of_clip(self.layout, h, frames, num_images, mix, jnp.zeros_like)
 
 
-class TemporalDownsample(nn.Module):
-    """Halves the clip's frames: a convolution over three frames that starts as the identity, of
-    which every second frame is kept."""
+class TemporalResize(nn.Module):
+    """Halves or doubles the clip's frames, keeping every second or repeating each.
 
-    dtype: DTypeLike = jnp.float32
-    layout: layers.Layout = layers.ANYWHERE
+    Before that, or after it, is a convolution over three frames that starts as the identity.
+    """
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "bf h w c"], frames: int, num_images: int = 0
-    ) -> Float[Array, "bg h w c"]:
-        """`x` has batch and frames folded, `frames` of them a clip, images included."""
-        mix = FrameConvolution(x.shape[-1], init="identity", dtype=self.dtype, name="conv")
-        return of_clip(self.layout, x, frames, num_images, lambda clip: mix(clip)[:, ::2])
-
-
-class TemporalUpsample(nn.Module):
-    """Doubles the clip's frames: each is repeated, then a convolution over three frames that starts
-    as the identity."""
-
+    doubles: bool
     dtype: DTypeLike = jnp.float32
     layout: layers.Layout = layers.ANYWHERE
 
@@ -196,7 +183,7 @@ class TemporalUpsample(nn.Module):
         """`x` has batch and frames folded, `frames` of them a clip, images included."""
         mix = FrameConvolution(x.shape[-1], init="identity", dtype=self.dtype, name="conv")
 
-        def double(clip: Array) -> Array:
-            return mix(jnp.repeat(clip, 2, axis=1))
+        def resized(clip: Array) -> Array:
+            return mix(jnp.repeat(clip, 2, axis=1)) if self.doubles else mix(clip)[:, ::2]
 
-        return of_clip(self.layout, x, frames, num_images, double)
+        return of_clip(self.layout, x, frames, num_images, resized)

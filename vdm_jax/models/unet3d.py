@@ -199,12 +199,12 @@ class UNet3D(nn.Module):
                 make = in_a_row_type(*sizes, self.temporal_depth, *settings, name=name)
             return make(h, counts[level], num_images)
 
-        def resize_time(make, h, level, name):
+        def resize_time(h, level, doubles, name):
             if level not in self.temporal_resize:
                 return h
-            layer = make(self.dtype, self.layout, name=f"{name}_temporal")
-            before = counts[level + (make is temporal.TemporalUpsample)]
-            return layer(h, before, num_images)
+            name = f"{name}_temporal"
+            layer = temporal.TemporalResize(doubles, self.dtype, self.layout, name=name)
+            return layer(h, counts[level + doubles], num_images)
 
         def mix(h, level, name):
             if level in self.attention_levels:
@@ -244,7 +244,7 @@ class UNet3D(nn.Module):
             if level < last:
                 name = f"down_{level}_resize"
                 h = layers.Downsample(width, self.dtype, name=name)(h)
-                h = resize_time(temporal.TemporalDownsample, h, level, name)
+                h = resize_time(h, level, False, name)
                 if by_block:
                     skips.append(h)
 
@@ -264,7 +264,7 @@ class UNet3D(nn.Module):
             if level:
                 name = f"up_{level}_resize"
                 h = layers.Upsample(width, self.dtype, name=name)(h)
-                h = resize_time(temporal.TemporalUpsample, h, level - 1, name)
+                h = resize_time(h, level - 1, True, name)
         if not by_block:
             h = block(jnp.concatenate([h, first], axis=-1), widths[0], 0, "output_block")
 

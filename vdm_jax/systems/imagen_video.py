@@ -161,7 +161,7 @@ def tiny_config(name: str) -> ConfigDict:
     combination of colour, shape and direction that only `held_out` shows is unseen by every stage.
     Text is MiniLM's, computed beforehand: see `launch.embed_text`.
     """
-    config = stage_config("tiny", name)
+    config = vdm.two_cores(stage_config("tiny", name))
     upsamples = bool(config.stage.low_res)
     config.stage.data_fps = 24.0
     # Beyond half of the times the condition is all but noise, and sampling uses a tenth of them.
@@ -170,14 +170,6 @@ def tiny_config(name: str) -> ConfigDict:
     config.model.num_res_blocks = (1,)
     config.model.attention_levels = (0,)
     config.model.temporal_levels = (0,)
-    config.model.head_dim = 32
-    config.model.norm_groups = 8
-    config.model.skips = "level"
-    config.model.output_skip = True
-    config.model.embedding_dim = 256
-    config.model.dtype = "float32"
-    config.process.logsnr_min = -15.0
-    config.process.logsnr_max = 10.0
     config.text.encoder = "minilm"
     config.text.max_length = 16
     # The smallest rendering that has all of the stage's pixels: reading is most of a small step.
@@ -187,20 +179,8 @@ def tiny_config(name: str) -> ConfigDict:
     config.data.num_frames = 32
     config.data.image_size = config.data.image_width = size
     config.data.fps = 0.0
-    config.data.workers = 0
-    config.train.batch_size = 16
-    config.train.learning_rate = 2e-3
-    config.train.schedule = "cosine"
-    config.train.warmup_steps = 200
-    config.train.ema_decay = 0.998
-    config.train.log_every = 50
-    config.train.sample_every = 0
-    config.checkpoint.every = 1000
-    config.sample.sampler = "ddim"
-    config.sample.threshold = "static"
     config.sample.steps = 32 if upsamples else 64
     config.sample.guidance = 1.0 if upsamples else 2.0
-    config.sample.batch_size = 32
     return config
 
 

@@ -187,22 +187,15 @@ def whole_clip(config: ConfigDict) -> ConfigDict:
 
 
 def _tiny(config: ConfigDict) -> ConfigDict:
+    vdm.two_cores(config)
     size = config.stage.shape[1]
     config.stage.frame_strides = (8,)
     config.model.channels = 64
     config.model.channel_mult = (1, 2)
     config.model.num_res_blocks = (1, 1)
     config.model.attention_levels = (0, 1)
-    config.model.head_dim = 32
-    config.model.norm_groups = 8
     config.model.patch_size = 4
-    config.model.skips = "level"
     config.model.coordinates = True
-    config.model.output_skip = True
-    config.model.embedding_dim = 256
-    config.model.dtype = "float32"
-    config.process.logsnr_min = -15.0
-    config.process.logsnr_max = 10.0
     config.text.encoder = "words"
     config.text.max_length = 8
     config.text.vocabulary_size = 16
@@ -210,17 +203,6 @@ def _tiny(config: ConfigDict) -> ConfigDict:
     config.data.config = f"{size}x{size}x32"
     config.data.num_frames = 32
     config.data.image_size = config.data.image_width = size
-    config.data.workers = 0
-    config.train.batch_size = 16
-    config.train.learning_rate = 2e-3
-    config.train.schedule = "cosine"
-    config.train.warmup_steps = 200
-    config.train.ema_decay = 0.998
-    config.train.log_every = 50
-    config.train.sample_every = 0
-    config.checkpoint.every = 1000
-    config.sample.sampler = "ddim"
-    config.sample.batch_size = 32
     return config
 
 
