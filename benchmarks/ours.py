@@ -105,8 +105,11 @@ class Ours:
     def memory(self, work: str) -> dict:
         """The peak of two steps, weights included, above the idle process (on the CPU), or of the
         whole process (on accelerators, where the peak cannot be reset)."""
+        from vdm_jax import heap
+
         call = self._call(work)
         call()
+        heap.trim()  # as after the first update, and the first batch of samples
         if self._device.platform == "cpu":
             serving.reset_peak()
             serving.timed(call, 2)

@@ -9,7 +9,6 @@ import argparse
 import importlib.util
 import itertools
 import os
-import platform
 import re
 import sys
 import traceback
@@ -89,6 +88,7 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     import absl.logging
     import jax
 
+    from vdm_jax import heap
     from vdm_jax.config import ConfigError
     from vdm_jax.parallel import distributed
 
@@ -110,7 +110,7 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     _leave_convolutions_to_eigen()
     if os.environ.get("JAX_PLATFORMS") == "cpu":
-        _keep_freed_memory()  # before JAX's threads take arenas of their own
+        heap.keep_freed()  # before JAX's threads take arenas of their own
     distributed.initialize(found)
     try:
         devices = jax.devices() if device == "any" else jax.devices(device)
@@ -128,7 +128,7 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(_compilation_cache(backend)))
     if backend == "cpu":
-        _keep_freed_memory()
+        heap.keep_freed()
     if not quiet and jax.process_index() == 0:
         count = jax.process_count()
         hosts = f" in {count} processes" if count > 1 else ""
@@ -174,25 +174,6 @@ def _leave_convolutions_to_eigen() -> None:
     if jaxlib.__version__ == _MEASURED_JAXLIB and flag not in flags:
         kinds = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={kinds}".strip()
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep freed buffers instead of handing them back to the kernel.
-
-    On the CPU every compiled call allocates its temporaries anew, as one buffer, in a thread of
-    JAX. The arena of a thread cannot hold more than 64 MiB: the kernel would map, zero and unmap
-    each larger buffer, a fifth of a training step. So all threads that start from here on use the
-    one heap, which is never trimmed. Another C library is left as it is.
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and platform.libc_ver()[0] == "glibc":
-        trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
-        mallopt(arena_max, 1)
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)
-        mallopt(top_pad, 2**28)
 
 
 def add_model_arguments(arguments: argparse.ArgumentParser) -> None:

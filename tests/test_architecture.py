@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 # Higher may import lower or equal; a module is found by its longest prefix here.
 HEIGHT = {
     "vdm_jax.fetch": 1,
+    "vdm_jax.heap": 1,
     "vdm_jax.diffusion": 1,
     "vdm_jax.models": 2,
     "vdm_jax.parallel": 2,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from vdm_jax import heap
 from vdm_jax.diffusion import conditional, grids, guidance, samplers, windows
 from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
@@ -319,6 +320,7 @@ class Sampler:
             if self.plan is not None:
                 indices, cond, part = jax.device_put((indices, cond, part), self.plan.batch)
             video, finite = compiled(params, key, indices, cond, part)
+            _ = self._trimmed
             if not np.all(finite[: len(chosen)]):
                 raise FloatingPointError(
                     f"samples {at}..{at + len(chosen) - 1} are not finite: "
@@ -356,6 +358,12 @@ class Sampler:
         """(params, key, numbers of samples, condition, what is known of them or None) -> (uint8
         videos, whether all is finite)."""
         return self._compile(None, None)
+
+    @functools.cached_property
+    def _trimmed(self) -> bool:
+        """Once, at the first use: hands back what compiling left."""
+        heap.trim()
+        return True
 
     def _compile(self, callback: Callback | None, preview: Preview | None) -> Callable:
         def one(

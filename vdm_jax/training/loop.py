@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from vdm_jax import config as config_lib
-from vdm_jax import sampling, video_io
+from vdm_jax import heap, sampling, video_io
 from vdm_jax.parallel import chips, sharding
 from vdm_jax.training import checkpoints, metrics, optimizer, state, step
 
@@ -136,6 +136,8 @@ def train(
             with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
                 placed = plan.put_batch(batch, train.batch_size)
                 current, sent = train_step(current, placed)
+            if done == first:
+                heap.trim()
             done += 1
             for leaf in sent.values():
                 leaf.copy_to_host_async()
