@@ -143,14 +143,14 @@ def initial_params(
         return read_params(source, abstract)
     theirs = jax.eval_shape(systems.build(read_config(source)).init, jax.random.key(0))
     names = {name for name, _ in _named_leaves(theirs)}
-    lacking = [name for name, _ in _named_leaves(abstract) if name not in names]
-    if bad := [name for name in lacking if not re.search(new, name)]:
+    lacking = {name for name, _ in _named_leaves(abstract) if name not in names}
+    if bad := sorted(name for name in lacking if not re.search(new, name)):
         raise ValueError(f"{source}: lacks {', '.join(bad[:5])}, which only a model can give")
     if not lacking:
         return read_params(source, abstract)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(seed))
-    read = read_params(source, _without(abstract, set(lacking)))
+    read = read_params(source, _without(abstract, lacking))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf if _name(path) in lacking else _leaf(read, path), fresh
     )
