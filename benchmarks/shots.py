@@ -1,6 +1,6 @@
 """Cuts a film into its shots: DIR/train and, every fifth of them, DIR/held_out.
 
-    python -m benchmarks.shots --film=FILM.mp4 --out=DIR [--size=128]
+    python -m benchmarks.shots --film=FILM.mp4 --out=DIR [--size=64]
 
 A cut is where a frame differs from the one before far more than those around it do. Shots shorter
 than --least frames are dropped.
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--film", required=True, metavar="FILE")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--least", type=int, default=32, metavar="N", help="frames (default 32)")
-    parser.add_argument("--size", type=int, default=128, metavar="N", help="pixels (default 128)")
+    parser.add_argument("--size", type=int, default=64, metavar="N", help="pixels (default 64)")
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
 

@@ -8,13 +8,18 @@ from pathlib import Path
 
 from launch import compile as compile_
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "pods.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "pods.md"
 TOPOLOGIES = ("v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 # Networks of the paper, and one beyond it. kinetics600 has the network of ucf101.
 CONFIGS = ("bair", "t2v_small", "ucf101", "t2v_large", "t2v_5b")
 # The others on v5e only, which has the least memory and the slowest network.
 BY_TOPOLOGY = ("t2v_large", "t2v_5b")
 LARGE, LARGER = "configs/vdm/t2v_large.py", "configs/vdm/t2v_5b.py"
+# The models of cascades, on chips that have the memory for their clips.
+IMAGEN_VIDEO = ("base_40x24", "tsr_6fps", "ssr_80x48", "ssr_320x192", "tsr_12fps", "tsr_24fps")
+IMAGEN_VIDEO += ("ssr_1280x768",)
+LUMIERE = ("t2i_base", "base_80f_128", "t2i_ssr", "ssr_1024")
 
 INTRODUCTION = """# Pods
 
@@ -64,8 +69,14 @@ def requests(effort: str) -> dict[str, list[compile_.Request]]:
     ]
     keep_all = {"model.remat": "none"}
     cut_by_16 = {"mesh.data": "4", "mesh.fsdp": "16"}
+    imagen_video, lumiere = (
+        [make(config=f"configs/{system}/paper/{name}.py", topology="v5p:4x4x4") for name in names]
+        for system, names in (("imagen_video", IMAGEN_VIDEO), ("lumiere", LUMIERE))
+    )
     return {
         "Training, one slice of 64 chips": training,
+        "Imagen Video, each stage on one slice of 64 chips": imagen_video,
+        "Lumiere, each model on one slice of 64 chips": lumiere,
         "The large model, parameters cut over 16 chips only; with all activations kept": [
             make(config=LARGE, topology="v5e:8x8", overrides=cut_by_16),
             make(config=LARGE, topology="v5p:4x4x4", overrides=keep_all),

@@ -1,6 +1,7 @@
 """A cascade from video files to videos, by the commands."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -121,6 +122,16 @@ def test_what_a_stage_starts_from_is_trained_before_it_and_kept(tmp_path, capsys
     of_clip = dict(jax.tree_util.tree_leaves_with_path(clip.params))
     for path, leaf in jax.tree_util.tree_leaves_with_path(image.params):
         np.testing.assert_array_equal(leaf, of_clip[path])
+
+
+def test_stages_that_train_at_once_share_a_gpu_s_memory(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    tell = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))"
+    commands = {name: [sys.executable, "-c", tell] for name in ("first", "second")}
+    for jobs, told in ((2, "false"), (1, "None")):
+        logs = tmp_path / str(jobs)
+        assert train_cascade._run_all("asking", commands, logs, jobs) == 0
+        assert {(logs / f"{name}.log").read_text() for name in commands} == {f"{told}\n"}
 
 
 def test_what_is_not_there_is_told(cascade, tmp_path):

@@ -220,7 +220,7 @@ def film_config(name: str) -> ConfigDict:
     config.model.num_res_blocks = (1, 1)
     config.model.attention_levels = ()
     config.model.temporal_levels = (0, 1)
-    config.model.patch_size = 2
+    config.model.patch_size = 4
     config.text.encoder = "none"
     config.data.name, config.data.config = "video_folder", ""
     frames, size, _ = config.stage.shape
@@ -229,5 +229,5 @@ def film_config(name: str) -> ConfigDict:
     config.data.frame_stride = 2
     config.train.batch_size = 8
     config.train.learning_rate = 1e-3
-    config.train.steps = 3000
+    config.train.steps = 1500
     return config

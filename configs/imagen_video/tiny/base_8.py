@@ -15,6 +15,6 @@ def get_config():
     config.model.coordinates = True
     config.model.frame_positions = True
     config.process.logsnr_shift = -2.0
-    config.train.steps = 20_000
+    config.train.steps = 12_000
     config.train.batch_size = 32
     return config

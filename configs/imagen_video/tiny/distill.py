@@ -14,7 +14,8 @@ def get_config(stage: str):
     config = distillation.default_config()
     base = stage == "base_8"
     config.data.workers = 0
-    config.train.batch_size = 16
+    # Where a clip is large, few of them show as many pixels.
+    config.train.batch_size = {"ssr_64": 4, "tsr_24fps": 4, "tsr_12fps": 8}.get(stage, 16)
     config.train.learning_rate = 5e-4
     config.train.warmup_steps = 50
     config.train.ema_decay = 0.99
@@ -28,6 +29,6 @@ def get_config(stage: str):
     config.distill.guidance_max = 4.0 if base else 1.0
     config.distill.guidance_updates = 1500 if base else 0
     config.distill.guidance = 2.0 if base else 1.0
-    config.distill.updates = 600 if base else 300
-    config.distill.samples = 32
+    config.distill.updates = 600 if base else 200
+    config.distill.samples = 32 if base else 16
     return config

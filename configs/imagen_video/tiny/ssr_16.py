@@ -11,5 +11,6 @@ def get_config():
     config = imagen_video.tiny_config("ssr_16")
     config.model.channels = 64
     config.model.patch_size = 2
-    config.train.steps = 4000
+    config.train.batch_size = 32
+    config.train.steps = 2500
     return config

@@ -11,5 +11,6 @@ def get_config():
     config = imagen_video.tiny_config("ssr_32")
     config.model.channels = 64
     config.model.patch_size = 4
-    config.train.steps = 3000
+    config.train.batch_size = 32
+    config.train.steps = 2000
     return config

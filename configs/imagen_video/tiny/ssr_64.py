@@ -14,5 +14,5 @@ def get_config():
     config.model.spatial_attention = "none"
     config.model.norm_groups = 0
     config.stage.crop = (32, 32)
-    config.train.steps = 2000
+    config.train.steps = 2500
     return config

@@ -11,5 +11,5 @@ def get_config():
     config = imagen_video.tiny_config("tsr_24fps")
     config.model.channels = 64
     config.model.patch_size = 4
-    config.train.steps = 2000
+    config.train.steps = 2500
     return config

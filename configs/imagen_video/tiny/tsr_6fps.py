@@ -11,5 +11,6 @@ def get_config():
     config = imagen_video.tiny_config("tsr_6fps")
     config.model.channels = 64
     config.model.patch_size = 2
+    config.train.batch_size = 32
     config.train.steps = 3000
     return config
