@@ -172,6 +172,7 @@ def tiny_config(name: str) -> ConfigDict:
     config.model.temporal_levels = (0,)
     config.text.encoder = "minilm"
     config.text.max_length = 16
+    config.text.whiten = 0
     # The smallest rendering that has all of the stage's pixels: reading is most of a small step.
     size = max(config.stage.shape[1], 16)
     config.data.name = "moving_shapes"
