@@ -1,6 +1,7 @@
 """What every test shares: programs compiled quickly rather than well, and kept between runs."""
 
 import os
+import signal
 from pathlib import Path
 
 # Test programs run for milliseconds and compile for seconds: half the compile time is LLVM's
@@ -10,6 +11,9 @@ os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 # libtpu, installed for launch.compile, is not to be loaded by every test that runs JAX.
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A shell that starts the tests in its background has them, and all that they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -26,9 +26,9 @@ def folders(tmp_path_factory):
     }
 
 
-def make(folders, name, **changes):
+def make(folders, name, own=False, **changes):
     text = {"encoder": name, "weights": str(folders[name]), "max_length": 10}
-    return frozen_text.make_frozen_text_encoder(text | changes)
+    return frozen_text.make_frozen_text_encoder(text | changes, own=own)
 
 
 @pytest.mark.parametrize("name", ["minilm", "t5"])
@@ -204,7 +204,7 @@ def test_words_have_no_embeddings():
 
 
 def test_an_encoder_is_placed_before_it_is_used(folders):
-    encoder = make(folders, "t5")
+    encoder = make(folders, "t5", own=True)
     plan = SimpleNamespace(
         params=jax.devices()[0], batch=jax.devices()[0], batch_shards=encoder.batch_size - 1
     )
