@@ -120,7 +120,7 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
         fine = resize.coarsen(from_uint8(jnp.asarray(truth)), stage.video_shape[:3])
         coarse = stage.coarse(truth)
         low = from_uint8(jnp.asarray(coarse))
-        baseline = np.asarray(to_uint8(blended(low, stage.video_shape[:3])))
+        baseline = np.asarray(to_uint8(resize.refine(low, stage.video_shape[:3], "blend")))
         # True coarse clips have no artefacts for noise to hide: none is added.
         changes = {**step.changes, "augmentation": 0.0}
 
@@ -153,19 +153,6 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
         print(row, flush=True)
         rows.append(row)
     return rows
-
-
-def blended(coarse, shape: tuple[int, int, int]):
-    """Bilinear in space, and in time each new frame between its neighbours; the last repeats."""
-    import jax.numpy as jnp
-
-    from vdm_jax.models import resize
-
-    video = resize.refine(coarse, shape)
-    factor = resize.ratios(shape, coarse.shape[1:4])[0]
-    after = jnp.concatenate([video[:, factor:], video[:, -factor:]], axis=1)
-    share = (jnp.arange(shape[0]) % factor / factor)[:, None, None, None]
-    return (1 - share) * video + share * after
 
 
 def chain(steps, captions: list[str], out: Path) -> list[dict]:

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     from vdm_jax import pretrained, systems
     from vdm_jax.data import pipeline
     from vdm_jax.parallel import sharding
-    from vdm_jax.training import loop, whitening
+    from vdm_jax.training import loop
 
     config = _with_vocabulary(config, options.workdir)
     stage = systems.build(config)
@@ -73,12 +73,6 @@ def main(arguments: list[str]) -> int:
             new=stage.train_only,
             seed=config.train.seed,
         )
-    elif whiten := config.text.get("whiten", 0):
-
-        def initial():
-            states = dataset.text_states()
-            return whitening.initial_params(stage, plan, config.train.seed, states, whiten)
-
     result = loop.train(
         stage,
         config,

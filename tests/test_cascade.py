@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import cascade_sampling, pretrained, sampling, systems
+from vdm_jax import cascade, cascade_sampling, pretrained, sampling, systems
 from vdm_jax.diffusion import guidance
 from vdm_jax.diffusion.predictions import to_prediction
 from vdm_jax.models import resize
@@ -186,7 +186,83 @@ def test_sampling_begins_with_the_condition_in_the_same_form():
         SSR.begin({"keep": jnp.ones(2, bool)}, KEY)
 
 
+def test_a_refined_video_is_told_by_how_it_differs_from_its_condition():
+    # Against the exact mean and deviation of Gaussian data, x of variance 1 and y = x − r.
+    residual, n = jnp.full((2, 1, 1, 1, 1), 0.3), 400_000
+    keys = jax.random.split(KEY, 4)
+    shape = (2, 1, 1, n, 1)
+    logsnr, low_logsnr = jnp.array([1.0, -2.0]), jnp.array([3.0, 20.0])
+    y = np.sqrt(1 - 0.3**2) * jax.random.normal(keys[0], shape)
+    x = y + 0.3 * jax.random.normal(keys[1], shape)
+    spread = [jnp.sqrt(jax.nn.sigmoid(s))[:, None, None, None, None] for s in (logsnr, -logsnr)]
+    (alpha, sigma), eps = spread, jax.random.normal(keys[2], shape)
+    low = cascade._augmented(y, np.ones((1, 1, 1, 1), bool), low_logsnr, keys[3])
+    v = alpha * eps - sigma * x
+    z = alpha * x + sigma * eps
+    found = cascade.about_low_res(jnp.zeros(shape), z, logsnr, low, low_logsnr, residual)
+    one = cascade.about_low_res(jnp.ones(shape), z, logsnr, low, low_logsnr, residual) - found
+    error = (v - found).std(axis=3).ravel()
+    np.testing.assert_allclose(error, one[:, 0, 0, 0, 0], rtol=0.1)
+    for i in range(2):  # no linear estimate is much better
+        known = np.stack([z[i].ravel(), low[i].ravel()], axis=1)
+        best = np.linalg.lstsq(known, np.ravel(v[i]), rcond=None)[1] / n
+        assert error[i] < 1.05 * np.sqrt(best[0])
+
+
+def test_a_network_that_says_nothing_refines_to_its_condition():
+    stage = systems.build(config("tsr_6fps", fill="blend", residual=0.1))
+    params = drawn(stage, 0.2)
+    silent = params | {"output_conv": jax.tree.map(jnp.zeros_like, params["output_conv"])}
+    logsnr = jnp.full(2, -20.0)
+
+    def made(params, stage, images=0):
+        x, cond, _ = clean(stage).example(batch(images), KEY)
+        z = jax.random.normal(KEY, x.shape)
+        raw = stage.raw_output(params, z, logsnr, cond, num_images=images)
+        return x, cond, to_prediction("v", raw, z, logsnr).x
+
+    x, cond, found = made(silent, stage)
+    chex.assert_trees_all_close(found, cond["low_res"], atol=1e-3)
+    # What the network says is of the frames that are added only.
+    x, cond, found = made(params, stage)
+    chex.assert_trees_all_close(found[:, ::2], x[:, ::2], atol=1e-3)
+    assert jnp.abs(found - cond["low_res"])[:, 1::2].max() > 0.01
+    # Of a TSR's images nothing is known: v is the network's, as without `residual`.
+    _, _, ours = made(params, stage, images=2)
+    _, _, theirs = made(params, dataclasses.replace(stage, residual=0.0), images=2)
+    chex.assert_trees_all_close(ours[:, 8:], theirs[:, 8:], atol=1e-5)
+    assert jnp.abs(ours - theirs)[:, :8].max() > 0.1
+
+
+def test_errors_of_what_is_added_weigh_alike():
+    stage = systems.build(config("ssr_16", residual=0.1, crop=(4, 16, 16)))
+    _, cond, _ = stage.example(batch(), KEY)
+    assert cond["low_res_residual"].shape == (2, 4, 16, 16, 1)
+    logsnr = jnp.array([3.0, -3.0])
+    weight = stage.loss_weight(cond, logsnr)
+    outputs = [c * jnp.ones_like(cond["low_res"]) for c in (0.0, 0.5)]
+    given = (jnp.zeros_like(outputs[0]), logsnr, cond["low_res"], cond["low_res_logsnr"])
+    said = [cascade.about_low_res(o, *given, cond["low_res_residual"]) for o in outputs]
+    error = ((said[1] - said[0]) ** 2).mean(axis=(1, 2, 3, 4))
+    chex.assert_trees_all_close(weight * error, jnp.full(2, 0.25), rtol=1e-4)
+    chex.assert_trees_all_equal(SSR.loss_weight({}, logsnr), jnp.ones(2))
+
+
+def test_blended_frames_are_between_the_two():
+    video = jnp.arange(3.0)[None, :, None, None, None]
+    found = resize.refine(video, (12, 1, 1), "blend").ravel()
+    np.testing.assert_allclose(found, [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2, 2, 2])
+
+
 def test_shapes_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="residual = 1.5: must be from 0 to 1"):
+        systems.build(config("tsr_6fps", residual=1.5))
+    with pytest.raises(ValueError, match="residual = 0.1: this stage refines no video"):
+        systems.build(config("base_8", residual=0.1))
+    eps = config("ssr_16", residual=0.1)
+    eps.process.prediction = "eps"
+    with pytest.raises(ValueError, match="is for prediction v, not 'eps'"):
+        systems.build(eps)
     with pytest.raises(ValueError, match="whole multiples"):
         systems.build(config("ssr_16", low_res=(8, 5, 8)))
     with pytest.raises(ValueError, match="fill = 'zero'"):

@@ -6,12 +6,13 @@ super-resolution stages, in space (SSR) or time (TSR), on a finer version given 
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import losses
 from vdm_jax.diffusion.schedules import alpha_sigma, expand
@@ -34,6 +35,10 @@ class CascadeStage(Stage):
         few frames, so that a clip spans the data's.
       low_res_shape: (f, h, w, c) of the video that is refined; None for a base.
       fill: how the conditioning video is brought to the frames of the stage: see `resize.refine`.
+      residual: standard deviation of what is added to the condition, of frames or pixels that were
+        not in it, as `fill` makes it and without noise; the network then says how the video differs
+        from the best linear estimate of z and the condition, see `about_low_res`. 0 = the network's
+        output is `process.prediction` itself.
       max_augmentation: the noise on the conditioning video has in training the log-SNRs of the
         schedule's times from 0 to this; 1 is all of them (noise conditioning augmentation).
       crop: (h, w) of the parts of the frames that are trained on, for networks that are fully
@@ -46,6 +51,7 @@ class CascadeStage(Stage):
     frame_strides: tuple[int, ...] = ()
     low_res_shape: tuple[int, int, int, int] | None = None
     fill: str = "repeat"
+    residual: float = 0.0
     max_augmentation: float = 1.0
     crop: tuple[int, ...] = ()
 
@@ -56,6 +62,14 @@ class CascadeStage(Stage):
             resize.ratios(self.video_shape, self.low_res_shape)
         if self.fill not in resize.FILLS:
             raise ValueError(f"fill = {self.fill!r}: allowed are {', '.join(resize.FILLS)}")
+        if not 0 <= self.residual <= 1:
+            raise ValueError(f"residual = {self.residual}: must be from 0 to 1")
+        if self.residual and self.low_res_shape is None:
+            raise ValueError(f"residual = {self.residual}: this stage refines no video")
+        if self.residual and self.process.prediction != "v":
+            raise ValueError(
+                f"residual = {self.residual}: is for prediction v, not {self.process.prediction!r}"
+            )
         for stride in self.frame_strides:
             span = (self.video_shape[0] - 1) * stride + 1
             if span > self.data_shape[0]:
@@ -95,10 +109,14 @@ class CascadeStage(Stage):
             logsnr = self.process.schedule(times)
             parts.append(_augmented(low, known, logsnr, noise_key))
             cond["low_res_logsnr"] = logsnr
+            if self.residual:
+                parts.append(self._residuals(x, num_images))
         if self.crop:
             parts = self._cropped(parts, crop_key, num_images)
         if self.low_res_shape is not None:
             cond["low_res"] = parts[1]
+        if self.residual:
+            cond["low_res_residual"] = parts[2]
         return parts[0], cond, num_images
 
     def begin(
@@ -119,7 +137,30 @@ class CascadeStage(Stage):
         logsnr = jnp.full(n, level)
         low = resize.refine(from_uint8(cond["low_res"]), self.video_shape[:3], self.fill)
         noisy = _augmented(low, self._known(), logsnr, key)
-        return {**told, "low_res": noisy, "low_res_logsnr": logsnr}
+        told |= {"low_res": noisy, "low_res_logsnr": logsnr}
+        return {**told, "low_res_residual": self._residuals(low, 0)} if self.residual else told
+
+    def raw_output(
+        self,
+        params: PyTree,
+        z: Float[Array, "b f h w c"],
+        logsnr: Float[Array, "b"],
+        cond: Cond,
+        **options: Any,
+    ) -> Float[Array, "b f h w c"]:
+        output = super().raw_output(params, z, logsnr, cond, **options)
+        if not self.residual:
+            return output
+        return about_low_res(
+            output, z, logsnr, cond["low_res"], cond["low_res_logsnr"], cond["low_res_residual"]
+        )
+
+    def loss_weight(self, cond: Cond, logsnr: Float[Array, "b"]) -> Float[Array, "b"]:
+        """With `residual`, one that weighs the network's own errors alike, whatever is known."""
+        if not self.residual:
+            return super().loss_weight(cond, logsnr)
+        gain = _gain(logsnr, cond["low_res_logsnr"], cond["low_res_residual"])[1]
+        return 1 / jnp.mean(gain**2, axis=(1, 2, 3, 4))
 
     def coarse(self, clips: UInt8[np.ndarray, "n f h w c"]) -> np.ndarray | None:
         if self.low_res_shape is None:
@@ -165,6 +206,20 @@ class CascadeStage(Stage):
         step = frames // self.low_res_shape[0] if self.fill == "blank" else 1
         return (np.arange(frames) % step == 0)[:, None, None, None]
 
+    def _residuals(
+        self, video: Float[Array, "b f h w c"], num_images: int
+    ) -> Float[Array, "b f2 h w 1"]:
+        """Standard deviation of a clip's frames, and images', about their conditions."""
+        frames, height, width = self.video_shape[:3]
+        in_time, *in_space = resize.ratios(self.video_shape, self.low_res_shape)
+        given = np.arange(frames) % in_time == 0
+        of_given = 0.0 if in_space == [1, 1] else self.residual
+        of_clip = np.where(given, of_given, 1.0 if self.fill == "blank" else self.residual)
+        of_images = np.full(num_images, 1.0 if in_time > 1 else self.residual)
+        deviations = jnp.asarray(np.concatenate([of_clip, of_images]), jnp.float32)
+        shape = (len(video), len(deviations), height, width, 1)
+        return jnp.broadcast_to(deviations[:, None, None, None], shape)
+
     def _low_res(
         self, x: Float[Array, "b f h w c"], images: Float[Array, "b k h w c"] | None
     ) -> tuple[Float[Array, "b _ h w c"], Bool[np.ndarray, "_ 1 1 1"]]:
@@ -209,6 +264,45 @@ class CascadeStage(Stage):
             return jnp.concatenate([part(video[:clip], start, frames), images])
 
         return [jax.vmap(cut)(video, start, top, left) for video in videos]
+
+
+def about_low_res(
+    output: Float[Array, "b f h w c"],
+    z: Float[Array, "b f h w c"],
+    logsnr: Float[Array, "b"],
+    low_res: Float[Array, "b f h w c"],
+    low_res_logsnr: Float[Array, "b"],
+    residual: Float[Array, "b f h w 1"],
+) -> Float[Array, "b f h w c"]:
+    """v of the video that differs from its best linear estimate by `output` of the estimate's
+    standard deviations.
+
+    The estimate is that of z = α x + σ ε and low_res = a y + b ε', were x of variance 1 and x − y,
+    of deviation `residual`, independent of all: a · low_res is x but for s² = residual² + b², so
+
+        v̂ = σ (α (1 − s²) z − a · low_res) / (α² s² + σ²) + s / √(α² s² + σ²) · output,
+
+    EDM's preconditioning (Karras et al. 2022, section 5) with what is known beside z. An output of
+    0 is the condition itself where it has no noise and z is nothing but noise. Where nothing is
+    known (residual 1, or a condition that is nothing but noise) output is v.
+    """
+    variance, gain = _gain(logsnr, low_res_logsnr, residual)
+    alpha, sigma = (expand(c, z.ndim) for c in alpha_sigma(logsnr))
+    a, _ = (expand(c, z.ndim) for c in alpha_sigma(low_res_logsnr))
+    told = sigma * (alpha * (1 - variance) * z - a * low_res)
+    return told / (alpha**2 * variance + sigma**2) + gain * output
+
+
+def _gain(
+    logsnr: Float[Array, "b"],
+    low_res_logsnr: Float[Array, "b"],
+    residual: Float[Array, "b f h w 1"],
+) -> tuple[Float[Array, "b f h w 1"], Float[Array, "b f h w 1"]]:
+    """s² of `about_low_res`, and what it multiplies the output by."""
+    alpha, sigma = (expand(c, residual.ndim) for c in alpha_sigma(logsnr))
+    _, b = (expand(c, residual.ndim) for c in alpha_sigma(low_res_logsnr))
+    variance = jnp.minimum(residual**2 + b**2, 1.0)
+    return variance, jnp.sqrt(variance / (alpha**2 * variance + sigma**2))
 
 
 def _augmented(

@@ -1,6 +1,7 @@
 """A stage: one trainable diffusion model. Training trains stages, sampling samples them."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -170,8 +171,8 @@ class Stage:
             cond["keep"] = jax.random.bernoulli(keep_key, 1 - self.cond_dropout, (len(x),))
 
         def network_fn(z, logsnr):
-            return self.network.apply(
-                {"params": params},
+            return self.raw_output(
+                params,
                 z,
                 logsnr,
                 cond,
@@ -180,8 +181,13 @@ class Stage:
                 rngs={"dropout": dropout_key},
             )
 
-        losses, metrics = self.process.loss(process_key, network_fn, x)
+        weight_fn = functools.partial(self.loss_weight, cond)
+        losses, metrics = self.process.loss(process_key, network_fn, x, weight_fn)
         return losses.mean(), metrics
+
+    def loss_weight(self, cond: Cond, logsnr: Float[Array, "b"]) -> Float[Array, "b"]:
+        """What each example's loss is multiplied by."""
+        return jnp.ones_like(logsnr)
 
     def example(
         self, batch: Batch, key: Key[Array, ""]
@@ -229,10 +235,18 @@ class Stage:
     def denoiser(self, params: PyTree) -> Denoiser:
         """The network with `params` bound, as a Denoiser of clips."""
 
-        def network_fn(z, logsnr, cond):
-            return self.network.apply({"params": params}, z, logsnr, cond)
+        return self.process.denoiser(functools.partial(self.raw_output, params))
 
-        return self.process.denoiser(network_fn)
+    def raw_output(
+        self,
+        params: PyTree,
+        z: Float[Array, "b f h w c"],
+        logsnr: Float[Array, "b"],
+        cond: Cond,
+        **options: Any,
+    ) -> Float[Array, "b f h w c"]:
+        """What `process.prediction` names; options: of the network (num_images, train, rngs)."""
+        return self.network.apply({"params": params}, z, logsnr, cond, **options)
 
 
 def from_uint8(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -165,8 +165,11 @@ def test_a_stage_learns_from_embeddings(stage):
     np.testing.assert_array_equal(prompts["text_embeddings"][0], batch["text_embeddings"][0])
 
 
-def test_padding_and_dropped_text_are_not_heard():
-    embedding = conditioning.ConditionEmbedding(dim=8, text_width=3, max_length=4)
+@pytest.mark.parametrize("text_kernel", [0, 3])
+def test_padding_and_dropped_text_are_not_heard(text_kernel):
+    embedding = conditioning.ConditionEmbedding(
+        dim=8, text_width=3, max_length=4, text_kernel=text_kernel
+    )
     draws = np.random.default_rng(0)
     cond = {
         "text_embeddings": jnp.asarray(draws.normal(size=(2, 4, 3)), jnp.float16),
@@ -181,6 +184,10 @@ def test_padding_and_dropped_text_are_not_heard():
     np.testing.assert_array_equal(run(cond | {"text_embeddings": louder})[0], vectors)
     louder = cond["text_embeddings"].at[0, 1].set(9)
     assert not np.array_equal(run(cond | {"text_embeddings": louder})[0], vectors)
+    # Of a token hear itself and, with a convolution, the token beside it.
+    heard = np.abs(run(cond | {"text_embeddings": cond["text_embeddings"].at[1, 0].set(9)})[1])
+    changed = (heard[1, 0] != np.abs(tokens[1, 0])).any(-1)
+    np.testing.assert_array_equal(changed, [True, text_kernel > 0, False, False])
     # Nor is a condition that is dropped.
     keep = jnp.array([False, True])
     null = run(cond | {"keep": keep})

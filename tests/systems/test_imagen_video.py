@@ -96,10 +96,3 @@ def test_images_pass_by_all_that_mixes_frames():
     # Without images the same frames do mix.
     mixed = jax.jit(lambda z: network.apply(params, z, logsnr, cond))(z)
     assert jnp.abs(mixed[:, 3:] - together[:, 3:]).max() > 1e-2
-
-
-def test_only_a_frozen_encoder_s_states_are_whitened():
-    config = imagen_video.tiny_config("tsr_6fps")
-    config.text.encoder, config.text.whiten = "none", 8
-    with pytest.raises(ValueError, match="text.whiten = 8: is for frozen text encoders"):
-        systems.build(config)

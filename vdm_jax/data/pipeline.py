@@ -7,7 +7,6 @@ that it has given.
 """
 
 import dataclasses
-import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import absl.flags
 import grain
 import numpy as np
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from vdm_jax.data import text_embeddings
@@ -261,7 +259,6 @@ class ClipDataset:
             )
         self.source = source
         self.workers = workers
-        self._text_encoder = text_encoder
         examples = grain.MapDataset.range(len(source)).seed(seed)
         if train:
             examples = examples.shuffle().repeat()
@@ -276,12 +273,6 @@ class ClipDataset:
 
     def __iter__(self) -> "ClipIterator":
         return ClipIterator(self)
-
-    def text_states(self, captions: int = 4096) -> Float[np.ndarray, "n width"]:
-        """What a frozen text encoder says of each token of the first `captions` captions."""
-        texts = list(itertools.islice(dict.fromkeys(self.source.captions()), captions))
-        encoded = self._text_encoder.encode(texts)
-        return encoded["text_embeddings"][encoded["token_mask"]].astype(np.float32)
 
     def starting_at(self, batch: int) -> grain.IterDataset:
         """The stream from batch number `batch` on, as a grain data set."""

@@ -69,6 +69,7 @@ class Process:
         key: Key[Array, ""],
         network_fn: Callable[[Array, Array], Array],
         x: Float[Array, "b ..."],
+        weight_fn: Callable[[Array], Array] | None = None,
     ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
         """Loss of each example at a noise level and a noise drawn from `key`.
 
@@ -76,6 +77,7 @@ class Process:
           key: where the noise levels and the noise come from.
           network_fn: `(z [b, ...], logsnr [b]) -> raw output [b, ...]`.
           x: clean data, floating point.
+          weight_fn: `logsnr [b] -> weight [b]` of the losses; None = 1.
 
         Returns:
           The losses, and scalar metrics: the unweighted `x_mse` and `eps_mse`.
@@ -90,7 +92,8 @@ class Process:
             "x_mse": jnp.mean(losses.x_mse(prediction, x, eps, logsnr)),
             "eps_mse": jnp.mean(losses.eps_mse(prediction, x, eps, logsnr)),
         }
-        return self._loss()(prediction, x, eps, logsnr), metrics
+        loss = self._loss()(prediction, x, eps, logsnr)
+        return loss if weight_fn is None else loss * weight_fn(logsnr), metrics
 
     def denoiser(self, network_fn: Callable[[Array, Array, Any], Array]) -> Denoiser:
         """A raw network `(z, logsnr, cond) -> output` as a Denoiser."""

@@ -24,6 +24,7 @@ Cond = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 - guidance float (b,): the scale of classifier-free guidance that a distilled network imitates;
 - low_res float (b, f, h, w, c): a video of z's shape that z is a finer version of, noised, and
   low_res_logsnr float (b,): the log-SNR of that noise;
+- low_res_residual float (b, f, h, w, 1): how far it is from the video, for stages that need it;
 - masked_video float (b, f, h, w, c) and mask float (b, f, h, w, 1): what is known of the video,
   and 1 where it is; absent, nothing is;
 - fps float (b,): the clip's frames a second.
@@ -39,6 +40,8 @@ class ConditionEmbedding(nn.Module):
       dim: width of the vector.
       vocab_size, max_length: of the text's words; vocab_size 0 is a network without words.
       text_width: of a frozen text encoder's embeddings, 0 is a network without them.
+      text_kernel: of how many neighbours a token is told, by a convolution over them: which colour
+        moves where is then told by every token of the phrase. 0 = no convolution.
       num_labels: 0 is a network without labels.
       null_condition: what stands for a dropped condition, a learned embedding or zeros.
       frame_positions: whether the vector also says which frame of the clip it is for, by a
@@ -54,6 +57,7 @@ class ConditionEmbedding(nn.Module):
     vocab_size: int = 0
     max_length: int = 0
     text_width: int = 0
+    text_kernel: int = 0
     num_labels: int = 0
     null_condition: str = "learned"
     frame_positions: bool = False
@@ -166,6 +170,17 @@ class ConditionEmbedding(nn.Module):
         make = self._text_states if self.text_width else self._words
         tokens = make(cond, num_images)
         mask = self._items(cond, "token_mask", num_images)
+        if self.text_kernel:
+            lecun, axes = nn.initializers.lecun_normal(), (None, layers.IN, layers.OUT)
+            phrases = nn.Conv(
+                self.dim,
+                (self.text_kernel,),
+                dtype=self.dtype,
+                kernel_init=layers.named(lecun, *axes, dtype=self.dtype),
+                bias_init=layers.named(nn.initializers.zeros, layers.OUT, dtype=self.dtype),
+                name="text_conv",
+            )
+            tokens = phrases(jnp.where(mask[..., None], tokens, 0))
         tokens = self._drop(tokens, keep, "null_text")
         weights = mask[..., None] / mask.sum(-1, keepdims=True)[..., None]
         pooled = (tokens * weights.astype(tokens.dtype)).sum(axis=-2)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange, reduce
 from jaxtyping import Array, Float
 
-FILLS = ("repeat", "blank")
+FILLS = ("repeat", "blank", "blend")
 
 
 def coarsen(video: Float[Array, "b f h w c"], shape: Sequence[int]) -> Float[Array, "b f2 h2 w2 c"]:
@@ -28,7 +28,8 @@ def coarsen(video: Float[Array, "b f h w c"], shape: Sequence[int]) -> Float[Arr
 def refine(
     video: Float[Array, "b f h w c"], shape: Sequence[int], fill: str = "repeat"
 ) -> Float[Array, "b f2 h2 w2 c"]:
-    """Bilinear over space; over time each frame repeated, or blank (zeros) frames between them.
+    """Bilinear over space; over time each frame repeated, or between two frames blank (zeros) ones
+    or ones blended of both (the last frame is repeated).
 
     shape: (frames, height, width) of the result, each a multiple of the video's.
     """
@@ -43,10 +44,14 @@ def refine(
         return video
     if fill == "repeat":
         return jnp.repeat(video, factor, axis=1)
-    blank = jnp.zeros((*video.shape[:2], factor - 1, *video.shape[2:]), video.dtype)
-    return rearrange(
-        jnp.concatenate([video[:, :, None], blank], axis=2), "b f k h w c -> b (f k) h w c"
-    )
+    if fill == "blend":
+        following = jnp.concatenate([video[:, 1:], video[:, -1:]], axis=1)
+        share = jnp.arange(factor, dtype=video.dtype)[:, None, None, None] / factor
+        filled = (1 - share) * video[:, :, None] + share * following[:, :, None]
+    else:
+        blank = jnp.zeros((*video.shape[:2], factor - 1, *video.shape[2:]), video.dtype)
+        filled = jnp.concatenate([video[:, :, None], blank], axis=2)
+    return rearrange(filled, "b f k h w c -> b (f k) h w c")
 
 
 def ratios(fine: Sequence[int], coarse: Sequence[int]) -> tuple[int, int, int]:

@@ -55,7 +55,7 @@ class UNet3D(nn.Module):
       initial_kernel: size of the first convolution.
       initial_temporal: whether a layer over time follows the first convolution too.
       embedding_dim: width of the condition's embedding; 0 is 4 * channels.
-      vocab_size, max_length, text_width, num_labels, null_condition, frame_positions,
+      vocab_size, max_length, text_width, text_kernel, num_labels, null_condition, frame_positions,
         fps_embedding, guidance_embedding: see `ConditionEmbedding`.
       dtype: of the computation; parameters are float32 always.
       remat: see `layers.remat`.
@@ -89,6 +89,7 @@ class UNet3D(nn.Module):
     vocab_size: int = 0
     max_length: int = 0
     text_width: int = 0
+    text_kernel: int = 0
     num_labels: int = 0
     null_condition: str = "learned"
     frame_positions: bool = False
@@ -118,6 +119,7 @@ class UNet3D(nn.Module):
             vocab_size=self.vocab_size,
             max_length=self.max_length,
             text_width=self.text_width,
+            text_kernel=self.text_kernel,
             num_labels=self.num_labels,
             null_condition=self.null_condition,
             frame_positions=self.frame_positions,

@@ -73,8 +73,8 @@ class DistilledStage:
         teacher = sampling.guided_denoiser(self.teacher, teacher_params, scale, self.threshold)
 
         def network_fn(z, logsnr, cond):
-            return self.network.apply(
-                {"params": params},
+            return self.raw_output(
+                params,
                 z,
                 logsnr,
                 {**cond, "guidance": scale},

@@ -82,6 +82,7 @@ def stage_config(
             "shape": shape,
             "low_res": low_res,
             "fill": "repeat",
+            "residual": 0.0,
             "max_augmentation": 1.0,
             "crop": (),
             "frame_strides": (),

@@ -53,11 +53,6 @@ def make_network(config: ConfigDict, **fields) -> tuple[UNet3D, TextEncoder | No
 
 
 def _text_encoder(text: ConfigDict) -> TextEncoder | None:
-    if text.get("whiten", 0) and text.encoder not in frozen_text.ENCODERS:
-        raise ValueError(
-            f"text.whiten = {text.whiten}: is for frozen text encoders, text.encoder = "
-            f"{text.encoder!r} is none; 0 = not"
-        )
     if text.encoder == "none":
         return None
     if text.encoder in frozen_text.ENCODERS:

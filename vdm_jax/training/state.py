@@ -40,29 +40,16 @@ def create_state(
 
     Made where the plan stores it; the numbers do not depend on the plan.
     """
+    # Run once, so on a CPU, where compiling hundreds of random initialisers takes far longer than
+    # running them, it is not worth optimising: half the time, and the same numbers.
+    on_cpu = plan.mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": "0"} if on_cpu else None
     create = jax.jit(
         lambda: _create(stage, tx, derive_key(seed, 0, INIT)),
         out_shardings=state_shardings(stage, tx, plan),
-        compiler_options=_run_once(plan),
+        compiler_options=options,
     )
     return create()
-
-
-def create_params(stage, seed: int, plan: sharding.Plan) -> PyTree:
-    """The parameters of `create_state`, without the rest."""
-    create = jax.jit(
-        lambda: stage.init(derive_key(seed, 0, INIT)),
-        out_shardings=plan.params,
-        compiler_options=_run_once(plan),
-    )
-    return create()
-
-
-def _run_once(plan: sharding.Plan) -> dict[str, str] | None:
-    """The compiler's options for what runs once: on a CPU, where compiling hundreds of random
-    initialisers takes far longer than running them, half the time, and the same numbers."""
-    on_cpu = plan.mesh.devices.flat[0].platform == "cpu"
-    return {"xla_backend_optimization_level": "0"} if on_cpu else None
 
 
 def from_params(
