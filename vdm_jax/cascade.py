@@ -110,7 +110,7 @@ class CascadeStage(Stage):
             parts.append(_augmented(low, known, logsnr, noise_key))
             cond["low_res_logsnr"] = logsnr
             if self.residual:
-                parts.append(self._residuals(x, num_images))
+                parts.append(self._residuals(n, num_images))
         if self.crop:
             parts = self._cropped(parts, crop_key, num_images)
         if self.low_res_shape is not None:
@@ -138,7 +138,7 @@ class CascadeStage(Stage):
         low = resize.refine(from_uint8(cond["low_res"]), self.video_shape[:3], self.fill)
         noisy = _augmented(low, self._known(), logsnr, key)
         told |= {"low_res": noisy, "low_res_logsnr": logsnr}
-        return {**told, "low_res_residual": self._residuals(low, 0)} if self.residual else told
+        return {**told, "low_res_residual": self._residuals(n, 0)} if self.residual else told
 
     def raw_output(
         self,
@@ -206,9 +206,7 @@ class CascadeStage(Stage):
         step = frames // self.low_res_shape[0] if self.fill == "blank" else 1
         return (np.arange(frames) % step == 0)[:, None, None, None]
 
-    def _residuals(
-        self, video: Float[Array, "b f h w c"], num_images: int
-    ) -> Float[Array, "b f2 h w 1"]:
+    def _residuals(self, n: int, num_images: int) -> Float[Array, "{n} f h w 1"]:
         """Standard deviation of a clip's frames, and images', about their conditions."""
         frames, height, width = self.video_shape[:3]
         in_time, *in_space = resize.ratios(self.video_shape, self.low_res_shape)
@@ -217,7 +215,7 @@ class CascadeStage(Stage):
         of_clip = np.where(given, of_given, 1.0 if self.fill == "blank" else self.residual)
         of_images = np.full(num_images, 1.0 if in_time > 1 else self.residual)
         deviations = jnp.asarray(np.concatenate([of_clip, of_images]), jnp.float32)
-        shape = (len(video), len(deviations), height, width, 1)
+        shape = (n, len(deviations), height, width, 1)
         return jnp.broadcast_to(deviations[:, None, None, None], shape)
 
     def _low_res(
