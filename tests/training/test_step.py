@@ -159,3 +159,16 @@ def test_fingerprint_sees_every_change():
     }
     for name, value in changed.items():
         assert checkpoints.fingerprint({**tree, name: value})[name] != reference[name], name
+
+
+def test_random_bits_by_kernel_are_not_unrolled_for_a_gpu():
+    def lowered():
+        draw = jax.jit(lambda key: jax.random.normal(key, (3,)))
+        return draw.trace(jax.random.key(0)).lower(lowering_platforms=("cuda",)).as_text()
+
+    before = lowered()
+    assert "threefry2x32_ffi" not in before and before.count("stablehlo.xor") > 20
+    with state.random_bits_by_kernel():
+        inside = lowered()
+    assert "threefry2x32_ffi" in inside and inside.count("stablehlo.xor") < 3
+    assert lowered() == before

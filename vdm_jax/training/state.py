@@ -1,6 +1,8 @@
 """The train state: everything that one update reads and writes."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -49,7 +51,24 @@ def create_state(
         out_shardings=state_shardings(stage, tx, plan),
         compiler_options=options,
     )
-    return create()
+    with random_bits_by_kernel():
+        return create()
+
+
+@contextlib.contextmanager
+def random_bits_by_kernel() -> Iterator[None]:
+    """What is compiled for a GPU inside takes its random bits from JAX's own kernel: the same bits.
+
+    JAX otherwise unrolls Threefry wherever numbers are drawn, which is quicker to run and, in a
+    program that draws each parameter once, takes a compiler minutes. Changes nothing elsewhere.
+    """
+    name = "jax_threefry_gpu_kernel_lowering"
+    before = getattr(jax.config, name)
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def from_params(
