@@ -235,7 +235,7 @@ def film_config(name: str) -> ConfigDict:
     config.data.num_frames, config.data.image_size = frames, size
     config.data.image_width = size
     config.data.frame_stride = 2
-    config.train.batch_size = 8
+    config.train.batch_size = 16
     config.train.learning_rate = 1e-3
-    config.train.steps = 400
+    config.train.steps = 4000
     return config

@@ -1,7 +1,8 @@
 """Imagen Video on moving shapes, 16 frames of 32 x 32 to 32 frames.
 
 Command: python -m launch.train --config=configs/imagen_video/tiny/tsr_24fps.py --workdir=DIR
-Hardware: 2 CPU cores are enough; the whole cascade: configs/imagen_video/tiny/cascade.py.
+Hardware: 2 minutes of a GPU, or 2 hours of 2 CPU cores; the whole cascade:
+configs/imagen_video/tiny/cascade.py.
 """
 
 from vdm_jax.systems import imagen_video
@@ -16,5 +17,5 @@ def get_config():
     config.model.channels = 64
     config.model.patch_size = 4
     config.train.batch_size = 32
-    config.train.steps = 800
+    config.train.steps = 4000
     return config
