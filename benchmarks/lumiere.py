@@ -108,11 +108,13 @@ def seams(options) -> list[dict]:
     """A row a way to cut the clip into windows."""
     import jax
 
+    import launch
     from vdm_jax import pretrained
     from vdm_jax.diffusion.windows import window_starts
     from vdm_jax.evaluation import clips, fidelity
 
-    model = pretrained.load(Path(options.workdir) / "ssr_32")
+    _, refining = launch.cascade_steps(str(CONFIGS / "cascade.py"), {}, options.workdir)
+    model = pretrained.load(refining.source)
     truth = clips.from_moving_shapes("32x32x32", "held_out", options.clips)
     coarse = model.stage.coarse(truth.videos)
     frames, size = truth.videos.shape[1], model.config.sample.window

@@ -1,5 +1,8 @@
 """A space-time U-Net that was inflated says of a clip what the image network says of its frames."""
 
+import functools
+import re
+
 import chex
 import flax.linen as nn
 import jax
@@ -32,11 +35,12 @@ LOGSNR = jnp.zeros(1)
 VIDEO = jax.random.normal(jax.random.key(0), (1, FRAMES, 4, 4, 3))
 
 
-def drawn(network, frames=FRAMES, scale=0.3):
+def drawn(network, frames=FRAMES, scale=0.3, cond=None):
     """Parameters without zeros."""
     rng = np.random.default_rng(0)
     z = jax.ShapeDtypeStruct((1, frames, 4, 4, 3), jnp.float32)
-    shapes = nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), z, LOGSNR, {}))
+    init = functools.partial(network.init, jax.random.key(0))
+    shapes = nn.meta.unbox(jax.eval_shape(init, z, LOGSNR, cond or {}))
     return jax.tree.map(lambda a: jnp.float32(scale * rng.normal(size=a.shape)), shapes)
 
 
@@ -86,6 +90,35 @@ def test_its_new_layers_mix_frames_and_take_in_what_is_known():
     hidden = {**told, "mask": nothing["mask"]}  # what is not known is not seen
     chex.assert_trees_all_equal(apply(VIDEO, hidden), out)
     chex.assert_trees_all_close(apply(VIDEO, {}), out, atol=1e-6)
+
+
+def test_layers_that_mix_frames_read_the_text_themselves():
+    network = SPACE_TIME.clone(vocab_size=4, max_length=2)
+    text = {"tokens": jnp.array([[1, 2]]), "token_mask": jnp.ones((1, 2), bool)}
+    params = drawn(network, cond=text)
+
+    def without(pattern):
+        def changed(path, leaf):
+            name = "/".join(key.key for key in path)
+            return jnp.zeros_like(leaf) if re.search(pattern, name) else leaf
+
+        return jax.tree_util.tree_map_with_path(changed, params)
+
+    @jax.jit
+    def difference(params):
+        """What another word makes of a clip of four frames and of an image."""
+        of_images = {f"image_{name}": value[:, None] for name, value in text.items()}
+        z = jnp.concatenate([VIDEO, VIDEO[:, :1]], axis=1)
+        one, other = (
+            network.apply(params, z, LOGSNR, {**text, **of_images, "tokens": tokens}, num_images=1)
+            for tokens in (text["tokens"], jnp.array([[1, 3]]))
+        )
+        return jnp.abs(one - other).max((0, 2, 3, 4))
+
+    image_routes = "_text/|pooled_text"  # what the image network has
+    told = difference(without(image_routes))
+    assert (told[:FRAMES] > 1e-4).all() and told[FRAMES] < 1e-6
+    assert difference(without(f"{image_routes}|_temporal/text/")).max() < 1e-6
 
 
 def test_images_are_left_alone_and_unseen():

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import repeat
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vdm_jax.models import attention, layers
 
@@ -101,11 +102,46 @@ class TemporalConvolution(nn.Module):
         return x + of_clip(self.layout, h, frames, num_images, mix, jnp.zeros_like)
 
 
-class FactorisedConvolution(nn.Module):
-    """norm, swish, convolution over space, norm, swish, convolution over three frames, and a
-    projection; plus the input. The projection starts at zero: the layer starts as the identity.
+class TextOfClip(nn.Module):
+    """What a clip's text says to the layers of a space-time U-Net that mix its frames: a vector.
 
-    Lumiere's convolution-based block, less the image layers before it (figure 4b).
+    An image model has no use for words that say how things move, and what it makes of a text
+    hardly holds them: these layers, which are trained on clips, read the tokens themselves.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b l d"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "b _"]:
+        h = nn.swish(layers.dense(self.features, dtype=self.dtype, name="tokens")(tokens))
+        weights = mask / mask.sum(-1, keepdims=True)
+        return (h * weights[..., None].astype(h.dtype)).sum(axis=1)
+
+
+def _told(
+    block: "FactorisedConvolution | TemporalAttentionBlock",
+    h: Float[Array, "bf h w c"],
+    frames: int,
+    told: Float[Array, "b d"] | None,
+) -> Float[Array, "bf h w c"]:
+    """`h` plus what `block` makes of the clip's text, which starts at zero."""
+    if told is None:
+        return h
+    shift = layers.dense(h.shape[-1], dtype=block.dtype, zero=True, name="text")(told)
+    shift = block.layout.fold(repeat(shift, "b c -> b f c", f=frames))
+    return h + shift[:, None, None]
+
+
+class FactorisedConvolution(nn.Module):
+    """norm, swish, convolution over space, norm, what the text says, swish, convolution over three
+    frames, and a projection; plus the input. The projection starts at zero: the layer starts as the
+    identity.
+
+    Lumiere's convolution-based block, less the image layers before it (figure 4b); of the text it
+    has nothing there.
     """
 
     norm_groups: int = 32
@@ -114,13 +150,19 @@ class FactorisedConvolution(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "bf h w c"], frames: int, num_images: int = 0
+        self,
+        x: Float[Array, "bf h w c"],
+        frames: int,
+        num_images: int = 0,
+        told: Float[Array, "b d"] | None = None,
     ) -> Float[Array, "bf h w c"]:
-        """`x` has batch and frames folded, `frames` of them a clip, images included."""
+        """`x` has batch and frames folded, `frames` of them a clip, images included; `told` is
+        `TextOfClip`'s."""
         channels = x.shape[-1]
         h = nn.swish(layers.group_norm(channels, self.norm_groups, "norm_space")(x))
         h = layers.conv(channels, dtype=self.dtype, name="space")(h.astype(self.dtype))
-        h = nn.swish(layers.group_norm(channels, self.norm_groups, "norm_time")(h))
+        h = layers.group_norm(channels, self.norm_groups, "norm_time")(h)
+        h = nn.swish(_told(self, h, frames, told))
         over_time = FrameConvolution(channels, dtype=self.dtype, name="time")
         project = layers.dense(channels, dtype=self.dtype, zero=True, name="projection")
 
@@ -132,8 +174,8 @@ class FactorisedConvolution(nn.Module):
 
 
 class TemporalAttentionBlock(nn.Module):
-    """Several layers of attention over the frames, one after the other, and a projection of what
-    they change that starts at zero. Lumiere's attention-based block (figure 4c)."""
+    """Several layers of attention over the frames, told the text, one after the other, and a
+    projection that starts at zero; plus the input. Lumiere's attention-based block (figure 4c)."""
 
     heads: int
     head_dim: int
@@ -144,10 +186,15 @@ class TemporalAttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "bf h w c"], frames: int, num_images: int = 0
+        self,
+        x: Float[Array, "bf h w c"],
+        frames: int,
+        num_images: int = 0,
+        told: Float[Array, "b d"] | None = None,
     ) -> Float[Array, "bf h w c"]:
-        """`x` has batch and frames folded, `frames` of them a clip, images included."""
-        channels, h = x.shape[-1], x
+        """`x` has batch and frames folded, `frames` of them a clip, images included; `told` is
+        `TextOfClip`'s."""
+        channels, h = x.shape[-1], _told(self, x, frames, told)
         for number in range(self.depth):
             layer = attention.TemporalAttention(
                 self.heads,

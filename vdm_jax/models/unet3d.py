@@ -1,11 +1,13 @@
 """The 3D U-Net of Video Diffusion Models (Ho & Salimans et al. 2022, section 3), factorised over
 space and time: space-only convolutions, attention over space, then attention over time."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vdm_jax.models import attention, layers, temporal
 from vdm_jax.models.conditioning import Cond, ConditionEmbedding
@@ -131,6 +133,11 @@ class UNet3D(nn.Module):
             name="condition",
         )(logsnr, cond, frames, num_images)
 
+        told = None
+        if self.temporal == "space_time" and tokens is not None:
+            read = temporal.TextOfClip(self.embedding_width, self.dtype, name="text_temporal")
+            told = read(tokens[:, 0], token_mask[:, 0])
+
         block_type = layers.remat(layers.ResidualBlock, self.remat, static_argnums=(3,))
         spatial_type = layers.remat(attention.SpatialAttention, self.remat)
         attention_type = layers.remat(
@@ -199,6 +206,8 @@ class UNet3D(nn.Module):
                 make = factorised_type(*settings, name=name)
             else:
                 make = in_a_row_type(*sizes, self.temporal_depth, *settings, name=name)
+            if self.temporal == "space_time":
+                return make(h, counts[level], num_images, told)
             return make(h, counts[level], num_images)
 
         def resize_time(h, level, doubles, name):
@@ -283,6 +292,12 @@ class UNet3D(nn.Module):
                 h = h + part * of
         h = self.layout.unfold(h, frames)
         return rearrange(h, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
+
+    @nn.nowrap
+    def apply(self, variables: PyTree, *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
+        """As every module's, without drawing parameters that are there."""
+        with layers.shapes_only(not mutable):
+            return super().apply(variables, *args, mutable=mutable, **kwargs)
 
     @property
     def embedding_width(self) -> int:
