@@ -16,6 +16,6 @@ bash "$root/launch/setup_env.sh" test
 cd "$root"
 if [ $# -eq 0 ]; then
   # Most of a test is compiling, on one core. Tests of a file share what they compile.
-  set -- -n logical --maxprocesses 4 --dist loadfile
+  set -- -n logical --maxprocesses 4 --dist loadfile --durations=30
 fi
 exec .venv/bin/python -m pytest "$@"
