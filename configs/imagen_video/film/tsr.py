@@ -3,7 +3,7 @@
 Command: python -m benchmarks.shots --film=FILM.mp4 --out=DIR/shots
          python -m launch.train --config=configs/imagen_video/film/tsr.py --workdir=DIR/tsr \\
              --config.data.data_dir=DIR/shots/train
-Hardware: 3 minutes of a GPU, or 3 hours of 2 CPU cores.
+Hardware: 4 minutes of a GPU that others share, or 3 hours of 2 CPU cores.
 """
 
 from vdm_jax.systems import imagen_video
