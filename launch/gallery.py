@@ -1,11 +1,14 @@
 """Makes a page of everything the shipped models can do: static HTML, to be opened from the disk.
 
     python -m launch.gallery [--out=docs/gallery] [--ladder=DIR]
+                             [--lumiere=MODEL [--style=IMAGE_MODEL]]
 
 Text to video, extension to 64 frames, interpolation, inpainting, super-resolution, loops, and the
 ladder of distillation: the shipped student, or with --ladder=DIR all of a launch.distill workdir.
-Captions are held out from training; what has a truth is rendered. OUT receives index.html and a GIF
-for each clip.
+With --lumiere=MODEL, of configs/lumiere/tiny/base_32f_16.py, also image to video, inpainting and
+cinemagraphs by a model that was trained for them, and with --style=IMAGE_MODEL, to which its image
+model was fine-tuned, stylisation. Captions are held out from training; what has a truth is
+rendered. OUT receives index.html and a GIF for each clip.
 """
 
 import dataclasses
@@ -53,9 +56,13 @@ def main(arguments: list[str]) -> int:
     parser = launch.parser("python -m launch.gallery", __doc__)
     parser.add_argument("--out", default="docs/gallery", metavar="OUT", help="default docs/gallery")
     parser.add_argument("--ladder", metavar="DIR", help="workdir of launch.distill")
+    parser.add_argument("--lumiere", metavar="MODEL", help="workdir or file of base_32f_16")
+    parser.add_argument("--style", metavar="MODEL", help="workdir or file of an image model")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--clips", type=launch.positive, default=CLIPS, metavar="N", help="a row")
     options = parser.parse_args(arguments)
+    if options.style and not options.lumiere:
+        parser.error("--style: is for the model of --lumiere, which was not given")
     launch.setup("any")
 
     from rich.progress import track
@@ -66,6 +73,11 @@ def main(arguments: list[str]) -> int:
     makers = [_text_to_video, _extension, _interpolation, _inpainting, _super_resolution, _loop]
     jobs = [lambda maker=maker: maker(model, options) for maker in makers]
     jobs.append(lambda: _distillation(model, options))
+    if options.lumiere:
+        space_time = vdm_jax.load(options.lumiere)
+        makers = [_image_to_video, _completion, _cinemagraph]
+        makers += [_stylisation] if options.style else []
+        jobs += [lambda maker=maker: maker(space_time, options) for maker in makers]
     sections = [job() for job in track(jobs, "making", transient=True)]
     print(_write(Path(options.out), sections, fps=model.config.data.fps or 8))
     return 0
@@ -164,9 +176,7 @@ def _inpainting(model, options) -> Section:
     from vdm_jax import editing
 
     truth, captions = _truth(model, options.clips)
-    size = truth.shape[2]
-    hole = np.zeros((1, size, size), bool)
-    hole[:, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = True
+    hole = _middle(model)
     sampler = model.sampler(guidance=1.0, batch_size=options.clips)
     made = editing.inpaint(sampler, model.params, _key(options, 3), truth, captions, known=~hole)
     given = np.where(hole[..., None], np.uint8(96), truth)
@@ -262,6 +272,105 @@ def _distillation(model, options) -> Section:
     )
 
 
+def _told(model, options, index: int, known, still: bool = False):
+    """Columns' captions, and rows: what is shown of clips to a model that was trained to be told
+    what is `known`, bool (f, h, w), and what it makes of it.
+
+    still: the clips that are shown are their first frames, as long as a clip.
+    """
+    import numpy as np
+
+    from vdm_jax import editing
+
+    truth, captions = _truth(model, options.clips)
+    shown = np.repeat(truth[:, :1], truth.shape[1], axis=1) if still else truth
+    sampler = model.sampler(method="trained", batch_size=options.clips)
+    made = editing.inpaint(
+        sampler, model.params, _key(options, index), shown, captions, known=known
+    )
+    given = np.where(known[..., None], shown, np.uint8(96))
+    return captions, [("given", given), ("made", made), *([] if still else [("truth", truth)])]
+
+
+def _image_to_video(model, options) -> Section:
+    import numpy as np
+
+    frames = model.stage.video_shape[0]
+    known = (np.arange(frames) == 0)[:, None, None]
+    captions, rows = _told(model, options, 6, known)
+    return Section(
+        name="image_to_video",
+        title="Image to video",
+        text=f"Lumiere: the first of {frames} frames is known, all others are made in one pass.",
+        command="python -m launch.edit animate --workdir=DIR/base_32f_16 --input=still.mp4 "
+        f'--prompt="{captions[0]}"',
+        captions=captions,
+        rows=rows,
+    )
+
+
+def _completion(model, options) -> Section:
+    captions, rows = _told(model, options, 7, ~_middle(model))
+    return Section(
+        name="completion",
+        title="Inpainting by a model that was trained for it",
+        text="Lumiere: the middle of every frame is made anew, told what surrounds it.",
+        command="python -m launch.edit inpaint --workdir=DIR/base_32f_16 --input=clip.mp4 "
+        f'--prompt="{captions[0]}"',
+        captions=captions,
+        rows=rows,
+    )
+
+
+def _cinemagraph(model, options) -> Section:
+    import numpy as np
+
+    first = (np.arange(model.stage.video_shape[0]) == 0)[:, None, None]
+    captions, rows = _told(model, options, 8, first | ~_middle(model), still=True)
+    return Section(
+        name="cinemagraph",
+        title="Cinemagraphs",
+        text="Lumiere: a still of which only the middle moves; all else is told to stand still.",
+        command="python -m launch.edit cinemagraph --workdir=DIR/base_32f_16 --input=still.mp4 "
+        f'--prompt="{captions[0]}"',
+        captions=captions,
+        rows=rows,
+    )
+
+
+def _stylisation(model, options) -> Section:
+    from vdm_jax import pretrained
+    from vdm_jax.systems import lumiere
+
+    style = pretrained.load(options.style)
+    captions = _captions(options.clips)
+    rows = []
+    for amount in (0.0, 0.5, 0.75, 1.0):
+        params = lumiere.stylise(model.params, style.params, amount)
+        videos = _sampled(dataclasses.replace(model, params=params), options, captions)
+        rows.append((f"{amount:.0%} of the style", videos))
+    return Section(
+        name="stylisation",
+        title="Stylisation",
+        text="Lumiere: the image layers lean to those of an image model that was fine-tuned to "
+        "frames on paper; the layers that mix frames are as they were. The same noise.",
+        command="python -m launch.stylise --model=DIR/base_32f_16 --style=DIR/style --amount=0.75 "
+        "--out=DIR/styled.safetensors",
+        captions=captions,
+        rows=rows,
+    )
+
+
+def _middle(model):
+    """bool (1, h, w): the middle quarter of the frame's area."""
+    import numpy as np
+
+    _, height, width, _ = model.stage.video_shape
+    inside = np.zeros((1, height, width), bool)
+    inside[:, height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = True
+    return inside
+
+
 def _write(out: Path, sections: list[Section], fps: float) -> Path:
     from vdm_jax import video_io
 
@@ -292,9 +401,8 @@ def _write(out: Path, sections: list[Section], fps: float) -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>vdm_jax gallery</title>\n<style>{_STYLE}</style></head>\n<body>\n"
         "<h1>vdm_jax gallery</h1>\n<p>Made by the models that ship with the package, 8 frames of "
-        "16 x 16 pixels, by <code>python -m launch.gallery</code>.</p>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+        "16 x 16 pixels, by <code>python -m launch.gallery</code>; Lumiere's by one that does "
+        "not ship.</p>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
     path = out / "index.html"
     path.write_text(page, encoding="utf-8")

@@ -21,6 +21,7 @@ from vdm_jax.models.conditioning import Cond
 from vdm_jax.stage import Batch, Stage, from_uint8, to_uint8
 
 CLEAN = 20.0  # log-SNR that stands for no noise
+NEARBY = 7  # pixels, a side of the square within which change is measured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class CascadeStage(Stage):
         not in it, as `fill` makes it and without noise; the network then says how the video differs
         from the best linear estimate of z and the condition, see `about_low_res`. 0 = the network's
         output is `process.prediction` itself.
+      residual_of_change: with `fill = "blend"` in time, a further part of that deviation, as a
+        share of how much the frames before and after differ there (root mean square of `NEARBY`²
+        pixels): a film's frames are all but what is blended where nothing moves, and far from it
+        where much does.
       max_augmentation: the noise on the conditioning video has in training the log-SNRs of the
         schedule's times from 0 to this; 1 is all of them (noise conditioning augmentation).
       crop: (h, w) of the parts of the frames that are trained on, for networks that are fully
@@ -52,6 +57,7 @@ class CascadeStage(Stage):
     low_res_shape: tuple[int, int, int, int] | None = None
     fill: str = "repeat"
     residual: float = 0.0
+    residual_of_change: float = 0.0
     max_augmentation: float = 1.0
     crop: tuple[int, ...] = ()
 
@@ -69,6 +75,13 @@ class CascadeStage(Stage):
         if self.residual and self.process.prediction != "v":
             raise ValueError(
                 f"residual = {self.residual}: is for prediction v, not {self.process.prediction!r}"
+            )
+        if not 0 <= self.residual_of_change <= 1:
+            raise ValueError(f"residual_of_change = {self.residual_of_change}: must be from 0 to 1")
+        if self.residual_of_change and not (self.residual and self._blends):
+            raise ValueError(
+                f"residual_of_change = {self.residual_of_change}: is for residual > 0 and fill "
+                f"'blend' of more frames than are given, not {self.residual} and {self.fill!r}"
             )
         for stride in self.frame_strides:
             span = (self.video_shape[0] - 1) * stride + 1
@@ -110,7 +123,7 @@ class CascadeStage(Stage):
             parts.append(_augmented(low, known, logsnr, noise_key))
             cond["low_res_logsnr"] = logsnr
             if self.residual:
-                parts.append(self._residuals(n, num_images))
+                parts.append(self._residuals(low, num_images))
         if self.crop:
             parts = self._cropped(parts, crop_key, num_images)
         if self.low_res_shape is not None:
@@ -138,7 +151,7 @@ class CascadeStage(Stage):
         low = resize.refine(from_uint8(cond["low_res"]), self.video_shape[:3], self.fill)
         noisy = _augmented(low, self._known(), logsnr, key)
         told |= {"low_res": noisy, "low_res_logsnr": logsnr}
-        return {**told, "low_res_residual": self._residuals(n, 0)} if self.residual else told
+        return {**told, "low_res_residual": self._residuals(low, 0)} if self.residual else told
 
     def raw_output(
         self,
@@ -206,17 +219,30 @@ class CascadeStage(Stage):
         step = frames // self.low_res_shape[0] if self.fill == "blank" else 1
         return (np.arange(frames) % step == 0)[:, None, None, None]
 
-    def _residuals(self, n: int, num_images: int) -> Float[Array, "{n} f h w 1"]:
-        """Standard deviation of a clip's frames, and images', about their conditions."""
-        frames, height, width = self.video_shape[:3]
+    @property
+    def _blends(self) -> bool:
+        """Whether frames between two given ones are made of them."""
+        if self.low_res_shape is None or self.fill != "blend":
+            return False
+        return 1 < self.low_res_shape[0] < self.video_shape[0]
+
+    def _residuals(
+        self, low: Float[Array, "b f h w c"], num_images: int
+    ) -> Float[Array, "b f h w 1"]:
+        """Standard deviation of a clip's frames, and images', about their conditions `low`."""
         in_time, *in_space = resize.ratios(self.video_shape, self.low_res_shape)
+        frames = self.video_shape[0]
         given = np.arange(frames) % in_time == 0
         of_given = 0.0 if in_space == [1, 1] else self.residual
         of_clip = np.where(given, of_given, 1.0 if self.fill == "blank" else self.residual)
         of_images = np.full(num_images, 1.0 if in_time > 1 else self.residual)
         deviations = jnp.asarray(np.concatenate([of_clip, of_images]), jnp.float32)
-        shape = (n, len(deviations), height, width, 1)
-        return jnp.broadcast_to(deviations[:, None, None, None], shape)
+        told = jnp.broadcast_to(deviations[:, None, None, None], (*low.shape[:-1], 1))
+        if not self.residual_of_change:
+            return told
+        added = (~given)[:, None, None, None]
+        change = jnp.where(added, self.residual_of_change * _change(low[:, :frames], in_time), 0.0)
+        return told.at[:, :frames].set(jnp.sqrt(told[:, :frames] ** 2 + change**2))
 
     def _low_res(
         self, x: Float[Array, "b f h w c"], images: Float[Array, "b k h w c"] | None
@@ -262,6 +288,20 @@ class CascadeStage(Stage):
             return jnp.concatenate([part(video[:clip], start, frames), images])
 
         return [jax.vmap(cut)(video, start, top, left) for video in videos]
+
+
+def _change(blended: Float[Array, "b f h w c"], every: int) -> Float[Array, "b f h w 1"]:
+    """How much the given frames, one of `every`, before and after a frame differ near each pixel;
+    after the last, as before it."""
+    given = blended[:, ::every]
+    square = jnp.mean((given[:, 1:] - given[:, :-1]) ** 2, axis=-1, keepdims=True)
+    window = (1, 1, NEARBY, NEARBY, 1)
+    total, count = (
+        jax.lax.reduce_window(of, 0.0, jax.lax.add, window, (1, 1, 1, 1, 1), "SAME")
+        for of in (square, jnp.ones_like(square))
+    )
+    change = jnp.sqrt(total / count)
+    return jnp.repeat(jnp.concatenate([change, change[:, -1:]], axis=1), every, axis=1)
 
 
 def about_low_res(

@@ -92,7 +92,7 @@ def test_its_new_layers_mix_frames_and_take_in_what_is_known():
     chex.assert_trees_all_close(apply(VIDEO, {}), out, atol=1e-6)
 
 
-def test_layers_that_mix_frames_read_the_text_themselves():
+def test_layers_that_mix_frames_embed_the_text_for_themselves():
     network = SPACE_TIME.clone(vocab_size=4, max_length=2)
     text = {"tokens": jnp.array([[1, 2]]), "token_mask": jnp.ones((1, 2), bool)}
     params = drawn(network, cond=text)
@@ -115,10 +115,10 @@ def test_layers_that_mix_frames_read_the_text_themselves():
         )
         return jnp.abs(one - other).max((0, 2, 3, 4))
 
-    image_routes = "_text/|pooled_text"  # what the image network has
+    image_routes = r"attention(_\d)?_text/|condition/pooled_text"  # what the image network has
     told = difference(without(image_routes))
     assert (told[:FRAMES] > 1e-4).all() and told[FRAMES] < 1e-6
-    assert difference(without(f"{image_routes}|_temporal/text/")).max() < 1e-6
+    assert difference(without(f"{image_routes}|_temporal/scale_shift/")).max() < 1e-6
 
 
 def test_images_are_left_alone_and_unseen():

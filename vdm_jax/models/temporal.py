@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from einops import repeat
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vdm_jax.models import attention, layers
 
@@ -102,46 +101,30 @@ class TemporalConvolution(nn.Module):
         return x + of_clip(self.layout, h, frames, num_images, mix, jnp.zeros_like)
 
 
-class TextOfClip(nn.Module):
-    """What a clip's text says to the layers of a space-time U-Net that mix its frames: a vector.
-
-    An image model has no use for words that say how things move, and what it makes of a text
-    hardly holds them: these layers, which are trained on clips, read the tokens themselves.
-    """
-
-    features: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "b l d"], mask: Bool[Array, "b l"]
-    ) -> Float[Array, "b _"]:
-        h = nn.swish(layers.dense(self.features, dtype=self.dtype, name="tokens")(tokens))
-        weights = mask / mask.sum(-1, keepdims=True)
-        return (h * weights[..., None].astype(h.dtype)).sum(axis=1)
-
-
 def _told(
     block: "FactorisedConvolution | TemporalAttentionBlock",
     h: Float[Array, "bf h w c"],
-    frames: int,
-    told: Float[Array, "b d"] | None,
+    condition: Float[Array, "bf d"],
 ) -> Float[Array, "bf h w c"]:
-    """`h` plus what `block` makes of the clip's text, which starts at zero."""
-    if told is None:
-        return h
-    shift = layers.dense(h.shape[-1], dtype=block.dtype, zero=True, name="text")(told)
-    shift = block.layout.fold(repeat(shift, "b c -> b f c", f=frames))
-    return h + shift[:, None, None]
+    """`h` scaled and shifted by what `block` makes of the conditions, at first not at all."""
+    modulation = layers.dense(
+        2 * h.shape[-1],
+        dtype=block.dtype,
+        zero=True,
+        axes=(layers.IN, layers.HIDDEN),
+        name="scale_shift",
+    )(nn.swish(condition))
+    scale, shift = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
+    return h * (1.0 + scale) + shift
 
 
 class FactorisedConvolution(nn.Module):
-    """norm, swish, convolution over space, norm, what the text says, swish, convolution over three
-    frames, and a projection; plus the input. The projection starts at zero: the layer starts as the
-    identity.
+    """norm, swish, convolution over space, norm, scale and shift by the condition, swish,
+    convolution over three frames, and a projection; plus the input. The projection starts at zero:
+    the layer starts as the identity.
 
-    Lumiere's convolution-based block, less the image layers before it (figure 4b); of the text it
-    has nothing there.
+    Lumiere's convolution-based block, less the image layers before it (figure 4b), which alone are
+    told the condition there.
     """
 
     norm_groups: int = 32
@@ -153,16 +136,16 @@ class FactorisedConvolution(nn.Module):
         self,
         x: Float[Array, "bf h w c"],
         frames: int,
+        condition: Float[Array, "bf d"],
         num_images: int = 0,
-        told: Float[Array, "b d"] | None = None,
     ) -> Float[Array, "bf h w c"]:
-        """`x` has batch and frames folded, `frames` of them a clip, images included; `told` is
-        `TextOfClip`'s."""
+        """`x` has batch and frames folded, `frames` of them a clip, images included; `condition`
+        is each frame's."""
         channels = x.shape[-1]
         h = nn.swish(layers.group_norm(channels, self.norm_groups, "norm_space")(x))
         h = layers.conv(channels, dtype=self.dtype, name="space")(h.astype(self.dtype))
         h = layers.group_norm(channels, self.norm_groups, "norm_time")(h)
-        h = nn.swish(_told(self, h, frames, told))
+        h = nn.swish(_told(self, h, condition))
         over_time = FrameConvolution(channels, dtype=self.dtype, name="time")
         project = layers.dense(channels, dtype=self.dtype, zero=True, name="projection")
 
@@ -174,8 +157,11 @@ class FactorisedConvolution(nn.Module):
 
 
 class TemporalAttentionBlock(nn.Module):
-    """Several layers of attention over the frames, told the text, one after the other, and a
-    projection that starts at zero; plus the input. Lumiere's attention-based block (figure 4c)."""
+    """Scale and shift by the condition, several layers of attention over the frames, one after the
+    other, and a projection that starts at zero; plus the input.
+
+    Lumiere's attention-based block (figure 4c).
+    """
 
     heads: int
     head_dim: int
@@ -189,12 +175,12 @@ class TemporalAttentionBlock(nn.Module):
         self,
         x: Float[Array, "bf h w c"],
         frames: int,
+        condition: Float[Array, "bf d"],
         num_images: int = 0,
-        told: Float[Array, "b d"] | None = None,
     ) -> Float[Array, "bf h w c"]:
-        """`x` has batch and frames folded, `frames` of them a clip, images included; `told` is
-        `TextOfClip`'s."""
-        channels, h = x.shape[-1], _told(self, x, frames, told)
+        """`x` has batch and frames folded, `frames` of them a clip, images included; `condition`
+        is each frame's."""
+        channels, h = x.shape[-1], _told(self, x, condition)
         for number in range(self.depth):
             layer = attention.TemporalAttention(
                 self.heads,

@@ -116,27 +116,31 @@ class UNet3D(nn.Module):
         """
         self._check(z, num_images)
         frames = z.shape[1]
-        embedding, tokens, token_mask = ConditionEmbedding(
-            dim=self.embedding_width,
-            vocab_size=self.vocab_size,
-            max_length=self.max_length,
-            text_width=self.text_width,
-            text_kernel=self.text_kernel,
-            num_labels=self.num_labels,
-            null_condition=self.null_condition,
-            frame_positions=self.frame_positions,
-            guidance_embedding=self.guidance_embedding,
-            low_res_embedding=self.low_res,
-            fps_embedding=self.fps_embedding,
-            dtype=self.dtype,
-            layout=self.layout,
-            name="condition",
-        )(logsnr, cond, frames, num_images)
+        space_time = self.temporal == "space_time"
 
-        told = None
-        if self.temporal == "space_time" and tokens is not None:
-            read = temporal.TextOfClip(self.embedding_width, self.dtype, name="text_temporal")
-            told = read(tokens[:, 0], token_mask[:, 0])
+        def condition(name, frame_positions):
+            embed = ConditionEmbedding(
+                dim=self.embedding_width,
+                vocab_size=self.vocab_size,
+                max_length=self.max_length,
+                text_width=self.text_width,
+                text_kernel=self.text_kernel,
+                num_labels=self.num_labels,
+                null_condition=self.null_condition,
+                frame_positions=frame_positions,
+                guidance_embedding=self.guidance_embedding,
+                low_res_embedding=self.low_res,
+                fps_embedding=self.fps_embedding,
+                dtype=self.dtype,
+                layout=self.layout,
+                name=name,
+            )
+            return embed(logsnr, cond, frames, num_images)
+
+        embedding, tokens, token_mask = condition("condition", self.frame_positions)
+        # An image model has no use for words that say how things move, and what it makes of a text
+        # hardly holds them: the layers that mix frames embed the condition for themselves.
+        of_motion = condition("condition_temporal", True)[0] if space_time else embedding
 
         block_type = layers.remat(layers.ResidualBlock, self.remat, static_argnums=(3,))
         spatial_type = layers.remat(attention.SpatialAttention, self.remat)
@@ -147,10 +151,10 @@ class UNet3D(nn.Module):
             temporal.TemporalConvolution, self.remat, static_argnums=(2, 3)
         )
         factorised_type = layers.remat(
-            temporal.FactorisedConvolution, self.remat, static_argnums=(2, 3)
+            temporal.FactorisedConvolution, self.remat, static_argnums=(2, 4)
         )
         in_a_row_type = layers.remat(
-            temporal.TemporalAttentionBlock, self.remat, static_argnums=(2, 3)
+            temporal.TemporalAttentionBlock, self.remat, static_argnums=(2, 4)
         )
         cross_type = layers.remat(attention.CrossAttention, self.remat, static_argnums=(4,))
         widths = [self.channels * m for m in self.channel_mult]
@@ -162,22 +166,25 @@ class UNet3D(nn.Module):
             self.attention_levels if self.temporal_levels is None else self.temporal_levels
         )
 
-        # Of each level the number of frames, images included, and each one's condition.
-        counts, conditions = [frames], [embedding]
+        # Of each level the number of frames, images included, and each one's condition: for the
+        # image layers, and for those that mix frames.
+        counts, conditions = [frames], [(embedding, of_motion)]
         for level in range(last):
-            halved = level in self.temporal_resize
-            count, condition = counts[-1], conditions[-1]
-            if halved:
-                condition = temporal.of_clip(
-                    self.layout, condition, count, num_images, lambda clip: clip[:, ::2]
+            count, both = counts[-1], conditions[-1]
+            if level in self.temporal_resize:
+                both = tuple(
+                    temporal.of_clip(
+                        self.layout, vectors, count, num_images, lambda clip: clip[:, ::2]
+                    )
+                    for vectors in both
                 )
                 count = (count - num_images) // 2 + num_images
             counts.append(count)
-            conditions.append(condition)
+            conditions.append(both)
 
         def block(h, width, level, name):
             make = block_type(width, self.norm_groups, self.dropout, self.dtype, name=name)
-            return self.layout.place(make(h, conditions[level], not train))
+            return self.layout.place(make(h, conditions[level][0], not train))
 
         def attend(h, name, kind=self.spatial_attention):
             sizes = self._heads(h.shape[-1])
@@ -206,8 +213,8 @@ class UNet3D(nn.Module):
                 make = factorised_type(*settings, name=name)
             else:
                 make = in_a_row_type(*sizes, self.temporal_depth, *settings, name=name)
-            if self.temporal == "space_time":
-                return make(h, counts[level], num_images, told)
+            if space_time:
+                return make(h, counts[level], conditions[level][1], num_images)
             return make(h, counts[level], num_images)
 
         def resize_time(h, level, doubles, name):

@@ -1,0 +1,52 @@
+"""Writes clips of moving shapes as if drawn on paper: a style for Lumiere's image model.
+
+    python -m benchmarks.on_paper --out=DIR [--clips=256]
+
+DIR receives video files and their captions, of the data's split `train`, for launch.train with
+--config.data.name=video_folder --config.data.data_dir=DIR.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPER = (250, 238, 208)
+_MIN_SIZE = 64  # of the files: a video's colours have half of its resolution
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.on_paper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--clips", type=int, default=256, metavar="N", help="default 256")
+    parser.add_argument("--data", default="16x16x32", metavar="NAME", help="of moving_shapes")
+    sys.path.insert(0, str(ROOT))
+    options = parser.parse_args()
+
+    from vdm_jax import video_io
+    from vdm_jax.evaluation import clips
+
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    found = clips.from_moving_shapes(options.data, "train", options.clips)
+    for number, (video, caption) in enumerate(zip(found.videos, found.captions, strict=True)):
+        path = out / f"clip_{number:04d}.mp4"
+        video_io.write_mp4(path, on_paper(video), fps=24, min_size=_MIN_SIZE)
+        path.with_suffix(".txt").write_text(caption + "\n")
+    print(f"{len(found.videos)} clips in {out}")
+
+
+def on_paper(video: np.ndarray) -> np.ndarray:
+    """Paper where a frame is black, the shapes' own colours where they are bright."""
+    bare = 1 - video.max(axis=-1, keepdims=True) / 255
+    return np.rint(video + bare * (np.array(PAPER) - video)).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()
