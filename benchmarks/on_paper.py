@@ -45,7 +45,7 @@ def main() -> None:
 def on_paper(video: np.ndarray) -> np.ndarray:
     """Paper where a frame is black, the shapes' own colours where they are bright."""
     bare = 1 - video.max(axis=-1, keepdims=True) / 255
-    return np.rint(video + bare * (np.array(PAPER) - video)).astype(np.uint8)
+    return np.rint(video + bare * np.array(PAPER)).astype(np.uint8)
 
 
 if __name__ == "__main__":

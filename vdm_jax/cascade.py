@@ -295,10 +295,11 @@ def _change(blended: Float[Array, "b f h w c"], every: int) -> Float[Array, "b f
     after the last, as before it."""
     given = blended[:, ::every]
     square = jnp.mean((given[:, 1:] - given[:, :-1]) ** 2, axis=-1, keepdims=True)
-    window = (1, 1, NEARBY, NEARBY, 1)
     total, count = (
-        jax.lax.reduce_window(of, 0.0, jax.lax.add, window, (1, 1, 1, 1, 1), "SAME")
-        for of in (square, jnp.ones_like(square))
+        jax.lax.reduce_window(
+            of, 0.0, jax.lax.add, (1, 1, NEARBY, NEARBY, 1), (1, 1, 1, 1, 1), "SAME"
+        )
+        for of in (square, jnp.ones((1, 1, *square.shape[2:])))
     )
     change = jnp.sqrt(total / count)
     return jnp.repeat(jnp.concatenate([change, change[:, -1:]], axis=1), every, axis=1)
