@@ -228,7 +228,7 @@ def film_config(name: str) -> ConfigDict:
     if name == "ssr_64":
         config.stage.residual = 0.08
     else:
-        config.stage.residual, config.stage.residual_of_change = 0.01, 0.55
+        config.stage.residual, config.stage.residual_of_change = 0.004, 0.55
         # What is refined are real frames: much noise on them is never met.
         config.stage.max_augmentation = 0.1
     config.model.channels = 48
