@@ -353,7 +353,7 @@ def _stylisation(model, options) -> Section:
         name="stylisation",
         title="Stylisation",
         text="Lumiere: the image layers lean to those of an image model that was fine-tuned to "
-        "frames on paper; the layers that mix frames are as they were. The same noise.",
+        "frames in pastel; the layers that mix frames are as they were. The same noise.",
         command="python -m launch.stylise --model=DIR/base_32f_16 --style=DIR/style --amount=0.75 "
         "--out=DIR/styled.safetensors",
         captions=captions,

@@ -1,6 +1,6 @@
-"""Writes clips of moving shapes as if drawn on paper: a style for Lumiere's image model.
+"""Writes clips of moving shapes in pastel: a style for Lumiere's image model.
 
-    python -m benchmarks.on_paper --out=DIR [--clips=256]
+    python -m benchmarks.pastel --out=DIR [--clips=256]
 
 DIR receives video files and their captions, of the data's split `train`, for launch.train with
 --config.data.name=video_folder --config.data.data_dir=DIR.
@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPER = (250, 238, 208)
 _MIN_SIZE = 64  # of the files: a video's colours have half of its resolution
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.on_paper",
+        prog="python -m benchmarks.pastel",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,15 +36,15 @@ def main() -> None:
     found = clips.from_moving_shapes(options.data, "train", options.clips)
     for number, (video, caption) in enumerate(zip(found.videos, found.captions, strict=True)):
         path = out / f"clip_{number:04d}.mp4"
-        video_io.write_mp4(path, on_paper(video), fps=24, min_size=_MIN_SIZE)
+        video_io.write_mp4(path, pastel(video), fps=24, min_size=_MIN_SIZE)
         path.with_suffix(".txt").write_text(caption + "\n")
     print(f"{len(found.videos)} clips in {out}")
 
 
-def on_paper(video: np.ndarray) -> np.ndarray:
-    """Paper where a frame is black, the shapes' own colours where they are bright."""
-    bare = 1 - video.max(axis=-1, keepdims=True) / 255
-    return np.rint(video + bare * np.array(PAPER)).astype(np.uint8)
+def pastel(video: np.ndarray) -> np.ndarray:
+    """Every pixel half-way to the grey that is as bright: black stays black."""
+    grey = video.max(axis=-1, keepdims=True)
+    return np.rint((video.astype(np.float32) + grey) / 2).astype(np.uint8)
 
 
 if __name__ == "__main__":
