@@ -115,7 +115,7 @@ def _told(
         name="scale_shift",
     )(nn.swish(condition))
     scale, shift = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
-    return h * (1.0 + scale) + shift
+    return (h * (1.0 + scale) + shift).astype(h.dtype)
 
 
 class FactorisedConvolution(nn.Module):
