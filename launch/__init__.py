@@ -294,6 +294,13 @@ def cascade_steps(path: str, overrides: dict[str, str], workdir: str) -> list:
     return steps
 
 
+def greyed(videos: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
+    """Videos, uint8 `... h w c`, to be looked at: grey where `known`, bool `... h w`, is False."""
+    import numpy as np
+
+    return np.where(known[..., None], videos, np.uint8(96))
+
+
 def write_samples(
     out: Path, batches: Iterable["np.ndarray"], prompts: Sequence[str], fps: float
 ) -> "np.ndarray":

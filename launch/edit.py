@@ -36,7 +36,6 @@ _FLAGS = {
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop"),
 }
-_UNKNOWN = 96  # grey, where given.gif has nothing to show
 
 
 def main(arguments: list[str]) -> int:
@@ -275,11 +274,9 @@ def _inside(options, sampler):
 
 def _shown(options, given, sampler):
     """What was given, grey where nothing was."""
-    import numpy as np
-
     if options.job not in _MASKED:
         return given
-    return np.where(_known(options, sampler)[..., None], given, np.uint8(_UNKNOWN))
+    return launch.greyed(given, _known(options, sampler))
 
 
 def _box(text: str) -> tuple[int, ...]:

@@ -171,7 +171,6 @@ def _interpolation(model, options) -> Section:
 
 
 def _inpainting(model, options) -> Section:
-    import numpy as np
 
     from vdm_jax import editing
 
@@ -179,7 +178,7 @@ def _inpainting(model, options) -> Section:
     hole = _middle(model)
     sampler = model.sampler(guidance=1.0, batch_size=options.clips)
     made = editing.inpaint(sampler, model.params, _key(options, 3), truth, captions, known=~hole)
-    given = np.where(hole[..., None], np.uint8(96), truth)
+    given = launch.greyed(truth, ~hole)
     return Section(
         name="inpainting",
         title="Inpainting",
@@ -288,7 +287,7 @@ def _told(model, options, index: int, known, still: bool = False):
     made = editing.inpaint(
         sampler, model.params, _key(options, index), shown, captions, known=known
     )
-    given = np.where(known[..., None], shown, np.uint8(96))
+    given = launch.greyed(shown, known)
     return captions, [("given", given), ("made", made), *([] if still else [("truth", truth)])]
 
 
