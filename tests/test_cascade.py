@@ -234,21 +234,29 @@ def test_a_network_that_says_nothing_refines_to_its_condition():
     assert jnp.abs(ours - theirs)[:, :8].max() > 0.1
 
 
-def test_frames_between_different_ones_may_differ_more_from_their_blend():
-    stage = systems.build(config("tsr_6fps", fill="blend", residual=0.1, residual_of_change=0.5))
-    # Of 4 given frames of 8 x 8, the second half of the last's row 0 is 0.4 brighter.
+def test_frames_between_ones_that_accelerate_may_differ_more_from_their_blend():
+    stage = systems.build(
+        config("tsr_6fps", fill="blend", residual=0.1, residual_of_acceleration=0.5)
+    )
+    # Four given frames of 8 x 8. Row 0 is brighter by 0.2 from one to the next; in the last, its
+    # second half by 0.6.
     given = np.zeros((1, 4, 8, 8, 3), np.float32)
-    given[:, 3, 0, 4:] = 0.4
+    given[:, :, 0] = np.array([0, 0.2, 0.4, 0.6])[:, None, None]
+    given[:, 3, 0, 4:] = 1.0
     low = resize.refine(jnp.asarray(given), (8, 8, 8), "blend")
     found = np.asarray(stage._residuals(low, 0))[0, ..., 0]
     assert found.shape == (8, 8, 8)
     np.testing.assert_array_equal(found[::2], 0)
-    np.testing.assert_allclose(found[[1, 3]], 0.1, rtol=1e-6)
-    # Near (0, 7) are rows 0 to 3 and columns 4 to 7, of whose 16 pixels 4 change.
-    change = np.sqrt(4 / 16) * 0.4
-    np.testing.assert_allclose(found[5, 0, 7], np.hypot(0.1, 0.5 * change), rtol=1e-5)
-    np.testing.assert_allclose(found[5, 4:], 0.1, rtol=1e-6)
-    np.testing.assert_allclose(found[7], found[5], rtol=1e-6)  # after the last, as before it
+    np.testing.assert_allclose(found[1], 0.1, rtol=1e-5)  # what goes on steadily is a blend
+    # Near (0, 7) are rows 0 to 3 and columns 4 to 7, of whose 16 pixels 4 accelerate, by 0.4 at the
+    # third frame: between it and the second, half of that.
+    variance = 0.5**2 * 0.4**2 * 4 / 16
+    np.testing.assert_allclose(found[3, 0, 7], np.sqrt(0.1**2 + variance / 2), rtol=1e-5)
+    np.testing.assert_allclose(found[5, 0, 7], np.sqrt(0.1**2 + variance), rtol=1e-5)
+    np.testing.assert_allclose(found[1:6:2, 4:], 0.1, rtol=1e-5)
+    # After the last, twice the change before it: 0.6, as nothing says that it goes on.
+    variance = 0.5**2 * 1.2**2 * 4 / 16
+    np.testing.assert_allclose(found[7, 0, 7], np.sqrt(0.1**2 + variance), rtol=1e-5)
     _, cond, _ = stage.example(batch(images=2), KEY)
     chex.assert_trees_all_equal(cond["low_res_residual"][:, 8:], jnp.ones((2, 2, 8, 8, 1)))
 
@@ -278,11 +286,11 @@ def test_shapes_that_do_not_fit_are_told():
         systems.build(config("tsr_6fps", residual=1.5))
     with pytest.raises(ValueError, match="residual = 0.1: this stage refines no video"):
         systems.build(config("base_8", residual=0.1))
-    with pytest.raises(ValueError, match="residual_of_change = -1.0: must be from 0 to 1"):
-        systems.build(config("tsr_6fps", residual_of_change=-1.0))
+    with pytest.raises(ValueError, match="residual_of_acceleration = -1.0: must be from 0 to 1"):
+        systems.build(config("tsr_6fps", residual_of_acceleration=-1.0))
     for name, changes in (("ssr_16", {"residual": 0.1}), ("tsr_6fps", {"fill": "blend"})):
-        with pytest.raises(ValueError, match="residual_of_change = 0.5: is for residual > 0"):
-            systems.build(config(name, residual_of_change=0.5, **changes))
+        with pytest.raises(ValueError, match="residual_of_acceleration = 0.5: is for residual > 0"):
+            systems.build(config(name, residual_of_acceleration=0.5, **changes))
     eps = config("ssr_16", residual=0.1)
     eps.process.prediction = "eps"
     with pytest.raises(ValueError, match="is for prediction v, not 'eps'"):

@@ -21,7 +21,7 @@ from vdm_jax.models.conditioning import Cond
 from vdm_jax.stage import Batch, Stage, from_uint8, to_uint8
 
 CLEAN = 20.0  # log-SNR that stands for no noise
-NEARBY = 7  # pixels, a side of the square within which change is measured
+NEARBY = 7  # pixels, a side of the square within which acceleration is measured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class CascadeStage(Stage):
         not in it, as `fill` makes it and without noise; the network then says how the video differs
         from the best linear estimate of z and the condition, see `about_low_res`. 0 = the network's
         output is `process.prediction` itself.
-      residual_of_change: with `fill = "blend"` in time, a further part of that deviation, as a
-        share of how much the frames before and after differ there (root mean square of `NEARBY`²
-        pixels): a film's frames are all but what is blended where nothing moves, and far from it
-        where much does.
+      residual_of_acceleration: with `fill = "blend"` in time, a further part of that deviation, as
+        a share of the given frames' second difference in time there (root mean square of `NEARBY`²
+        pixels): a film's frames are all but what is blended where nothing moves, or all goes on as
+        before, and far from it where things move otherwise.
       max_augmentation: the noise on the conditioning video has in training the log-SNRs of the
         schedule's times from 0 to this; 1 is all of them (noise conditioning augmentation).
       crop: (h, w) of the parts of the frames that are trained on, for networks that are fully
@@ -57,7 +57,7 @@ class CascadeStage(Stage):
     low_res_shape: tuple[int, int, int, int] | None = None
     fill: str = "repeat"
     residual: float = 0.0
-    residual_of_change: float = 0.0
+    residual_of_acceleration: float = 0.0
     max_augmentation: float = 1.0
     crop: tuple[int, ...] = ()
 
@@ -76,12 +76,18 @@ class CascadeStage(Stage):
             raise ValueError(
                 f"residual = {self.residual}: is for prediction v, not {self.process.prediction!r}"
             )
-        if not 0 <= self.residual_of_change <= 1:
-            raise ValueError(f"residual_of_change = {self.residual_of_change}: must be from 0 to 1")
-        if self.residual_of_change and not (self.residual and self._blends):
+        if not 0 <= self.residual_of_acceleration <= 1:
             raise ValueError(
-                f"residual_of_change = {self.residual_of_change}: is for residual > 0 and fill "
-                f"'blend' of more frames than are given, not {self.residual} and {self.fill!r}"
+                f"residual_of_acceleration = {self.residual_of_acceleration}: must be from 0 to 1"
+            )
+        if self.residual_of_acceleration and not (
+            self.residual and self._blends and self.low_res_shape[0] > 2
+        ):
+            given = self.low_res_shape and self.low_res_shape[0]
+            raise ValueError(
+                f"residual_of_acceleration = {self.residual_of_acceleration}: is for residual > 0 "
+                "and fill 'blend' of three or more frames to more of them, not "
+                f"{self.residual}, {self.fill!r} and {given}"
             )
         for stride in self.frame_strides:
             span = (self.video_shape[0] - 1) * stride + 1
@@ -238,11 +244,12 @@ class CascadeStage(Stage):
         of_images = np.full(num_images, 1.0 if in_time > 1 else self.residual)
         deviations = jnp.asarray(np.concatenate([of_clip, of_images]), jnp.float32)
         told = jnp.broadcast_to(deviations[:, None, None, None], (*low.shape[:-1], 1))
-        if not self.residual_of_change:
+        if not self.residual_of_acceleration:
             return told
         added = (~given)[:, None, None, None]
-        change = jnp.where(added, self.residual_of_change * _change(low[:, :frames], in_time), 0.0)
-        return told.at[:, :frames].set(jnp.sqrt(told[:, :frames] ** 2 + change**2))
+        share = self.residual_of_acceleration**2
+        further = jnp.where(added, share * _acceleration(low[:, :frames], in_time), 0.0)
+        return told.at[:, :frames].set(jnp.sqrt(told[:, :frames] ** 2 + further))
 
     def _low_res(
         self, x: Float[Array, "b f h w c"], images: Float[Array, "b k h w c"] | None
@@ -290,19 +297,24 @@ class CascadeStage(Stage):
         return [jax.vmap(cut)(video, start, top, left) for video in videos]
 
 
-def _change(blended: Float[Array, "b f h w c"], every: int) -> Float[Array, "b f h w 1"]:
-    """How much the given frames, one of `every`, before and after a frame differ near each pixel;
-    after the last, as before it."""
+def _acceleration(blended: Float[Array, "b f h w c"], every: int) -> Float[Array, "b f h w 1"]:
+    """Mean square near each pixel of the second difference of the given frames, one of `every`: of
+    a frame between two of them, the mean of both's; after the last, where nothing is known of what
+    comes, of twice the change before it (measured: see benchmarks/RESULTS.md)."""
     given = blended[:, ::every]
-    square = jnp.mean((given[:, 1:] - given[:, :-1]) ** 2, axis=-1, keepdims=True)
+    change = given[:, 1:] - given[:, :-1]
+    second = change[:, 1:] - change[:, :-1]
+    squares = jnp.concatenate([second, 2 * change[:, -1:]], axis=1) ** 2
+    square = jnp.mean(squares, axis=-1, keepdims=True)
     total, count = (
         jax.lax.reduce_window(
             of, 0.0, jax.lax.add, (1, 1, NEARBY, NEARBY, 1), (1, 1, 1, 1, 1), "SAME"
         )
         for of in (square, jnp.ones((1, 1, *square.shape[2:])))
     )
-    change = jnp.sqrt(total / count)
-    return jnp.repeat(jnp.concatenate([change, change[:, -1:]], axis=1), every, axis=1)
+    at, after = jnp.split(total / count, [second.shape[1]], axis=1)
+    between = [at[:, :1], (at[:, 1:] + at[:, :-1]) / 2, at[:, -1:], after]
+    return jnp.repeat(jnp.concatenate(between, axis=1), every, axis=1)
 
 
 def about_low_res(

@@ -104,7 +104,7 @@ def stage_fields(
         "low_res_shape": (*stage.low_res, channels) if stage.low_res else None,
         "fill": stage.fill,
         "residual": stage.get("residual", 0.0),  # older files lack it
-        "residual_of_change": stage.get("residual_of_change", 0.0),  # and this
+        "residual_of_acceleration": stage.get("residual_of_acceleration", 0.0),  # and this
         "max_augmentation": stage.max_augmentation,
         "crop": tuple(stage.crop),
     }
@@ -128,7 +128,7 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
             "low_res": specs[number - 1].shape if number else (),
             "fill": "repeat",
             "residual": 0.0,
-            "residual_of_change": 0.0,
+            "residual_of_acceleration": 0.0,
             "max_augmentation": 1.0,
             "crop": (),
             "frame_strides": (),
@@ -228,7 +228,7 @@ def film_config(name: str) -> ConfigDict:
     if name == "ssr_64":
         config.stage.residual = 0.08
     else:
-        config.stage.residual, config.stage.residual_of_change = 0.004, 0.55
+        config.stage.residual, config.stage.residual_of_acceleration = 0.005, 0.35
         # What is refined are real frames: much noise on them is never met.
         config.stage.max_augmentation = 0.1
     config.model.channels = 48
