@@ -16,6 +16,6 @@ def get_config():
     config.stage.name = "ssr_32"
     config.stage.crop = (8, 32, 32)
     config.sample.window = 8
-    config.sample.window_overlap = 2
+    config.sample.window_overlap = 4
     config.train.steps = 3000
     return config
