@@ -142,7 +142,8 @@ def seams(options) -> list[dict]:
         for name, videos in made.items()
     ]
     ratio = at_borders(averaged / apart, borders["averaged at each step"], without=borders["apart"])
-    rows[0]["over those apart"], rows[1]["over those apart"] = ratio, 1.0
+    for row, over in zip(rows, (ratio, 1.0), strict=True):  # 1 by definition
+        row["over those apart"] = over
     return rows
 
 

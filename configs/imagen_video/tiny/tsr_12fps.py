@@ -9,7 +9,9 @@ from vdm_jax.systems import imagen_video
 
 def get_config():
     config = imagen_video.tiny_config("tsr_12fps")
+    imagen_video.about_blends(config)
     config.model.channels = 64
     config.model.patch_size = 4
+    config.train.batch_size = 32
     config.train.steps = 3000
     return config

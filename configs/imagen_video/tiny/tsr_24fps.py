@@ -10,10 +10,7 @@ from vdm_jax.systems import imagen_video
 
 def get_config():
     config = imagen_video.tiny_config("tsr_24fps")
-    # Between two frames of 12 a second little happens that is not a blend of both.
-    config.stage.fill = "blend"
-    config.stage.residual = 0.05
-    config.stage.crop = (8, 32, 32)
+    imagen_video.about_blends(config)
     config.model.channels = 64
     config.model.patch_size = 4
     config.train.batch_size = 32
