@@ -184,7 +184,7 @@ def tiny_config(name: str) -> ConfigDict:
     config.data.num_frames = 32
     config.data.image_size = config.data.image_width = size
     config.data.fps = 0.0
-    # More steps leave more grain on what should be black: see benchmarks/RESULTS.md.
+    # Measured: 32 are worse by FVD and by pixels, see benchmarks/RESULTS.md.
     config.sample.steps = 8 if upsamples else 64
     # Each stage makes clips so like the data's that noise on them only takes away.
     config.sample.augmentation = 0.0
