@@ -18,7 +18,14 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["vdm_jax", "vdm_jax.*"]),
-    package_data={"vdm_jax": ["checkpoints/*.safetensors", "parallel/*.txtpb", "evaluation/*.txt"]},
+    package_data={
+        "vdm_jax": [
+            "checkpoints/*.safetensors",
+            "checkpoints/*/*.safetensors",
+            "parallel/*.txtpb",
+            "evaluation/*.txt",
+        ]
+    },
     zip_safe=False,
     install_requires=[
         # The network and its training.

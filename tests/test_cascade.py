@@ -261,6 +261,23 @@ def test_frames_between_ones_that_accelerate_may_differ_more_from_their_blend():
     chex.assert_trees_all_equal(cond["low_res_residual"][:, 8:], jnp.ones((2, 2, 8, 8, 1)))
 
 
+def test_pixels_may_differ_more_from_bilinear_ones_where_the_condition_varies():
+    stage = systems.build(config("ssr_16", residual=0.1, residual_of_contrast=0.5))
+    # Of 16 x 16 pixels the right half has colours 0.6, 0.6 and 0 more than the left.
+    low = np.zeros((1, 8, 16, 16, 3), np.float32)
+    low[:, :, :, 8:, :2] = 0.6
+    found = np.asarray(stage._residuals(jnp.asarray(low), 0))[0, ..., 0]
+    np.testing.assert_allclose(found[..., [0, 5, 10, 15]], 0.1, rtol=1e-4)  # flat nearby
+    # Near column 7 are 3 of one half, 2 of the other: at the frames' upper edge as well.
+    variance = 0.5**2 * (2 * 0.6**2 * (0.6 * 0.4)) / 3
+    np.testing.assert_allclose(found[..., 7], np.sqrt(0.1**2 + variance), rtol=1e-5)
+    # Of images too, each on its own.
+    _, cond, _ = stage.example(batch(images=2), KEY)
+    assert cond["low_res_residual"].shape == (2, 10, 16, 16, 1)
+    of_images = cond["low_res_residual"][:, 8:]
+    assert of_images.min() >= 0.1 and of_images.max() > 0.11
+
+
 def test_errors_of_what_is_added_weigh_alike():
     stage = systems.build(config("ssr_16", residual=0.1, crop=(4, 16, 16)))
     _, cond, _ = stage.example(batch(), KEY)
@@ -291,6 +308,9 @@ def test_shapes_that_do_not_fit_are_told():
     for name, changes in (("ssr_16", {"residual": 0.1}), ("tsr_6fps", {"fill": "blend"})):
         with pytest.raises(ValueError, match="residual_of_acceleration = 0.5: is for residual > 0"):
             systems.build(config(name, residual_of_acceleration=0.5, **changes))
+    for name, changes in (("ssr_16", {}), ("tsr_6fps", {"residual": 0.1})):
+        with pytest.raises(ValueError, match="residual_of_contrast = 0.5: is for residual > 0"):
+            systems.build(config(name, residual_of_contrast=0.5, **changes))
     eps = config("ssr_16", residual=0.1)
     eps.process.prediction = "eps"
     with pytest.raises(ValueError, match="is for prediction v, not 'eps'"):

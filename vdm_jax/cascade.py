@@ -21,7 +21,8 @@ from vdm_jax.models.conditioning import Cond
 from vdm_jax.stage import Batch, Stage, from_uint8, to_uint8
 
 CLEAN = 20.0  # log-SNR that stands for no noise
-NEARBY = 7  # pixels, a side of the square within which acceleration is measured
+# Pixels, a side of the squares within which acceleration and contrast are measured.
+NEARBY = {"acceleration": 7, "contrast": 5}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,12 @@ class CascadeStage(Stage):
         from the best linear estimate of z and the condition, see `about_low_res`. 0 = the network's
         output is `process.prediction` itself.
       residual_of_acceleration: with `fill = "blend"` in time, a further part of that deviation, as
-        a share of the given frames' second difference in time there (root mean square of `NEARBY`²
+        a share of the given frames' second difference in time there (root mean square of 7 x 7
         pixels): a film's frames are all but what is blended where nothing moves, or all goes on as
         before, and far from it where things move otherwise.
+      residual_of_contrast: where pixels are added, likewise a share of the standard deviation of
+        the condition's pixels there (of 5 x 5, root mean square of colours): what is bilinear is
+        all but exact where a picture is flat, and far from it at edges.
       max_augmentation: the noise on the conditioning video has in training the log-SNRs of the
         schedule's times from 0 to this; 1 is all of them (noise conditioning augmentation).
       crop: (h, w) of the parts of the frames that are trained on, for networks that are fully
@@ -58,6 +62,7 @@ class CascadeStage(Stage):
     fill: str = "repeat"
     residual: float = 0.0
     residual_of_acceleration: float = 0.0
+    residual_of_contrast: float = 0.0
     max_augmentation: float = 1.0
     crop: tuple[int, ...] = ()
 
@@ -76,10 +81,9 @@ class CascadeStage(Stage):
             raise ValueError(
                 f"residual = {self.residual}: is for prediction v, not {self.process.prediction!r}"
             )
-        if not 0 <= self.residual_of_acceleration <= 1:
-            raise ValueError(
-                f"residual_of_acceleration = {self.residual_of_acceleration}: must be from 0 to 1"
-            )
+        for name in ("residual_of_acceleration", "residual_of_contrast"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be from 0 to 1")
         if self.residual_of_acceleration and not (
             self.residual and self._blends and self.low_res_shape[0] > 2
         ):
@@ -95,6 +99,11 @@ class CascadeStage(Stage):
                 raise ValueError(
                     f"frame_strides: {stride} takes {span} frames, clips have {self.data_shape[0]}"
                 )
+        if self.residual_of_contrast and not (self.residual and self._adds_pixels):
+            raise ValueError(
+                f"residual_of_contrast = {self.residual_of_contrast}: is for residual > 0 where "
+                f"pixels are added, not {self.residual}, {self.low_res_shape} to {self.video_shape}"
+            )
         if len(self.crop) not in (0, 2, 3):
             raise ValueError(f"crop = {self.crop}: must be (h, w), (f, h, w) or ()")
         shape = self.video_shape[:3]
@@ -232,18 +241,25 @@ class CascadeStage(Stage):
             return False
         return 1 < self.low_res_shape[0] < self.video_shape[0]
 
+    @property
+    def _adds_pixels(self) -> bool:
+        low = self.low_res_shape
+        return low is not None and low[1:3] != self.video_shape[1:3]
+
     def _residuals(
         self, low: Float[Array, "b f h w c"], num_images: int
     ) -> Float[Array, "b f h w 1"]:
         """Standard deviation of a clip's frames, and images', about their conditions `low`."""
-        in_time, *in_space = resize.ratios(self.video_shape, self.low_res_shape)
+        in_time = resize.ratios(self.video_shape, self.low_res_shape)[0]
         frames = self.video_shape[0]
         given = np.arange(frames) % in_time == 0
-        of_given = 0.0 if in_space == [1, 1] else self.residual
+        of_given = self.residual if self._adds_pixels else 0.0
         of_clip = np.where(given, of_given, 1.0 if self.fill == "blank" else self.residual)
         of_images = np.full(num_images, 1.0 if in_time > 1 else self.residual)
         deviations = jnp.asarray(np.concatenate([of_clip, of_images]), jnp.float32)
         told = jnp.broadcast_to(deviations[:, None, None, None], (*low.shape[:-1], 1))
+        if self.residual_of_contrast:
+            told = jnp.sqrt(told**2 + self.residual_of_contrast**2 * _contrast(low))
         if not self.residual_of_acceleration:
             return told
         added = (~given)[:, None, None, None]
@@ -305,16 +321,26 @@ def _acceleration(blended: Float[Array, "b f h w c"], every: int) -> Float[Array
     change = given[:, 1:] - given[:, :-1]
     second = change[:, 1:] - change[:, :-1]
     squares = jnp.concatenate([second, 2 * change[:, -1:]], axis=1) ** 2
-    square = jnp.mean(squares, axis=-1, keepdims=True)
-    total, count = (
-        jax.lax.reduce_window(
-            of, 0.0, jax.lax.add, (1, 1, NEARBY, NEARBY, 1), (1, 1, 1, 1, 1), "SAME"
-        )
-        for of in (square, jnp.ones((1, 1, *square.shape[2:])))
-    )
-    at, after = jnp.split(total / count, [second.shape[1]], axis=1)
+    square = _nearby(jnp.mean(squares, axis=-1, keepdims=True), NEARBY["acceleration"])
+    at, after = jnp.split(square, [second.shape[1]], axis=1)
     between = [at[:, :1], (at[:, 1:] + at[:, :-1]) / 2, at[:, -1:], after]
     return jnp.repeat(jnp.concatenate(between, axis=1), every, axis=1)
+
+
+def _contrast(video: Float[Array, "b f h w c"]) -> Float[Array, "b f h w 1"]:
+    """Variance of the pixels near each, mean of the colours."""
+    size = NEARBY["contrast"]
+    variance = _nearby(video**2, size) - _nearby(video, size) ** 2
+    return jnp.mean(jnp.maximum(variance, 0.0), axis=-1, keepdims=True)
+
+
+def _nearby(values: Float[Array, "b f h w c"], size: int) -> Float[Array, "b f h w c"]:
+    """Means of `size` x `size` pixels about each, of those that there are."""
+    total, count = (
+        jax.lax.reduce_window(of, 0.0, jax.lax.add, (1, 1, size, size, 1), (1, 1, 1, 1, 1), "SAME")
+        for of in (values, jnp.ones((1, 1, *values.shape[2:])))
+    )
+    return total / count
 
 
 def about_low_res(

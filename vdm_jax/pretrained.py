@@ -157,17 +157,22 @@ def initial_params(
 
 
 def shipped_names() -> list[str]:
-    """The names of the models that ship with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    """The names of the models that ship with the package; of a cascade's stages with its own."""
+    files = SHIPPED.rglob("*.safetensors")
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in files)
 
 
-def save_model(path: str | Path, params: PyTree, config) -> Path:
+def save_model(path: str | Path, params: PyTree, config, *, half: bool = False) -> Path:
     """Writes parameters and configuration as one safetensors file.
 
     Tensors are named by their path ("down_0/conv/kernel"); the metadata holds the configuration
-    as JSON.
+    as JSON. half: in float16, half as large; they are float32 again when read. Raises ValueError
+    where one is not finite.
     """
     tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(params)}
+    if half:
+        with np.errstate(over="ignore"):  # told below
+            tensors = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     bad = [name for name, leaf in tensors.items() if not np.isfinite(leaf).all()]
     if bad:
         raise ValueError(f"not finite, not saved: {', '.join(bad[:5])}")
@@ -200,6 +205,8 @@ def _read_file(path: Path, abstract: PyTree) -> PyTree:
             raise ValueError(f"{path}: tensors and network do not match: {', '.join(odd[:5])}")
         for name, leaf in expected:
             found = file.get_tensor(name)
+            if found.dtype == np.float16 and leaf.dtype == np.float32:  # see `save_model`
+                found = found.astype(np.float32)
             if found.shape != leaf.shape or found.dtype != leaf.dtype:
                 raise ValueError(
                     f"{path}: {name} is {found.dtype}{list(found.shape)}, "

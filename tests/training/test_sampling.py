@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,6 +199,25 @@ def test_a_model_file_holds_parameters_and_configuration(
     for arguments in ({}, {"prompt": "red left", "prompts": ["red left"]}, {"prompts": "red"}):
         with pytest.raises(ValueError, match="prompt"):
             model.sample(jax.random.key(0), **arguments)
+
+
+def test_a_model_file_of_half_precision_is_half_as_large(
+    tiny_system, params, make_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path)
+    whole = pretrained.save_model(tmp_path / "whole.safetensors", params, make_config())
+    half = tmp_path / "cascade" / "half.safetensors"
+    pretrained.save_model(half, params, make_config(), half=True)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert whole.stat().st_size - half.stat().st_size == 2 * count
+    assert pretrained.shipped_names() == ["cascade/half", "whole"]
+    found = pretrained.load("cascade/half").params
+    expected = jax.tree.map(lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), params)
+    chex.assert_trees_all_equal(found, expected)
+    chex.assert_trees_all_equal_dtypes(found, params)
+    large = jax.tree.map(lambda leaf: leaf + 1e5, params)  # float16 ends at 65504
+    with pytest.raises(ValueError, match="not finite, not saved"):
+        pretrained.save_model(half, large, make_config(), half=True)
 
 
 def test_a_working_directory_is_loaded_with_its_average(

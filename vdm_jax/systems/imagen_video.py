@@ -105,6 +105,7 @@ def stage_fields(
         "fill": stage.fill,
         "residual": stage.get("residual", 0.0),  # older files lack it
         "residual_of_acceleration": stage.get("residual_of_acceleration", 0.0),  # and this
+        "residual_of_contrast": stage.get("residual_of_contrast", 0.0),
         "max_augmentation": stage.max_augmentation,
         "crop": tuple(stage.crop),
     }
@@ -129,6 +130,7 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
             "fill": "repeat",
             "residual": 0.0,
             "residual_of_acceleration": 0.0,
+            "residual_of_contrast": 0.0,
             "max_augmentation": 1.0,
             "crop": (),
             "frame_strides": (),

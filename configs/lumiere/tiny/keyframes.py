@@ -12,7 +12,7 @@ def get_config():
     config.stage.name = "keyframes"
     config.stage.shape = (8, 16, 16)
     config.stage.frame_strides = ()
-    config.model.channels = 40  # both halves together are as large as the space-time U-Net
+    config.model.channels = 48  # both halves together are as large as the space-time U-Net
     config.model.temporal = "attention"
     config.model.temporal_levels = (0, 1)
     config.model.frame_positions = True

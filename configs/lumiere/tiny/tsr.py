@@ -14,7 +14,7 @@ def get_config():
     config.stage.low_res = (8, 16, 16)
     config.stage.frame_strides = ()
     config.stage.max_augmentation = 0.5
-    config.model.channels = 40
+    config.model.channels = 48
     config.model.temporal = "convolution"
     config.model.temporal_levels = (0, 1)
     config.process.logsnr_shift = 0.0
