@@ -10,9 +10,7 @@ configs/lumiere/tiny/.
           objects stray from uniform motion (r.m.s., in frame widths)
   seams   the super-resolution model in overlapping windows that are averaged at each step, and in
           windows that know nothing of each other: the energy of frame differences where windows
-          begin and end, over that elsewhere. Some of the clips' frames differ by more than others,
-          and the model makes some of these differences better than others, so the averaged windows
-          are also compared with those apart at places where these have no border
+          begin and end, over that elsewhere; and the same of the rendered clips
   memory  what a training step holds beside parameters and optimiser, by number of frames (--frames)
 
 Prints Markdown, and writes it and the figures to OUT/report.md and OUT/report.json.
@@ -130,8 +128,7 @@ def seams(options) -> list[dict]:
         made[name] = np.concatenate(list(stream))
         starts = window_starts(frames, size, overlap)
         borders[name] = {at for start in starts for at in (start, start + size)} - {0, frames}
-    averaged, apart = (difference_energy(videos) for videos in made.values())
-    rows = [
+    return [
         {
             "windows": name,
             "borders": len(borders[name]),
@@ -141,10 +138,6 @@ def seams(options) -> list[dict]:
         }
         for name, videos in made.items()
     ]
-    ratio = at_borders(averaged / apart, borders["averaged at each step"], without=borders["apart"])
-    for row, over in zip(rows, (ratio, 1.0), strict=True):  # 1 by definition
-        row["over those apart"] = over
-    return rows
 
 
 def difference_energy(videos: np.ndarray) -> np.ndarray:
@@ -153,12 +146,10 @@ def difference_energy(videos: np.ndarray) -> np.ndarray:
     return np.square(pixels[:, 1:] - pixels[:, :-1]).mean((0, 2, 3, 4))
 
 
-def at_borders(energy: np.ndarray, borders, without=()) -> float:
-    """The mean at `borders` over the mean elsewhere, of places that are not in `without`."""
-    places = np.arange(1, len(energy) + 1)
-    counts = ~np.isin(places, list(without))
-    at_border = np.isin(places, list(borders))
-    return float(energy[at_border & counts].mean() / energy[~at_border & counts].mean())
+def at_borders(energy: np.ndarray, borders) -> float:
+    """The mean at `borders` over the mean elsewhere."""
+    at_border = np.isin(np.arange(1, len(energy) + 1), list(borders))
+    return float(energy[at_border].mean() / energy[~at_border].mean())
 
 
 def memory(options) -> list[dict]:
