@@ -7,9 +7,10 @@ Clips and captions of the data's split `held_out`, whose combinations no stage w
 --stage, stages each on its own and clips of --data_dir.
 
   alone    each stage that refines is given true coarse clips: PSNR against the true fine ones (of
-           a TSR stage, of the frames that it adds), and FVD (--fvd), beside bilinear pixels or
-           frames blended in time; and PSNR of what one step makes, the mean of all that it could
-           make, which is what PSNR asks for
+           a TSR stage, of the frames that it adds, and of those of them between two given ones,
+           as after the last given one a blend is its copy), and FVD (--fvd), beside bilinear
+           pixels or frames blended in time; and PSNR of what one step makes, the mean of all that
+           it could make, which is what PSNR asks for
   chain    captions through the whole cascade: what the judge reads at every stage, and the time
   noise    the last stages' outputs by the noise put on what they refine (--noise 0,3,10: α²/σ²)
 
@@ -133,18 +134,24 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
         videos = sampled(**changes)
         reference = np.asarray(to_uint8(fine))
         factor = resize.ratios(stage.video_shape[:3], stage.low_res_shape[:3])[0]
-        # Of frames that were given the baseline's copies are exact.
-        added = np.arange(len(reference[0])) % factor > 0 if factor > 1 else slice(None)
-
-        def off(made: np.ndarray, reference=reference, added=added) -> float:
-            return psnr(made[:, added], reference[:, added])
-
-        row = {
-            "stage": step.name,
-            "psnr": off(videos),
-            "psnr of one step": off(sampled(**{**changes, "steps": 1})),
-            "baseline psnr": off(baseline),
+        made = {
+            "psnr": videos,
+            "psnr of one step": sampled(**{**changes, "steps": 1}),
+            "baseline psnr": baseline,
         }
+        row = {"stage": step.name}
+        if factor == 1:
+            row |= {name: psnr(clips, reference) for name, clips in made.items()}
+        else:
+            # Of frames that were given the baseline's copies are exact.
+            frame = np.arange(len(reference[0]))
+            added = frame % factor > 0
+            between = added & (frame < len(frame) - factor)
+            for ending, of in (("", added), (", between", between)):
+                row |= {
+                    name + ending: psnr(clips[:, of], reference[:, of])
+                    for name, clips in made.items()
+                }
         if fvd:
             row |= {
                 "fvd": frechet(videos, reference),

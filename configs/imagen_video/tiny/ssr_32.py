@@ -9,6 +9,7 @@ from vdm_jax.systems import imagen_video
 
 def get_config():
     config = imagen_video.tiny_config("ssr_32")
+    imagen_video.about_bilinear(config)
     config.model.channels = 64
     config.model.patch_size = 4
     config.train.batch_size = 32

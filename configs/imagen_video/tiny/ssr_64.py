@@ -9,10 +9,11 @@ from vdm_jax.systems import imagen_video
 
 def get_config():
     config = imagen_video.tiny_config("ssr_64")
+    imagen_video.about_bilinear(config)
     config.model.channels = 48
     config.model.patch_size = 4
     config.model.spatial_attention = "none"
     config.model.norm_groups = 0
-    config.stage.crop = (32, 32)
+    config.stage.crop = (8, 32, 32)
     config.train.steps = 2500
     return config
