@@ -79,6 +79,44 @@ def test_a_cascade_is_trained_and_sampled(cascade, tmp_path, capsys):
         sample.main([*flags, *prompts, "--steps=2"])
 
 
+DISTILL = """
+from vdm_jax.systems import distillation
+
+def get_config(stage):
+    config = distillation.default_config()
+    config.device = "cpu"
+    config.data.workers = 0
+    config.train.update(batch_size=2, warmup_steps=1, log_every=1, sample_every=0)
+    config.distill.update(teacher_steps=4, end_steps=2, guidance_max=1.0, guidance_updates=0,
+        guidance=1.0, updates=2, last_updates=2, samples=2)
+    return config
+"""
+
+
+def test_a_trained_stage_is_distilled(cascade, tmp_path, capsys):
+    # A stage that makes what it adds about blends, as those that ship do.
+    with cascade.with_name("tsr_6fps.py").open("a") as file:
+        file.write("\nof_repeats = get_config\n\ndef get_config():\n    config = of_repeats()\n")
+        file.write("    config.stage.update(fill='blend', residual=0.1)\n    return config\n")
+    file = tmp_path / "distill.py"
+    file.write_text(DISTILL)
+    workdir = tmp_path / "runs"
+    flags = [f"--cascade={cascade}", f"--workdir={workdir}", "--stages=tsr_6fps"]
+    assert train_cascade.main([*flags, f"--distill={file}"]) == 0
+    told = capsys.readouterr().out
+    assert told.index("training") < told.index("distilling")
+    student = pretrained.load(workdir / "distilled" / "tsr_6fps.safetensors")
+    assert student.config.sample.steps == 2
+    assert student.stage.residual == 0.1
+    of_student, of_teacher = (
+        dict(jax.tree_util.tree_leaves_with_path(model.params))
+        for model in (student, pretrained.load(workdir / "tsr_6fps"))
+    )
+    # The student is told a guidance scale besides.
+    assert of_teacher.keys() < of_student.keys()
+    assert any((leaf != of_student[path]).any() for path, leaf in of_teacher.items())
+
+
 IMAGE = """
 from vdm_jax.systems import lumiere
 
