@@ -177,13 +177,3 @@ def test_an_image_model_is_a_part_of_what_is_inflated_from_it(image_name, clip_n
     trained = {path for path, _ in jax.tree_util.tree_leaves_with_path(new)}
     assert trained == of_clip.keys() - of_image.keys()
     assert stage.video_shape[0] == 32 and stage.network.temporal_resize == (0,)
-
-
-def test_the_models_that_ship_are_those_of_the_configurations():
-    for name in ("base_32f_16", "ssr_32"):
-        model = pretrained.load(f"lumiere_tiny/{name}")
-        config = config_lib.load_config(CONFIGS / f"{name}.py", {})
-        assert model.config.stage == config.stage
-        assert model.config.model == config.model
-        assert model.config.sample == config.sample
-        chex.assert_tree_all_finite(model.params)

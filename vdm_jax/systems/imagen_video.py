@@ -204,8 +204,8 @@ def about_blends(config: ConfigDict) -> None:
 
 
 def about_bilinear(config: ConfigDict) -> None:
-    """Has a tiny SSR stage start from bilinear frames, which are all but exact away from edges (the
-    deviation that is about likeliest of moving shapes at 16 to 64 pixels, measured)."""
+    """Has an SSR stage of moving shapes start from bilinear frames, which are all but exact away
+    from edges (about the likeliest deviation at 16 to 64 pixels, measured)."""
     config.stage.residual, config.stage.residual_of_contrast = 0.002, 0.45
 
 

@@ -168,8 +168,7 @@ def tiny_base() -> ConfigDict:
 def tiny_ssr() -> ConfigDict:
     """The image model that makes 32 x 32 of 16 x 16 pixels."""
     config = _tiny(stage_config("t2i_ssr", (4, 32, 32), low_res=(4, 16, 16), fps=24.0))
-    # The likeliest deviation of the data's pixels from bilinear ones, measured.
-    config.stage.residual, config.stage.residual_of_contrast = 0.002, 0.45
+    imagen_video.about_bilinear(config)
     # Beyond half of the times the condition is all but noise, and sampling uses a tenth of them.
     config.stage.max_augmentation = 0.5
     config.train.steps = 3000
