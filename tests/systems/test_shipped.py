@@ -1,4 +1,4 @@
-"""The cascades that ship: every stage is there, and is the one that its configuration describes."""
+"""The models that ship in folders are those that their configurations describe; cascades whole."""
 
 from pathlib import Path
 
@@ -7,19 +7,27 @@ import pytest
 
 from vdm_jax import config as config_lib
 from vdm_jax import pretrained
+from vdm_jax.systems import imagen_video
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("system", ["imagen_video", "lumiere"])
-def test_a_cascade_that_ships_is_that_of_the_configurations(system):
-    configs = CONFIGS / system / "tiny"
-    stages = config_lib.load_config(configs / "cascade.py").stages
-    folder = f"{system}_tiny/"
-    shipped = [name for name in pretrained.shipped_names() if name.startswith(folder)]
-    assert sorted(shipped) == sorted(folder + name for name in stages)
+@pytest.mark.parametrize(
+    "folder", ["imagen_video/tiny", "imagen_video/film", "lumiere/tiny"], ids=lambda f: f
+)
+def test_what_ships_is_what_the_configurations_describe(folder):
+    configs = CONFIGS / folder
+    prefix = folder.replace("/", "_") + "/"
+    stages = [n.removeprefix(prefix) for n in pretrained.shipped_names() if n.startswith(prefix)]
+    cascade = configs / "cascade.py"
+    described = (
+        config_lib.load_config(cascade).stages
+        if cascade.exists()
+        else [file.stem for file in configs.glob("*.py")]
+    )
+    assert sorted(stages) == sorted(described)
     for name in stages:
-        model = pretrained.load(folder + name)
+        model = pretrained.load(prefix + name)
         config = config_lib.load_config(configs / f"{name}.py")
         for section in ("stage", "process", "sample"):
             assert model.config[section] == config[section], (name, section)
@@ -27,3 +35,14 @@ def test_a_cascade_that_ships_is_that_of_the_configurations(system):
         assert model.config.model == config.model
         assert model.config.text.encoder == config.text.encoder
         chex.assert_tree_all_finite(model.params)
+
+
+def test_every_stage_of_the_tiny_imagen_video_has_a_student_of_eight_steps():
+    for spec in imagen_video.TINY:
+        student = pretrained.load(f"imagen_video_tiny_8step/{spec.name}")
+        assert student.config.distill.teacher == f"imagen_video_tiny/{spec.name}"
+        assert student.config.sample.steps == 8
+        assert student.stage.takes_guidance  # told the scale, instead of two evaluations a step
+        teacher = pretrained.read_config(student.config.distill.teacher)
+        assert student.config.stage == teacher.stage
+        chex.assert_tree_all_finite(student.params)
