@@ -12,9 +12,7 @@ from vdm_jax.systems import imagen_video
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize(
-    "folder", ["imagen_video/tiny", "imagen_video/film", "lumiere/tiny"], ids=lambda f: f
-)
+@pytest.mark.parametrize("folder", ["imagen_video/tiny", "imagen_video/film", "lumiere/tiny"])
 def test_what_ships_is_what_the_configurations_describe(folder):
     configs = CONFIGS / folder
     prefix = folder.replace("/", "_") + "/"
