@@ -222,11 +222,12 @@ def frechet(videos: np.ndarray, reference: np.ndarray) -> float:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown."""
-    names = list(rows[0])
+    """Markdown. Rows may differ in their columns, as those of SSR and TSR stages do."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|"]
     for row in rows:
-        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
+        values = (row.get(name, "") for name in names)
+        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
