@@ -6,9 +6,12 @@ import numpy as np
 
 import pytest
 
+from vdm_jax import video_io
+from vdm_jax.data import pipeline
 from vdm_jax.data.pipeline import ClipDataset
 from vdm_jax.data.source import ClipSource, DataError
 from vdm_jax.models.text import WordEncoder
+from vdm_jax.systems import vdm
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -142,6 +145,54 @@ def test_workers_change_nothing(workers):
     assert_same(expected[3:], [next(plain) for _ in range(5)])
     several.close()
     plain.close()
+
+
+class Marked(Numbered):
+    """Every clip's pixel (frame f, row, column x) is 10 f + x."""
+
+    def read(self, index, rng=None):
+        video = (10 * np.arange(3)[:, None] + np.arange(4))[:, None, :, None]
+        video = np.broadcast_to(video, self.video_shape).astype(np.uint8)
+        return {"video": video, "caption": NUMBERS[index], "label": index}
+
+
+def test_clips_and_images_are_mirrored_and_clips_reversed_half_of_the_time():
+    marked = {"text_encoder": None, "batch_size": 8, "image_frames": 2}
+    clip = Marked().read(0)["video"]
+    forms = [clip, clip[:, :, ::-1], clip[::-1], clip[::-1, :, ::-1]]
+
+    def counts(augment):
+        batches = take(ClipDataset(Marked(), augment=augment, **marked), 20)
+        clips = np.concatenate([batch["video"] for batch in batches])
+        images = np.concatenate([batch["images"] for batch in batches])
+        mirrored = images[..., 0, 0, 0] > images[..., 0, 3, 0]
+        return [int((clips == form).all((1, 2, 3, 4)).sum()) for form in forms], mirrored.mean()
+
+    assert counts(()) == ([160, 0, 0, 0], 0.0)
+    (plain, mirrored, *reverse), images = counts(("mirror",))
+    assert reverse == [0, 0] and plain + mirrored == 160 and 50 < plain < 110
+    assert 0.35 < images < 0.65
+    both, _ = counts(("mirror", "reverse"))
+    assert sum(both) == 160 and min(both) > 20
+
+
+def test_only_training_clips_are_augmented(tmp_path):
+    video_io.write_mp4(tmp_path / "clip.mp4", np.zeros((9, 16, 16, 3), np.uint8), fps=8)
+    config = vdm.default_config()
+    config.data.update(name="video_folder", data_dir=str(tmp_path), num_frames=3, image_size=16)
+    config.data.update(augment=("start", "mirror"), workers=0)
+
+    def made(train):
+        options = {"text_encoder": None, "batch_size": 2, "seed": 0, "report": None}
+        example = pipeline.make_dataset(config, train=train, **options)
+        return example.augment, example.source.random_start
+
+    assert made(True) == (("start", "mirror"), True)
+    assert made(False) == ((), False)
+    config.data.augment = ("start", "flip")
+    for train in (True, False):
+        with pytest.raises(DataError, match="data.augment = .*'flip' unknown; allowed are start"):
+            made(train)
 
 
 def test_bad_numbers_are_named():

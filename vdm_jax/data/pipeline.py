@@ -14,6 +14,7 @@ from typing import Any
 import absl.flags
 import grain
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from vdm_jax.data import text_embeddings
@@ -23,8 +24,15 @@ from vdm_jax.models.text import TextEncoder, WordEncoder
 Batch = dict[str, np.ndarray]
 
 
-def make_source(data: ConfigDict, split: str | None = None) -> ClipSource:
+# What `data.augment` may name.
+AUGMENTATIONS = ("start", "mirror", "reverse")
+
+
+def make_source(data: ConfigDict, split: str | None = None, train: bool = False) -> ClipSource:
     """The source that a configuration's `data` section names, opened. Raises DataError.
+
+    train: clips begin anywhere where `data.augment` names "start" (of video files; TFDS's do so
+    in any case when a generator is given).
 
     `data.name` is "video_folder" (of which `data_dir` is the folder) or a TFDS data set of
     `vdm_jax.data.tfds_source.DATASETS` (of which `data_dir` is TFDS's directory).
@@ -40,6 +48,7 @@ def make_source(data: ConfigDict, split: str | None = None) -> ClipSource:
             image_width=data.get("image_width", 0),
             frame_stride=data.frame_stride,
             fps=data.fps,
+            random_start=train and "start" in augmentations(data),
         )
     from vdm_jax.data.tfds_source import DATASETS, TFDSSource
 
@@ -62,6 +71,17 @@ def make_source(data: ConfigDict, split: str | None = None) -> ClipSource:
         image_width=data.get("image_width", 0),
         frame_stride=data.frame_stride,
     )
+
+
+def augmentations(data: ConfigDict) -> tuple[str, ...]:
+    """`data.augment`, none in older files. Raises DataError for a name that is not known."""
+    names = tuple(data.get("augment", ()))
+    if unknown := [name for name in names if name not in AUGMENTATIONS]:
+        raise DataError(
+            f"data.augment = {names}: {', '.join(map(repr, unknown))} unknown; "
+            f"allowed are {', '.join(AUGMENTATIONS)}"
+        )
+    return names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +174,8 @@ def make_dataset(
     seen. The captions' embeddings are read where `text_encoder` is a frozen one: see
     `text_embeddings.py`. Raises DataError.
     """
-    source = make_source(config.data, split)
+    augment = augmentations(config.data)
+    source = make_source(config.data, split, train)
     if report is not None:
         report(f"data: {source.summary()}")
     wanted = config.model.num_labels if "model" in config else 0
@@ -176,6 +197,7 @@ def make_dataset(
         workers=config.data.workers,
         rows=rows,
         train=train,
+        augment=augment if train else (),
     )
 
 
@@ -186,19 +208,32 @@ class _Example:
     source: ClipSource
     text_encoder: TextEncoder | None
     image_frames: int
+    augment: tuple[str, ...]
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         clip = self.source.read(int(index), rng)
-        example = {"video": clip["video"], **self._tokens([clip["caption"]], "", squeeze=True)}
+        video = self._augmented(clip["video"], rng)
+        example = {"video": video, **self._tokens([clip["caption"]], "", squeeze=True)}
         if "label" in clip:
             example["label"] = np.int32(clip["label"])
         if self.image_frames:
             # Of other clips, so that images widen the batch instead of repeating it.
             others = rng.integers(1, max(len(self.source), 2), self.image_frames) + index
             images = [self.source.read_frame(int(i % len(self.source)), rng) for i in others]
-            example["images"] = np.stack([image["image"] for image in images])
+            pixels = [self._augmented(image["image"][None], rng)[0] for image in images]
+            example["images"] = np.stack(pixels)
             example |= self._tokens([image["caption"] for image in images], "image_")
         return example
+
+    def _augmented(
+        self, video: UInt8[np.ndarray, "f h w 3"], rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "f h w 3"]:
+        """The clip, mirrored or backwards every other time where that is asked for."""
+        if "mirror" in self.augment and rng.integers(2):
+            video = video[:, :, ::-1]
+        if "reverse" in self.augment and rng.integers(2):
+            video = video[::-1]
+        return np.ascontiguousarray(video)
 
     def _tokens(self, captions: list[str], prefix: str, squeeze: bool = False) -> Batch:
         if self.text_encoder is None:
@@ -232,6 +267,8 @@ class ClipDataset:
     `images` uint8 [b, k, h, w, 3] of random other clips with `image_tokens` or
     `image_text_embeddings` and `image_token_mask` [b, k, ...]. b is batch_size, or the number of `rows` of each batch asked for.
 
+    augment: of "mirror" and "reverse", half of the clips each are (images are mirrored too).
+
     Training batches run across the ends of epochs, so every clip is seen equally often; in order,
     the remainder that does not fill a batch is dropped.
     """
@@ -247,6 +284,7 @@ class ClipDataset:
         workers: int = 0,
         rows: Sequence[int] | None = None,
         train: bool = True,
+        augment: Sequence[str] = (),
     ):
         if batch_size < 1:
             raise DataError(f"train.batch_size = {batch_size}: must be positive")
@@ -259,6 +297,7 @@ class ClipDataset:
             )
         self.source = source
         self.workers = workers
+        self.augment = tuple(augment)
         examples = grain.MapDataset.range(len(source)).seed(seed)
         if train:
             examples = examples.shuffle().repeat()
@@ -266,7 +305,12 @@ class ClipDataset:
             examples = examples[: len(source) - len(source) % batch_size]
         # Randomness before choosing rows: an example's draws do not depend on who reads it.
         examples = examples.random_map(
-            _Example(source=source, text_encoder=text_encoder, image_frames=image_frames)
+            _Example(
+                source=source,
+                text_encoder=text_encoder,
+                image_frames=image_frames,
+                augment=self.augment,
+            )
         )
         mine = _Rows(examples, rows, batch_size)
         self._batches = mine.batch(len(rows), drop_remainder=True)

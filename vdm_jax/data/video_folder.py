@@ -64,6 +64,8 @@ class VideoFolder(ClipSource):
     fps: frames are taken at this rate; where a file has fewer they are repeated. 0: the file's own.
     frame_stride: then every so many frames. Frames are scaled to cover `image_size` (their height)
     by `image_width` (0 = square) and cropped to the centre.
+    random_start: where a generator is given, a clip begins anywhere from its own first frame to the
+    next clip's.
 
     `files` are those in use, `skipped` maps the others' paths to the reason. Raises DataError when
     there is no directory or no usable file.
@@ -78,6 +80,7 @@ class VideoFolder(ClipSource):
         image_width: int = 0,
         frame_stride: int = 1,
         fps: float = 0.0,
+        random_start: bool = False,
     ):
         root = Path(directory).expanduser()
         if not root.is_dir():
@@ -87,6 +90,7 @@ class VideoFolder(ClipSource):
         self.directory = str(root)
         self.video_shape = (num_frames, image_size, image_width or image_size, 3)
         self._fps, self._stride = fps, frame_stride
+        self.random_start = random_start
         self.files: list[VideoFile] = []
         self.skipped: dict[str, str] = {}
         self._captions: list[tuple[str, ...]] = []
@@ -118,9 +122,12 @@ class VideoFolder(ClipSource):
         """Frames of the file from one frame of a clip to the next."""
         return self._stride * (file.fps / self._fps if self._fps else 1.0)
 
+    def _span(self, file: VideoFile) -> float:
+        """Frames of the file from the first of a clip to its last."""
+        return (self.video_shape[0] - 1) * self._step(file)
+
     def _starts(self, file: VideoFile) -> list[float]:
-        step = self._step(file)
-        span = (self.video_shape[0] - 1) * step
+        step, span = self._step(file), self._span(file)
         if math.floor(span + 1e-6) > file.frames - 1:
             raise _Unusable(
                 f"too short: {file.frames} frames at {file.fps:.5g} fps, "
@@ -148,6 +155,9 @@ class VideoFolder(ClipSource):
         for attempt in range(len(self)):
             number, start = self._clips[(index + attempt) % len(self)]
             file, step = self.files[number], self._step(self.files[number])
+            if self.random_start and rng is not None:
+                span = self._span(file)
+                start = min(start + rng.uniform(0, span + step), file.frames - 1 - span)
             wanted = [math.floor(start + frame * step + 1e-6) for frame in frames]
             try:
                 video = decode(file, wanted, self.video_shape[1:3])

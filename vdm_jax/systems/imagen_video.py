@@ -266,6 +266,8 @@ def film_config(name: str) -> ConfigDict:
     config.data.num_frames, config.data.image_size = frames, size
     config.data.image_width = size
     config.data.frame_stride = 2
+    # Few clips, of which there is no text that says where left is: every way to see them counts.
+    config.data.augment = ("start", "mirror", "reverse")
     config.train.batch_size = 16
     config.train.learning_rate = 1e-3
     config.train.steps = 4000

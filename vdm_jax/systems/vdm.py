@@ -157,6 +157,7 @@ def default_config() -> ConfigDict:
                 "frame_stride": 1,
                 "fps": 0.0,
                 "image_frames": 0,
+                "augment": (),
                 "workers": 4,
             },
             "train": {
