@@ -5,13 +5,16 @@ What a variant changes is a field of the configuration, a variable of the enviro
 """
 
 import argparse
+import concurrent.futures
 import functools
 import json
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 TINY = {
     "model.channels": "16",
@@ -69,6 +72,13 @@ def measure_peak(sizes: tuple[int, ...]) -> dict:
     return {"flops_per_s": max(rates.values()), "by_size": rates}
 
 
+def _timed(make: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that a call took, and its result."""
+    started = time.perf_counter()
+    made = make()
+    return time.perf_counter() - started, made
+
+
 def measure_step(config_file: str, overrides: dict[str, str], steps: int, trace: str) -> dict:
     """The project's own training step on random clips that are on the device."""
     import jax
@@ -95,17 +105,24 @@ def measure_step(config_file: str, overrides: dict[str, str], steps: int, trace:
     )
     train = step.make_train_step(stage, tx, config, plan)
     started = time.perf_counter()
-    held = state.create_state(stage, tx, config.train.seed, plan)
-    jax.block_until_ready(held)
-    init_s = time.perf_counter() - started
-    started = time.perf_counter()
-    compiled = train.lower(held, batch).compile()
+    abstract = (state.abstract_state(stage, tx, plan), batch)
+    lowered = train.lower(*abstract)
+    lower_s = time.perf_counter() - started
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:  # minutes, so the state is made beside
+        compiling = beside.submit(_timed, lowered.compile)
+        init_s, held = _timed(
+            lambda: jax.block_until_ready(
+                state.create_state(stage, tx, config.train.seed, plan)
+            )
+        )
+        compile_s, compiled = compiling.result()
     result = {
         "batch": size,
         "image_frames": image_frames,
         "parameters": state.count_parameters(held.params),
         "init_s": init_s,
-        "compile_s": time.perf_counter() - started,
+        "lower_s": lower_s,
+        "compile_s": compile_s,
         "flops_per_clip": stage.train_flops(image_frames),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -142,7 +159,6 @@ def measure_step(config_file: str, overrides: dict[str, str], steps: int, trace:
             for _ in range(3):
                 held, metrics = compiled(held, batch)
             jax.block_until_ready((held, metrics))
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (held, batch))
         flops = count_by_kind(jax.make_jaxpr(train)(*abstract).jaxpr)
         hlo = compiled.as_text()
         Path(trace, "program.txt").write_text(hlo)

@@ -143,7 +143,10 @@ class Ours:
         return self._jax.device_put(batch)
 
     def _params(self):
-        return self._jax.jit(self._stage.init)(self._jax.random.key(0))
+        from vdm_jax.training import state
+
+        with state.random_bits_by_kernel():
+            return self._jax.jit(self._stage.init)(self._jax.random.key(0))
 
     def _train(self):
         from vdm_jax.parallel import sharding
