@@ -111,9 +111,7 @@ def measure_step(config_file: str, overrides: dict[str, str], steps: int, trace:
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # minutes, so the state is made beside
         compiling = beside.submit(_timed, lowered.compile)
         init_s, held = _timed(
-            lambda: jax.block_until_ready(
-                state.create_state(stage, tx, config.train.seed, plan)
-            )
+            lambda: jax.block_until_ready(state.create_state(stage, tx, config.train.seed, plan))
         )
         compile_s, compiled = compiling.result()
     result = {
