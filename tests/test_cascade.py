@@ -287,9 +287,24 @@ def test_errors_of_what_is_added_weigh_alike():
     outputs = [c * jnp.ones_like(cond["low_res"]) for c in (0.0, 0.5)]
     given = (jnp.zeros_like(outputs[0]), logsnr, cond["low_res"], cond["low_res_logsnr"])
     said = [cascade.about_low_res(o, *given, cond["low_res_residual"]) for o in outputs]
-    error = ((said[1] - said[0]) ** 2).mean(axis=(1, 2, 3, 4))
-    chex.assert_trees_all_close(weight * error, jnp.full(2, 0.25), rtol=1e-4)
+    error = ((said[1] - said[0]) ** 2).mean(axis=(2, 3, 4))
+    chex.assert_trees_all_close(weight * error, jnp.full((2, 4), 0.25), rtol=1e-3)
     chex.assert_trees_all_equal(SSR.loss_weight({}, logsnr), jnp.ones(2))
+
+
+def test_errors_weigh_alike_in_frames_of_which_more_and_less_is_known():
+    fields = {"fill": "blend", "residual": 0.02, "residual_of_acceleration": 0.5}
+    stage = systems.build(config("tsr_6fps", max_augmentation=0.0, **fields))
+    video = np.full((2, 8, 16, 16, 3), 128, np.uint8)
+    video[:, 6:] = 250  # all that happens
+    _, cond, _ = stage.example({**batch(), "video": jnp.asarray(video)}, KEY)
+    logsnr = jnp.array([-6.0, 0.0])
+    gain = cascade._gain(logsnr, cond["low_res_logsnr"], cond["low_res_residual"])[1]
+    squares = np.asarray(gain**2).mean((2, 3, 4))
+    assert squares[0, 7] > 300 * squares[0, 1]
+    weighed = squares * np.asarray(stage.loss_weight(cond, logsnr))
+    np.testing.assert_allclose(weighed[:, 1::2], 1.0, rtol=0.1)  # those that are added
+    np.testing.assert_allclose(weighed[:, ::2], 0.0, atol=0.01)
 
 
 def test_blended_frames_are_between_the_two():

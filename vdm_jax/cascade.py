@@ -183,12 +183,15 @@ class CascadeStage(Stage):
             output, z, logsnr, cond["low_res"], cond["low_res_logsnr"], cond["low_res_residual"]
         )
 
-    def loss_weight(self, cond: Cond, logsnr: Float[Array, "b"]) -> Float[Array, "b"]:
-        """With `residual`, one that weighs the network's own errors alike, whatever is known."""
+    def loss_weight(self, cond: Cond, logsnr: Float[Array, "b"]) -> Float[Array, "b *frames"]:
+        """With `residual`, one that weighs the network's own errors alike in every frame, whatever
+        is known of it; frames of less than a hundredth of the clip's deviation, as those that a TSR
+        stage is given, hardly count."""
         if not self.residual:
             return super().loss_weight(cond, logsnr)
         gain = _gain(logsnr, cond["low_res_logsnr"], cond["low_res_residual"])[1]
-        return 1 / jnp.mean(gain**2, axis=(1, 2, 3, 4))
+        of_frames = jnp.mean(gain**2, axis=(2, 3, 4))
+        return 1 / (of_frames + 1e-4 * jnp.mean(of_frames, axis=1, keepdims=True))
 
     def coarse(self, clips: UInt8[np.ndarray, "n f h w c"]) -> np.ndarray | None:
         if self.low_res_shape is None:

@@ -185,8 +185,8 @@ class Stage:
         losses, metrics = self.process.loss(process_key, network_fn, x, weight_fn)
         return losses.mean(), metrics
 
-    def loss_weight(self, cond: Cond, logsnr: Float[Array, "b"]) -> Float[Array, "b"]:
-        """What each example's loss is multiplied by."""
+    def loss_weight(self, cond: Cond, logsnr: Float[Array, "b"]) -> Float[Array, "b *frames"]:
+        """What the squared errors of each example are multiplied by, or of each of its frames."""
         return jnp.ones_like(logsnr)
 
     def example(

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion import predictions, schedules
+from vdm_jax.diffusion import losses, predictions, schedules
 from vdm_jax.diffusion.process import Process, make_process
 from vdm_jax.diffusion.schedules import alpha_sigma
 
@@ -54,6 +54,27 @@ def test_loss_is_the_named_one_at_the_sampled_noise():
     squared = np.square(eps).reshape(4, -1).mean(1)  # the error of ε̂ = 0
     np.testing.assert_allclose(loss, np.minimum(snr, 2.0) / snr * squared, rtol=1e-3)
     np.testing.assert_allclose(metrics["eps_mse"], squared.mean(), rtol=1e-3)
+
+
+def test_weights_count_squared_errors_of_examples_and_of_frames():
+    weights = jnp.asarray(np.random.default_rng(2).uniform(0, 3, (4, 2)), jnp.float32)
+    levels = schedules.CosineSchedule(logsnr_min=-4.0, logsnr_max=4.0)
+
+    def loss(process, x, weight):
+        weight_fn = None if weight is None else lambda logsnr: weight
+        return process.loss(jax.random.key(1), lambda z, logsnr: jnp.sin(z), x, weight_fn)
+
+    for name in losses.LOSSES:
+        process = Process(loss_name=name, schedule=levels)
+        plain, metrics = loss(process, X, None)
+        weighed, told = loss(process, X, weights[:, 0])
+        np.testing.assert_allclose(weighed, weights[:, 0] * plain, rtol=1e-3, err_msg=name)
+        assert told == metrics  # of the errors as they are
+    # |v̂ − v|² of one frame at a time, the other's weight 0.
+    one, other = (loss(Process(schedule=levels), X, jnp.eye(2)[None, k] * weights) for k in (0, 1))
+    both, _ = loss(Process(schedule=levels), X, weights)
+    assert min(one[0].min(), other[0].min()) > 1e-3
+    np.testing.assert_allclose(one[0] + other[0], both, rtol=1e-5)
 
 
 def test_add_noise_has_the_stated_signal_and_noise():

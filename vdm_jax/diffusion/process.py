@@ -77,7 +77,8 @@ class Process:
           key: where the noise levels and the noise come from.
           network_fn: `(z [b, ...], logsnr [b]) -> raw output [b, ...]`.
           x: clean data, floating point.
-          weight_fn: `logsnr [b] -> weight [b]` of the losses; None = 1.
+          weight_fn: `logsnr [b] -> weight` of the squared errors, [b] or with further axes of x
+            ([b, f]); None = 1.
 
         Returns:
           The losses, and scalar metrics: the unweighted `x_mse` and `eps_mse`.
@@ -92,8 +93,14 @@ class Process:
             "x_mse": jnp.mean(losses.x_mse(prediction, x, eps, logsnr)),
             "eps_mse": jnp.mean(losses.eps_mse(prediction, x, eps, logsnr)),
         }
-        loss = self._loss()(prediction, x, eps, logsnr)
-        return loss if weight_fn is None else loss * weight_fn(logsnr), metrics
+        if weight_fn is not None:
+            # Every loss is a square of what is linear in x and ε: √w times those, w times that.
+            root = expand(jnp.sqrt(weight_fn(logsnr)), x.ndim)
+            x, eps = root * x, root * eps
+            prediction = dataclasses.replace(
+                prediction, x=root * prediction.x, eps=root * prediction.eps
+            )
+        return self._loss()(prediction, x, eps, logsnr), metrics
 
     def denoiser(self, network_fn: Callable[[Array, Array, Any], Array]) -> Denoiser:
         """A raw network `(z, logsnr, cond) -> output` as a Denoiser."""
