@@ -31,11 +31,11 @@ AUGMENTATIONS = ("start", "mirror", "reverse")
 def make_source(data: ConfigDict, split: str | None = None, train: bool = False) -> ClipSource:
     """The source that a configuration's `data` section names, opened. Raises DataError.
 
-    train: clips begin anywhere where `data.augment` names "start" (of video files; TFDS's do so
-    in any case when a generator is given).
-
     `data.name` is "video_folder" (of which `data_dir` is the folder) or a TFDS data set of
     `vdm_jax.data.tfds_source.DATASETS` (of which `data_dir` is TFDS's directory).
+
+    train: clips of video files begin anywhere where `data.augment` names "start"; TFDS's do so in
+    any case when a generator is given.
     """
     # Imported when needed: TFDS and PyAV take their time.
     if data.name == "video_folder":
