@@ -257,6 +257,11 @@ def test_frames_between_ones_that_accelerate_may_differ_more_from_their_blend():
     # After the last, twice the change before it: 0.6, as nothing says that it goes on.
     variance = 0.5**2 * 1.2**2 * 4 / 16
     np.testing.assert_allclose(found[7, 0, 7], np.sqrt(0.1**2 + variance), rtol=1e-5)
+    # Between equal frames nothing happens, whatever comes then.
+    given[:, :3], given[:, 3] = 0.0, 1.0
+    still = stage._residuals(resize.refine(jnp.asarray(given), (8, 8, 8), "blend"), 0)
+    np.testing.assert_allclose(still[0, 1:4:2], 0.1, rtol=1e-5)
+    assert still[0, 5].min() > 0.5
     _, cond, _ = stage.example(batch(images=2), KEY)
     chex.assert_trees_all_equal(cond["low_res_residual"][:, 8:], jnp.ones((2, 2, 8, 8, 1)))
 

@@ -43,8 +43,9 @@ class CascadeStage(Stage):
         output is `process.prediction` itself.
       residual_of_acceleration: with `fill = "blend"` in time, a further part of that deviation, as
         a share of the given frames' second difference in time there (root mean square of 7 x 7
-        pixels): a film's frames are all but what is blended where nothing moves, or all goes on as
-        before, and far from it where things move otherwise.
+        pixels), or of twice their change where that is less: a film's frames are all but what is
+        blended where nothing moves, or all goes on as before, and far from it where things move
+        otherwise.
       residual_of_contrast: where pixels are added, likewise a share of the standard deviation of
         the condition's pixels there (of 5 x 5, root mean square of colours): what is bilinear is
         all but exact where a picture is flat, and far from it at edges.
@@ -318,16 +319,21 @@ class CascadeStage(Stage):
 
 def _acceleration(blended: Float[Array, "b f h w c"], every: int) -> Float[Array, "b f h w 1"]:
     """Mean square near each pixel of the second difference of the given frames, one of `every`: of
-    a frame between two of them, the mean of both's; after the last, where nothing is known of what
-    comes, of twice the change before it (measured: see benchmarks/RESULTS.md)."""
+    a frame between two of them, the mean of both's, and no more than that of twice the change from
+    one to the other, since between equal frames nothing happens; after the last, where nothing is
+    known of what comes, of twice the change before it (measured: see benchmarks/RESULTS.md)."""
     given = blended[:, ::every]
     change = given[:, 1:] - given[:, :-1]
     second = change[:, 1:] - change[:, :-1]
-    squares = jnp.concatenate([second, 2 * change[:, -1:]], axis=1) ** 2
-    square = _nearby(jnp.mean(squares, axis=-1, keepdims=True), NEARBY["acceleration"])
-    at, after = jnp.split(square, [second.shape[1]], axis=1)
-    between = [at[:, :1], (at[:, 1:] + at[:, :-1]) / 2, at[:, -1:], after]
-    return jnp.repeat(jnp.concatenate(between, axis=1), every, axis=1)
+
+    def near(difference: Float[Array, "b f h w c"]) -> Float[Array, "b f h w 1"]:
+        squares = jnp.mean(difference**2, axis=-1, keepdims=True)
+        return _nearby(squares, NEARBY["acceleration"])
+
+    at, most = near(second), near(2 * change)
+    between = jnp.concatenate([at[:, :1], (at[:, 1:] + at[:, :-1]) / 2, at[:, -1:]], axis=1)
+    square = jnp.concatenate([jnp.minimum(between, most), most[:, -1:]], axis=1)
+    return jnp.repeat(square, every, axis=1)
 
 
 def _contrast(video: Float[Array, "b f h w c"]) -> Float[Array, "b f h w 1"]:
