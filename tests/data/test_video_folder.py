@@ -90,19 +90,6 @@ def test_a_random_start_reaches_every_frame_and_no_further(tmp_path):
     assert numbers(strided.read(0, rng)["video"]) == [0, 7, 14, 21]
 
 
-def test_a_random_start_reaches_every_frame_and_no_further(tmp_path):
-    write(tmp_path / "clip.mp4", frames=22)  # five clips of four frames and two to spare
-    source = folder(tmp_path, random_start=True)
-    assert numbers(source[4]["video"]) == [16, 17, 18, 19]  # without a generator as ever
-    rng = np.random.default_rng(0)
-    for index, starts in ((1, {4, 5, 6, 7}), (4, {16, 17, 18})):
-        clips = [numbers(source.read(index, rng)["video"]) for _ in range(40)]
-        assert {clip[0] for clip in clips} == starts
-        assert all(clip == [clip[0] + k for k in range(4)] for clip in clips)
-    strided = folder(tmp_path, frame_stride=7, random_start=True)  # spans the whole file
-    assert numbers(strided.read(0, rng)["video"]) == [0, 7, 14, 21]
-
-
 def test_frames_are_scaled_and_cropped_to_the_middle(tmp_path):
     path = tmp_path / "wide.mp4"
     with av.open(str(path), "w") as container:
