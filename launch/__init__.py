@@ -109,15 +109,12 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     if processes is not None:
         names = ("coordinator", "num_processes", "process_id")
         found = distributed.find(*(getattr(processes, name) for name in names))
-    if found is not None or "xla_force_host_platform_device_count" in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        # Several CPU devices share the threads of a process: two updates under way at once can
-        # each hold threads that the other's collectives wait for.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # Calls of the CPU run in the thread that makes them. In one of JAX's they would have their
+    # temporaries mapped anew each time: the heap of a thread holds no large buffer. And of several
+    # CPU devices, which share the threads of a process, two updates under way at once could each
+    # hold threads that the other's collectives wait for.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     _set_cpu_flags()
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        heap.keep_freed()  # before JAX's threads take arenas of their own
     distributed.initialize(found)
     try:
         devices = jax.devices() if device == "any" else jax.devices(device)

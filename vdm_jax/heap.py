@@ -8,14 +8,12 @@ from collections.abc import Callable
 def keep_freed() -> None:
     """Tells glibc to keep freed buffers instead of handing them back to the kernel.
 
-    On the CPU every compiled call allocates its temporaries anew, as one buffer, in a thread of
-    JAX. The arena of a thread cannot hold more than 64 MiB: the kernel would map, zero and unmap
-    each larger buffer, a fifth of a training step. So all threads that start from here on use the
-    one heap, which is trimmed by `trim` only.
+    On the CPU every compiled call allocates its temporaries anew, as one buffer. Mapping, zeroing
+    and unmapping it is a fifth of a training step. It is kept only in the heap of the main thread,
+    which has to be the one that allocates it: see `launch.setup`.
     """
     if mallopt := _glibc("mallopt"):
-        trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
-        mallopt(arena_max, 1)
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, -1)
         mallopt(top_pad, 2**28)

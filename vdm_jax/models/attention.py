@@ -103,8 +103,6 @@ def _softmax_attention(
     q: Float[Array, "n p heads d"], k: Float[Array, "n p heads d"], v: Float[Array, "n p heads d"]
 ) -> Float[Array, "n p heads d"]:
     product = jax.nn.dot_product_attention
-    if q.shape[1] < blocked_attention.LEAST:
-        return product(q, k, v)
     return jax.lax.platform_dependent(q, k, v, cpu=blocked_attention.attend, default=product)
 
 

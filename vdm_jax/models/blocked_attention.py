@@ -1,20 +1,23 @@
 """Attention over many positions on a CPU: the matrix of weights is never whole in memory.
 
 XLA's CPU backend writes the weights of all sequences out, several times over, and keeps them for
-the gradient: of 64 frames of 32 x 32 pixels with four heads 1 GB, four times. Here each sequence
-and head takes its turn, with a matrix that stays in the cache, and the gradient computes it again.
-That is up to nine times as fast, in a hundredth of the memory.
+the gradient: of 64 frames of 32 x 32 pixels with four heads 1 GB, four times. Here a few sequences
+and heads at a time take their turn, with matrices that stay in the cache, and the gradient computes
+them again. That is up to nine times as fast, in a hundredth of the memory.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-# Below so many positions the turns cost more than they save.
-LEAST = 128
+# So many weights a turn, 4 MiB of them: with fewer, the turns of short sequences cost more than they
+# compute; with more, they leave the cache.
+_WEIGHTS = 2**20
 
 _Attended = Float[Array, "n p heads d"]
 _Sequences = Float[Array, "s p d"]
@@ -45,7 +48,7 @@ def _forward(
         total = weights.sum(-1, keepdims=True)
         return (weights @ v) / total, highest + jnp.log(total)
 
-    out, normaliser = jax.lax.map(one, (q, k, v))
+    out, normaliser = _in_turns(one, (q, k, v))
     return out, (q, k, v, out, normaliser)
 
 
@@ -60,7 +63,19 @@ def _backward(saved: tuple[Array, ...], gradient: _Sequences) -> tuple[_Sequence
         turned = jax.lax.optimization_barrier((of_logits.T, weights.T))
         return of_logits @ k, turned[0] @ q, turned[1] @ gradient
 
-    return jax.lax.map(one, (*saved, gradient))
+    return _in_turns(one, (*saved, gradient))
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _in_turns(one: Callable[[tuple[Array, ...]], Any], arrays: tuple[Array, ...]) -> Any:
+    """`one` of each sequence of `arrays` (s, p, ...), as many at once as a turn has weights for."""
+    sequences, positions = arrays[0].shape[:2]
+    at_once = min(sequences, max(1, _WEIGHTS // positions**2))
+    while sequences % at_once:
+        at_once -= 1
+    if at_once == sequences:
+        return jax.vmap(one)(arrays)
+    # Not a batch of one: XLA's products of batches are slower than those of matrices.
+    return jax.lax.map(one, arrays, batch_size=at_once if at_once > 1 else None)

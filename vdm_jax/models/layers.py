@@ -17,7 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, reduce
 from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
@@ -279,13 +279,70 @@ def group_norm(channels: int, groups: int, name=None):
             bias_init=named(nn.initializers.zeros, CHANNELS),
             name=name,
         )
-    return nn.GroupNorm(
-        num_groups=math.gcd(groups, channels),
-        dtype=jnp.float32,
-        scale_init=named(nn.initializers.ones, CHANNELS),
-        bias_init=named(nn.initializers.zeros, CHANNELS),
-        name=name,
-    )
+    return GroupNorm(math.gcd(groups, channels), name=name)
+
+
+class GroupNorm(nn.Module):
+    """Wu & He 2018, with a learned scale and bias a channel, in float32.
+
+    `nn.GroupNorm` but for the order of its sums, pixels first and then the channels of a group:
+    XLA's CPU backend takes ten times as long to sum over both at once. And for its gradient, which
+    is written in one pass of sums and one of what they give.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """`groups` divides `c`."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", named(nn.initializers.ones, CHANNELS), channels)
+        bias = self.param("bias", named(nn.initializers.zeros, CHANNELS), channels)
+        return _normalise(x.astype(jnp.float32), scale, bias, self.groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(
+    x: Float[Array, "n h w c"], scale: Float[Array, "c"], bias: Float[Array, "c"], groups: int
+) -> Float[Array, "n h w c"]:
+    return _normalise_forward(x, scale, bias, groups)[0]
+
+
+def _normalise_forward(x: Array, scale: Array, bias: Array, groups: int):
+    mean = _group_mean(x, groups)
+    variance = _group_mean(jnp.square(x), groups) - jnp.square(mean)
+    deviation = jnp.sqrt(jnp.maximum(variance, 0.0) + 1e-6)  # rounded, it can be less than zero
+    return (x - mean) * (scale / deviation) + bias, (x, scale, mean, deviation)
+
+
+def _normalise_backward(groups: int, saved: tuple[Array, ...], gradient: Array):
+    """With y = (x - mean) / deviation, of x: (g - mean(g) - y mean(g y)) / deviation, where g is
+    the gradient times the scale."""
+    x, scale, mean, deviation = saved
+    total = _pixel_mean(gradient)
+    along = _pixel_mean(gradient * (x - mean)) / deviation
+    pixels = x.shape[1] * x.shape[2]
+    of_scale, of_bias = (pixels * leaf.sum((0, 1, 2)) for leaf in (along, total))
+    common, along = (_of_group(scale * leaf, groups) for leaf in (total, along))
+    of_x = gradient * (scale / deviation) - (x - mean) * (along / jnp.square(deviation))
+    return of_x - common / deviation, of_scale, of_bias
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _group_mean(x: Float[Array, "n h w c"], groups: int) -> Float[Array, "n 1 1 c"]:
+    """For each channel the mean over the pixels and channels of its group."""
+    return _of_group(_pixel_mean(x), groups)
+
+
+def _pixel_mean(x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
+    return x.mean((1, 2), keepdims=True)
+
+
+def _of_group(x: Float[Array, "n 1 1 c"], groups: int) -> Float[Array, "n 1 1 c"]:
+    mean = reduce(x, "n 1 1 (g k) -> n 1 1 g", "mean", g=groups)
+    return jnp.repeat(mean, x.shape[-1] // groups, axis=-1)
 
 
 def sinusoidal_embedding(
