@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-# So many weights a turn, 4 MiB of them: with fewer, the turns of short sequences cost more than they
+# Weights of a turn, 4 MiB: with fewer, the turns of short sequences cost more than what they
 # compute; with more, they leave the cache.
 _WEIGHTS = 2**20
 
