@@ -140,16 +140,19 @@ def from_dict(values: Mapping[str, Any]):
 def resume_differences(saved, current) -> list[str]:
     """The fields that forbid resuming a run of `saved` with `current`: "field: old -> new" each.
 
-    Fields of `MAY_CHANGE_ON_RESUME` are left out.
+    Fields of `MAY_CHANGE_ON_RESUME` are left out, and those that are off (false, zero or empty) in
+    one of the two and not in the other: a run of a version that did not have them yet goes on.
     """
     # Through JSON, so that a tuple equals the list that it was saved as.
     old, new = dict(flatten(to_dict(saved))), dict(flatten(to_dict(current)))
     absent = "(absent)"
-    return [
-        f"{field}: {old.get(field, absent)!r} -> {new.get(field, absent)!r}"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field, absent) != new.get(field, absent) and not _may_change(field)
-    ]
+    differences = []
+    for field in sorted(old.keys() | new.keys()):
+        before, now = old.get(field, absent), new.get(field, absent)
+        added_off = absent in (before, now) and not (before and now)
+        if before != now and not added_off and not _may_change(field):
+            differences.append(f"{field}: {before!r} -> {now!r}")
+    return differences
 
 
 # --- validation ---------------------------------------------------------------------------------

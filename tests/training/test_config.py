@@ -165,3 +165,16 @@ def test_only_fields_that_matter_forbid_resuming():
         "model.width: '(absent)' -> 3",
         "train.learning_rate: 0.001 -> 0.5",
     ]
+
+
+def test_a_run_goes_on_where_a_newer_version_has_a_field_that_is_off():
+    old, new = make(), make()
+    new.model.depth, new.model.low_res, new.model.name, new.train.augment = 0, False, "", ()
+    assert config_lib.resume_differences(old, new) == []
+    assert config_lib.resume_differences(new, old) == []
+    new.model.low_res = True
+    assert config_lib.resume_differences(old, new) == ["model.low_res: '(absent)' -> True"]
+    assert config_lib.resume_differences(new, old) == ["model.low_res: True -> '(absent)'"]
+    # What both have is compared: off is not on.
+    old.model.low_res = False
+    assert config_lib.resume_differences(old, new) == ["model.low_res: False -> True"]
