@@ -1,4 +1,4 @@
-"""Attention over many positions on a CPU: the matrix of weights is never whole in memory.
+"""Softmax attention over pixels on a CPU, of which a few MiB of weights at a time are in memory.
 
 XLA's CPU backend writes the weights of all sequences out, several times over, and keeps them for
 the gradient: of 64 frames of 32 x 32 pixels with four heads 1 GB, four times. Here a few sequences
