@@ -565,6 +565,8 @@ def test_tpu_dry_run_needs_no_gcloud_and_prints_exactly_what_is_run(pod):
     plan = [shlex.split(line) for line in planned.stdout.splitlines() if not line.startswith("#")]
     plan = [words for words in plan if words[0] == "gcloud"]
     done = [shlex.split(call) for call in pod.calls("gcloud")]
+    while done[-4:-2] == done[-2:]:  # it looks as often as the run takes
+        del done[-2:]
     verbs = " ".join(words[4] for words in done)
     assert verbs == "describe create describe ssh scp ssh ssh ssh ssh describe ssh"
     assert done[:2] + done[3:] == plan[: len(done) - 1]
