@@ -14,6 +14,7 @@ again is not counted. MFU is their share of the measured peak.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -107,6 +108,24 @@ def run_worker(arguments: list[str], variables: dict[str, str], limit: float) ->
     return {"error": f"status {done.returncode}: {last[:200]}", "stderr": lines[-15:]}
 
 
+def compile_all(jobs: list[tuple[str, int, list[str], dict[str, str]]], limit: float) -> int:
+    """Compiles every variant, all at once; 0 where none failed, as an exit status."""
+
+    def compile_one(job) -> bool:
+        name, batch, worker, variables = job
+        # Beside each other, so none may take the card's memory for itself.
+        variables = {**variables, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        row = run_worker(["--what=compile", *worker], variables, limit)
+        said = row.get("error") or f"compiled in {row['compile_s']:.1f} s"
+        print(f"{name}, batch {batch}: {said}", flush=True)
+        for line in row.get("stderr", []):
+            print(f"    {line}", flush=True)
+        return "error" in row
+
+    with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
+        return int(any(pool.map(compile_one, jobs)))
+
+
 def describe(name: str, row: dict, peak: float) -> str:
     """A result as one line; adds what follows from the measured peak to `row`."""
     if "error" in row:
@@ -178,6 +197,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--limit", type=float, default=300, metavar="S", help="of a variant (300)")
     parser.add_argument("--total", type=float, metavar="S", help="begin no variant after so long")
     parser.add_argument("--cache_dir", metavar="DIR", help="of compiled programs, kept")
+    parser.add_argument(
+        "--compile_only",
+        action="store_true",
+        help="fill --cache_dir, all variants at once, and measure nothing: for a run after it",
+    )
     parser.add_argument("--trace", metavar="DIR", help="also profile 3 steps of each variant")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write FILE and FILE.md")
     parser.add_argument("--peak", type=float, metavar="TFLOPS", help="not measured again")
@@ -192,11 +216,24 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
 
+    if options.compile_only and not options.cache_dir:
+        parser.error("--compile_only: needs --cache_dir, where the programs are kept")
+
     started = time.monotonic()
     common = [f"--device={options.device}"]
     if options.cache_dir:
         common.append(f"--cache={Path(options.cache_dir).resolve()}")
     platform = {"JAX_PLATFORMS": "cuda" if options.device == "gpu" else "cpu"}
+    jobs = []
+    for name, (overrides, variables, trials) in variants.items():
+        for batch in options.batches.split(","):
+            fields = {**(TINY if options.tiny else {}), **overrides, "train.batch_size": batch}
+            worker = [*common, f"--config={options.config}", f"--overrides={json.dumps(fields)}"]
+            worker += ["--trials", *trials] if trials else []
+            jobs.append((name, int(batch), worker, {**platform, **variables}))
+    if options.compile_only:
+        return compile_all(jobs, options.limit)
+
     platform["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.92"  # the whole card is ours
     result = report.header() | {"config": options.config, "steps": []}
     if options.peak:
@@ -209,29 +246,25 @@ def main(arguments: list[str]) -> int:
             return 1
     peak = result["peak"]["flops_per_s"]
     print(f"bfloat16 peak: {peak / 1e12:.4g} TFLOP/s {result['peak']}", flush=True)
-    for name, (overrides, variables, trials) in variants.items():
-        for batch in options.batches.split(","):
-            row: dict = {"variant": name, "batch": int(batch)}
-            if options.total and time.monotonic() - started > options.total:
-                row["error"] = f"not begun: {options.total:g} s were over"
-            else:
-                fields = {**(TINY if options.tiny else {}), **overrides, "train.batch_size": batch}
-                worker = ["--what=step", *common, f"--config={options.config}"]
-                worker += [f"--overrides={json.dumps(fields)}", f"--steps={options.steps}"]
-                worker += ["--trials", *trials] if trials else []
-                if options.trace:
-                    worker.append(f"--trace={Path(options.trace).resolve() / f'{name}-{batch}'}")
-                row |= run_worker(worker, {**platform, **variables}, options.limit)
-            result["steps"].append(row)
-            print(describe(name, row, peak), flush=True)
-            if "profile_markdown" in row:
-                print(row["profile_markdown"], flush=True)
-            for line in row.get("stderr", []):
-                print(f"    {line}", flush=True)
-            if options.json:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(result, indent=1) + "\n")
-                options.json.with_suffix(".md").write_text(markdown(result))
+    for name, batch, worker, variables in jobs:
+        row: dict = {"variant": name, "batch": batch}
+        if options.total and time.monotonic() - started > options.total:
+            row["error"] = f"not begun: {options.total:g} s were over"
+        else:
+            worker = ["--what=step", *worker, f"--steps={options.steps}"]
+            if options.trace:
+                worker.append(f"--trace={Path(options.trace).resolve() / f'{name}-{batch}'}")
+            row |= run_worker(worker, {**platform, **variables}, options.limit)
+        result["steps"].append(row)
+        print(describe(name, row, peak), flush=True)
+        if "profile_markdown" in row:
+            print(row["profile_markdown"], flush=True)
+        for line in row.get("stderr", []):
+            print(f"    {line}", flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            options.json.with_suffix(".md").write_text(markdown(result))
     print("\n" + markdown(result))
     return 0
 

@@ -80,7 +80,10 @@ def _timed(make: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure_step(config_file: str, overrides: dict[str, str], steps: int, trace: str) -> dict:
-    """The project's own training step on random clips that are on the device."""
+    """The project's own training step on random clips that are on the device.
+
+    steps: of them timed; with 0 it is only compiled.
+    """
     import jax
     import numpy as np
 
@@ -108,6 +111,9 @@ def measure_step(config_file: str, overrides: dict[str, str], steps: int, trace:
     abstract = (state.abstract_state(stage, tx, plan), batch)
     lowered = train.lower(*abstract)
     lower_s = time.perf_counter() - started
+    if steps == 0:
+        compile_s, _ = _timed(lowered.compile)
+        return {"lower_s": lower_s, "compile_s": compile_s}
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # minutes, so the state is made beside
         compiling = beside.submit(_timed, lowered.compile)
         init_s, held = _timed(
@@ -169,7 +175,7 @@ def measure_step(config_file: str, overrides: dict[str, str], steps: int, trace:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--what", choices=("peak", "step"), required=True)
+    parser.add_argument("--what", choices=("peak", "compile", "step"), required=True)
     parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
     parser.add_argument("--config", default="")
     parser.add_argument("--overrides", type=json.loads, default={})
@@ -191,7 +197,8 @@ def main() -> None:
     else:
         for name in options.trials:
             TRIALS[name]()
-        result = measure_step(options.config, options.overrides, options.steps, options.trace)
+        steps = options.steps if options.what == "step" else 0
+        result = measure_step(options.config, options.overrides, steps, options.trace)
     print(json.dumps(result), file=answers, flush=True)
 
 

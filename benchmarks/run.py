@@ -3,8 +3,8 @@
     python -m benchmarks.run [--peers=NAME,NAME] [--works=train,denoise] [--json=FILE] [--quick]
 
 Each pair of `benchmarks.pairs` is a peer's network and a UNet3D that does the same work. Every side
-is a process of its own; in each round all sides take their turn, so that a slow spell of the
-machine hits all, and every other round goes backwards. Warm-up is not counted.
+is a process of its own in each work; in each round all sides take their turn, so that a slow spell
+of the machine hits all, and every other round goes backwards. Warm-up is not counted.
 
   train        forward, loss, backward and update of a batch that is on the device. Ours also casts
                from uint8, clips the gradient, checks that it is finite and averages the weights, as
@@ -24,11 +24,14 @@ freed memory, which PyTorch's large buffers gain from. What fails is reported, n
 """
 
 import argparse
+import concurrent.futures
 import itertools
 import json
 import os
+import statistics
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import pairs, report
@@ -53,11 +56,13 @@ GPU_WARMUP = {"train": 5, "denoise": 5, "sample": 0}
 class Side:
     """One column of the comparison: whose network, in which dtype and mode, and how to start it.
 
-    name: in tables. own: the side of ours that it is compared with.
+    name: in tables. own: the side of ours that it is compared with. compiles: whether it does.
     """
 
-    def __init__(self, name: str, own: str, command: list[str], variables: dict[str, str]):
-        self.name, self.own = name, own
+    def __init__(
+        self, name: str, own: str, compiles: bool, command: list[str], variables: dict[str, str]
+    ):
+        self.name, self.own, self.compiles = name, own, compiles
         self._command, self._variables = command, variables
 
     def start(self, extra: dict[str, str] | None = None) -> Worker:
@@ -77,7 +82,7 @@ def make_sides(pair: pairs.Pair, options, python: str | None, cache: Path) -> li
         own = f"vdm_jax {dtype}"
         command = [sys.executable, "-m", "benchmarks.ours", *common, f"--dtype={dtype}"]
         command.append(f"--cache={cache}")
-        sides.append(Side(own, own, command, ours_variables))
+        sides.append(Side(own, own, True, command, ours_variables))
         if python is None:
             continue
         for mode, keep in itertools.product(options.modes, (False,) if gpu else (False, True)):
@@ -87,29 +92,119 @@ def make_sides(pair: pairs.Pair, options, python: str | None, cache: Path) -> li
             command = [python, "-W", "ignore", "-m", "benchmarks.peers.worker", *common]
             command += [f"--dtype={dtype}", f"--mode={mode}"]
             variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
-            sides.append(Side(name, own, command, variables | (KEEP_MEMORY if keep else {})))
+            variables |= KEEP_MEMORY if keep else {}
+            sides.append(Side(name, own, mode == "compile", command, variables))
     return sides
 
 
-def run_pair(pair: pairs.Pair, options, python: str | None, cache: Path) -> dict:
+class Turn:
+    """A side in one work: its process once that is begun, and what came of it.
+
+    described: what the side is; row: of the table; seconds: of each step, a list a round.
+    """
+
+    def __init__(self, side: Side, work: str, options):
+        self.side, self.work, self._options = side, work, options
+        self.described: dict = {}
+        self.row: dict = {}
+        self.seconds: list[list[float]] = []
+        self._worker: Worker | None = None
+
+    def prepare(self) -> None:
+        """Starts the process, which compiles and warms up, unless it is there already."""
+        if self._worker is not None:
+            return
+        options, name = self._options, self.side.name
+        self._worker = self.side.start()
+        warmup = (GPU_WARMUP if options.device == "gpu" else WARMUP)[self.work]
+        try:
+            self.described = self._worker.ask("describe", limit=options.limit)
+            print(
+                f"{name}: {self.described['parameters']:,} parameters, "
+                f"{self.described['flops'] / 1e9:.2f} GFLOP a clip forward, "
+                f"{self.described['device']}",
+                flush=True,
+            )
+            self.row |= self._worker.ask(
+                "prepare",
+                limit=options.limit,
+                work=self.work,
+                warmup=1 if options.quick else warmup,
+            )
+        except WorkerError as error:
+            self.described = self.described or {"error": str(error)}
+            self.row["error"] = str(error)
+        print(f"{self.work} prepared, {name}: {self.row}", flush=True)
+
+    def take(self) -> None:
+        """Takes a round's turn, unless the side has failed."""
+        if "error" in self.row:
+            return
+        options = self._options
+        steps = (GPU_STEPS if options.device == "gpu" else STEPS)[self.work]
+        try:
+            answer = self._worker.ask(
+                "timed",
+                limit=options.limit + options.budget,
+                work=self.work,
+                steps=1 if options.quick else steps,
+                budget=options.budget,
+            )
+        except WorkerError as error:
+            self.row["error"] = str(error)
+            return
+        self.seconds.append(answer["seconds"])
+        self.row |= {"label": answer["label"]} if "label" in answer else {}
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._worker is not None:
+            self._worker.close()
+
+
+def make_turns(sides: list[Side], options) -> dict[tuple[str, str], list[Turn]]:
+    """All sides' turns in each (work, our side), in the order in which they are timed."""
+    return {
+        (work, own): [Turn(side, work, options) for side in sides if side.own == own]
+        for own in dict.fromkeys(side.own for side in sides)
+        for work in options.works
+        if work in TIMED
+    }
+
+
+def prepare_all(turns: Iterable[Turn]) -> None:
+    """Prepares every turn that has something to compile, all at once."""
+    chosen = [turn for turn in turns if turn.side.compiles]
+    with concurrent.futures.ThreadPoolExecutor(max(len(chosen), 1)) as pool:
+        list(pool.map(Turn.prepare, chosen))
+
+
+def run_pair(pair: pairs.Pair, options, sides: list[Side], turns: dict) -> dict:
     """All figures of a pair, as `report.markdown` takes them."""
-    sides = make_sides(pair, options, python, cache)
     described: dict[str, dict] = {}
     seconds: dict[str, dict[str, list]] = {}
     notes: dict[str, dict[str, dict]] = {}
-    timed = [work for work in options.works if work in TIMED]
-    for dtype in options.dtypes if timed else ():
-        # One dtype at a time: all sides of a comparison are there at once, and no more.
-        chosen = [side for side in sides if side.own.endswith(dtype)]
-        _time(chosen, timed, options, described, seconds, notes)
+    for (work, _), each in turns.items():
+        _time(work, each, options)
+        for turn in each:
+            described[turn.side.name] = turn.described
+            notes.setdefault(work, {})[turn.side.name] = turn.row
+            if turn.seconds:
+                seconds.setdefault(work, {})[turn.side.name] = turn.seconds
     if "memory" in options.works:
-        for work, side in itertools.product(
-            [w for w in timed if w != "sample"] or TIMED[:2], sides
-        ):
+        timed = [work for work in options.works if work in TIMED and work != "sample"]
+
+        def measure(job: tuple[str, Side]) -> None:
+            work, side = job
             row = notes.setdefault(work, {}).setdefault(side.name, {})
             if "error" not in row:
                 row |= _alone(side, "memory", options, {}, "memory_error", work=work)
                 _say(pair, f"memory of {work}, {side.name}", row)
+
+        jobs = list(itertools.product(timed or TIMED[:2], sides))
+        # A peak is of one process, so others beside it do not matter.
+        with concurrent.futures.ThreadPoolExecutor(len(jobs) if options.ahead else 1) as pool:
+            list(pool.map(measure, jobs))
     if "first_clip" in options.works:
         for side in sides:
             row = _first_clip(side, options)
@@ -135,75 +230,24 @@ def run_pair(pair: pairs.Pair, options, python: str | None, cache: Path) -> dict
     }
 
 
-def _time(sides, works, options, described, seconds, notes) -> None:
-    """Fills `described`, `seconds` and `notes` with what the sides do, by turns."""
-    gpu = options.device == "gpu"
-    steps, warmup = (GPU_STEPS, GPU_WARMUP) if gpu else (STEPS, WARMUP)
-    workers: dict[str, Worker] = {}
+def _time(work: str, turns: list[Turn], options) -> None:
+    """Times a work by turns: all sides of a comparison are there at once, and no more."""
     try:
-        for side in sides:
-            workers[side.name] = side.start()
-            try:
-                answer = workers[side.name].ask("describe", limit=options.limit)
-                print(
-                    f"{side.name}: {answer['parameters']:,} parameters, "
-                    f"{answer['flops'] / 1e9:.2f} GFLOP a clip forward, {answer['device']}",
-                    flush=True,
-                )
-            except WorkerError as error:
-                answer = {"error": str(error)}
-                print(f"{side.name} fails: {error}", flush=True)
-            described[side.name] = answer
-        for work in works:
-            rows = notes.setdefault(work, {})
-            results = seconds.setdefault(work, {})
-            for side in sides:
-                rows[side.name] = row = {}
-                try:
-                    if "error" in described[side.name]:
-                        raise WorkerError(described[side.name]["error"])
-                    count = 1 if options.quick else warmup[work]
-                    row |= workers[side.name].ask(
-                        "prepare", limit=options.limit, work=work, warmup=count
-                    )
-                    results[side.name] = []
-                except WorkerError as error:
-                    row["error"] = str(error)
-                print(f"{work} prepared, {side.name}: {row}", flush=True)
-            for number in range(options.rounds):
-                # Every other round backwards: no side always comes after the same one.
-                for side in sides if number % 2 == 0 else sides[::-1]:
-                    if "error" not in rows[side.name]:
-                        _turn(side, workers, work, 1 if options.quick else steps[work], options)(
-                            rows[side.name], results
-                        )
-                shown = ", ".join(
-                    f"{name} {sorted(each[-1])[len(each[-1]) // 2]:.4f} s"
-                    for name, each in results.items()
-                    if len(each) > number
-                )
-                print(f"{work} round {number + 1}/{options.rounds}: {shown}", flush=True)
-    finally:
-        for worker in workers.values():
-            worker.close()
-
-
-def _turn(side: Side, workers: dict[str, Worker], work: str, steps: int, options):
-    """A side's turn in a round, as a function that adds to its row and to the results."""
-
-    def take(row: dict, results: dict[str, list]) -> None:
-        limit = options.limit + options.budget
-        try:
-            answer = workers[side.name].ask(
-                "timed", limit=limit, work=work, steps=steps, budget=options.budget
+        for turn in turns:
+            turn.prepare()
+        for number in range(options.rounds):
+            # Every other round backwards: no side always comes after the same one.
+            for turn in turns if number % 2 == 0 else turns[::-1]:
+                turn.take()
+            shown = ", ".join(
+                f"{turn.side.name} {statistics.median(turn.seconds[-1]):.4f} s"
+                for turn in turns
+                if len(turn.seconds) > number
             )
-        except WorkerError as error:
-            row["error"] = str(error)
-            return
-        results[side.name].append(answer["seconds"])
-        row |= {"label": answer["label"]} if "label" in answer else {}
-
-    return take
+            print(f"{work} round {number + 1}/{options.rounds}: {shown}", flush=True)
+    finally:
+        for turn in turns:
+            turn.close()
 
 
 def _alone(side: Side, operation: str, options, extra: dict, error_key: str, **values) -> dict:
@@ -275,6 +319,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--cache_dir", type=Path, metavar="DIR", help="of compiled programs (default: empty, new)"
     )
+    parser.add_argument(
+        "--ahead",
+        action="store_true",
+        help="compile all pairs' sides at once before the first is timed, and measure memory of a "
+        "pair's sides at once: where cores are many and a GPU's time is short. Seconds of "
+        "compilation are then of a busy machine",
+    )
     parser.add_argument("--cores", type=int, metavar="N", help="use the first N cores only")
     parser.add_argument(
         "--max_load", type=float, default=0.5, help="refuse a machine with more load (default 0.5)"
@@ -307,8 +358,12 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         cache = options.cache_dir.resolve() if options.cache_dir else Path(scratch) / "cache"
         cache.mkdir(parents=True, exist_ok=True)
+        sides = {pair.name: make_sides(pair, options, python, cache) for pair in chosen}
+        turns = {name: make_turns(each, options) for name, each in sides.items()}
+        if options.ahead:
+            prepare_all(turn for each in turns.values() for row in each.values() for turn in row)
         for pair in chosen:
-            result["pairs"].append(run_pair(pair, options, python, cache))
+            result["pairs"].append(run_pair(pair, options, sides[pair.name], turns[pair.name]))
             _write(options.json, result)  # what there is survives what comes
         if "data" in options.works:
             from benchmarks import data

@@ -80,9 +80,6 @@ class Peer:
 
         `compile_s` is the first call less the median of the others.
         """
-        if self._mode == "compile":
-            # What another work compiled neither counts here nor uses up the limit of variants.
-            self._torch._dynamo.reset()
         call = self._call("denoise" if work == "sample" else work)
         first, *rest = serving.timed(call, 1 + max(warmup, 1))
         compile_s = first - sorted(rest)[len(rest) // 2] if self._mode == "compile" else 0.0
