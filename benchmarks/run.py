@@ -56,13 +56,11 @@ GPU_WARMUP = {"train": 5, "denoise": 5, "sample": 0}
 class Side:
     """One column of the comparison: whose network, in which dtype and mode, and how to start it.
 
-    name: in tables. own: the side of ours that it is compared with. compiles: whether it does.
+    name: in tables. own: the side of ours that it is compared with.
     """
 
-    def __init__(
-        self, name: str, own: str, compiles: bool, command: list[str], variables: dict[str, str]
-    ):
-        self.name, self.own, self.compiles = name, own, compiles
+    def __init__(self, name: str, own: str, command: list[str], variables: dict[str, str]):
+        self.name, self.own = name, own
         self._command, self._variables = command, variables
 
     def start(self, extra: dict[str, str] | None = None) -> Worker:
@@ -82,7 +80,7 @@ def make_sides(pair: pairs.Pair, options, python: str | None, cache: Path) -> li
         own = f"vdm_jax {dtype}"
         command = [sys.executable, "-m", "benchmarks.ours", *common, f"--dtype={dtype}"]
         command.append(f"--cache={cache}")
-        sides.append(Side(own, own, True, command, ours_variables))
+        sides.append(Side(own, own, command, ours_variables))
         if python is None:
             continue
         for mode, keep in itertools.product(options.modes, (False,) if gpu else (False, True)):
@@ -93,7 +91,7 @@ def make_sides(pair: pairs.Pair, options, python: str | None, cache: Path) -> li
             command += [f"--dtype={dtype}", f"--mode={mode}"]
             variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
             variables |= KEEP_MEMORY if keep else {}
-            sides.append(Side(name, own, mode == "compile", command, variables))
+            sides.append(Side(name, own, command, variables))
     return sides
 
 
@@ -173,10 +171,10 @@ def make_turns(sides: list[Side], options) -> dict[tuple[str, str], list[Turn]]:
 
 
 def prepare_all(turns: Iterable[Turn]) -> None:
-    """Prepares every turn that has something to compile, all at once."""
-    chosen = [turn for turn in turns if turn.side.compiles]
-    with concurrent.futures.ThreadPoolExecutor(max(len(chosen), 1)) as pool:
-        list(pool.map(Turn.prepare, chosen))
+    """Prepares every turn, all at once."""
+    turns = list(turns)
+    with concurrent.futures.ThreadPoolExecutor(max(len(turns), 1)) as pool:
+        list(pool.map(Turn.prepare, turns))
 
 
 def run_pair(pair: pairs.Pair, options, sides: list[Side], turns: dict) -> dict:
