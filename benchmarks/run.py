@@ -25,12 +25,15 @@ freed memory, which PyTorch's large buffers gain from. What fails is reported, n
 
 import argparse
 import concurrent.futures
+import contextlib
 import itertools
 import json
+import math
 import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -109,14 +112,17 @@ class Turn:
         self._worker: Worker | None = None
 
     def prepare(self) -> None:
-        """Starts the process, which compiles and warms up, unless it is there already."""
-        if self._worker is not None:
+        """Starts the process, which compiles and warms up, unless that was done or has failed."""
+        if self._worker is not None or "error" in self.row:
             return
         options, name = self._options, self.side.name
-        self._worker = self.side.start()
         warmup = (GPU_WARMUP if options.device == "gpu" else WARMUP)[self.work]
+        ends = min(time.monotonic() + options.limit, options.ends)
         try:
-            self.described = self._worker.ask("describe", limit=options.limit)
+            if ends < time.monotonic():
+                raise WorkerError("not begun: --total was over")
+            self._worker = self.side.start()
+            self.described = self._worker.ask("describe", limit=ends - time.monotonic())
             print(
                 f"{name}: {self.described['parameters']:,} parameters, "
                 f"{self.described['flops'] / 1e9:.2f} GFLOP a clip forward, "
@@ -125,7 +131,7 @@ class Turn:
             )
             self.row |= self._worker.ask(
                 "prepare",
-                limit=options.limit,
+                limit=ends - time.monotonic(),
                 work=self.work,
                 warmup=1 if options.quick else warmup,
             )
@@ -154,10 +160,10 @@ class Turn:
         self.seconds.append(answer["seconds"])
         self.row |= {"label": answer["label"]} if "label" in answer else {}
 
-    def close(self) -> None:
+    def close(self, kill: bool = False) -> None:
         """Ends the process."""
         if self._worker is not None:
-            self._worker.close()
+            self._worker.close(kill)
 
 
 def make_turns(sides: list[Side], options) -> dict[tuple[str, str], list[Turn]]:
@@ -170,10 +176,9 @@ def make_turns(sides: list[Side], options) -> dict[tuple[str, str], list[Turn]]:
     }
 
 
-def prepare_all(turns: Iterable[Turn]) -> None:
-    """Prepares every turn, all at once."""
-    turns = list(turns)
-    with concurrent.futures.ThreadPoolExecutor(max(len(turns), 1)) as pool:
+def prepare_all(turns: Iterable[Turn], at_once: int) -> None:
+    """Prepares every turn, so many at once."""
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         list(pool.map(Turn.prepare, turns))
 
 
@@ -201,7 +206,7 @@ def run_pair(pair: pairs.Pair, options, sides: list[Side], turns: dict) -> dict:
 
         jobs = list(itertools.product(timed or TIMED[:2], sides))
         # A peak is of one process, so others beside it do not matter.
-        with concurrent.futures.ThreadPoolExecutor(len(jobs) if options.ahead else 1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(max(options.ahead, 1)) as pool:
             list(pool.map(measure, jobs))
     if "first_clip" in options.works:
         for side in sides:
@@ -261,8 +266,6 @@ def _alone(side: Side, operation: str, options, extra: dict, error_key: str, **v
 
 def _first_clip(side: Side, options) -> dict:
     """From starting a process to its first clip, with caches that are empty."""
-    import time
-
     with tempfile.TemporaryDirectory() as empty:
         extra = {"TORCHINDUCTOR_CACHE_DIR": empty, "JAX_ENABLE_COMPILATION_CACHE": "false"}
         worker = side.start(extra)
@@ -319,10 +322,15 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--ahead",
-        action="store_true",
-        help="compile all pairs' sides at once before the first is timed, and measure memory of a "
-        "pair's sides at once: where cores are many and a GPU's time is short. Seconds of "
-        "compilation are then of a busy machine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="compile all pairs' sides, N at once, before the first is timed, and measure memory "
+        "of N sides at once: where cores are many and a GPU's time is short. Seconds of "
+        "compilation are then of a busy machine (default 0: each before it is timed)",
+    )
+    parser.add_argument(
+        "--total", type=float, metavar="S", help="what is not compiled after S seconds is left out"
     )
     parser.add_argument("--cores", type=int, metavar="N", help="use the first N cores only")
     parser.add_argument(
@@ -332,6 +340,7 @@ def main(arguments: list[str]) -> int:
         "--quick", action="store_true", help="one round of one step, float32, eager: does it run?"
     )
     options = parser.parse_args(arguments)
+    options.ends = time.monotonic() + (options.total or math.inf)
     options.dtypes = options.dtypes or ",".join(DTYPES if options.device == "gpu" else DTYPES[:1])
     try:
         chosen = [] if options.peers == "none" else pairs.choose(options.peers)
@@ -353,13 +362,16 @@ def main(arguments: list[str]) -> int:
         from benchmarks.peers import install
 
         python = str(install.install())
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as processes:
         cache = options.cache_dir.resolve() if options.cache_dir else Path(scratch) / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         sides = {pair.name: make_sides(pair, options, python, cache) for pair in chosen}
         turns = {name: make_turns(each, options) for name, each in sides.items()}
+        every = [turn for each in turns.values() for row in each.values() for turn in row]
+        for turn in every:  # the ones that an error or Ctrl-C leaves
+            processes.callback(turn.close, kill=True)
         if options.ahead:
-            prepare_all(turn for each in turns.values() for row in each.values() for turn in row)
+            prepare_all(every, options.ahead)
         for pair in chosen:
             result["pairs"].append(run_pair(pair, options, sides[pair.name], turns[pair.name]))
             _write(options.json, result)  # what there is survives what comes

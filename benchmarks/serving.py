@@ -4,9 +4,11 @@ A process of its own for each side separates memory, threads, and what a crash t
 workers run under different Pythons: this file needs neither JAX nor PyTorch.
 """
 
+import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -38,6 +40,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # so that what it starts, PyTorch's compilers, ends with it
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(variables or {})},
         )
         self._answers: queue.Queue[str] = queue.Queue()
@@ -65,16 +68,14 @@ class Worker:
         return answer["value"]
 
     def close(self, kill: bool = False) -> None:
-        """Ends the process."""
-        if kill:
-            self._process.kill()
-        elif self._process.poll() is None:
+        """Ends the process, with `kill` at once, and what it has started."""
+        if not kill and self._process.poll() is None:
             self._process.stdin.close()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=30)
+        with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def _read(self) -> None:
         for line in self._process.stdout:

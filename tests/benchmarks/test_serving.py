@@ -1,11 +1,15 @@
+import contextlib
 import mmap
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks import serving
 
 WORKER = """
+import subprocess
 import time
 from benchmarks import serving
 
@@ -19,6 +23,7 @@ def fail(what):
 
 serving.serve(lambda: {
     "add": lambda a, b: a + b, "fail": fail, "crash": crash, "sleep": lambda: time.sleep(60),
+    "start": lambda: subprocess.Popen(["sleep", "120"]).pid,
 })
 """
 
@@ -45,6 +50,16 @@ def test_what_takes_too_long_is_ended(worker):
         worker.ask("sleep", limit=0.2)
     with pytest.raises(serving.WorkerError, match="has ended"):
         worker.ask("add", limit=60, a=0, b=0)
+
+
+def test_what_a_worker_started_ends_with_it(worker):
+    child = worker.ask("start", limit=60)
+    worker.close()
+    ends = time.monotonic() + 30
+    with contextlib.suppress(FileNotFoundError):  # or a zombie, until whoever took it reaps it
+        while Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            assert time.monotonic() < ends
+            time.sleep(0.05)
 
 
 def test_the_peak_is_that_of_what_came_after_the_reset():
