@@ -1,6 +1,7 @@
 """The 3D U-Net of Video Diffusion Models (Ho & Salimans et al. 2022, section 3), factorised over
 space and time: space-only convolutions, attention over space, then attention over time."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -54,6 +55,8 @@ class UNet3D(nn.Module):
         condition, is added to the output. Taking noise off flat regions is then linear work that
         needs no features, as in EDM's preconditioning (Karras et al. 2022, eq. 7), with the
         coefficient learned.
+      output_gate: whether that gain is also a function of the features, so another at each pixel:
+        where a region is known to be flat all of the noise can go, and elsewhere detail is kept.
       initial_kernel: size of the first convolution.
       initial_temporal: whether a layer over time follows the first convolution too.
       embedding_dim: width of the condition's embedding; 0 is 4 * channels.
@@ -85,6 +88,7 @@ class UNet3D(nn.Module):
     skips: str = "block"
     coordinates: bool = False
     output_skip: bool = False
+    output_gate: bool = False
     initial_kernel: int = 3
     initial_temporal: bool = False
     embedding_dim: int = 0
@@ -289,12 +293,15 @@ class UNet3D(nn.Module):
         h = nn.swish(layers.group_norm(h.shape[-1], self.norm_groups, "output_norm")(h))
         # The last layer runs in float32 and starts at zero: the output is what the loss sees.
         features = self.out_channels * p * p
-        h = layers.conv(features, dtype=jnp.float32, zero=True, name="output_conv")(h)
+        out = functools.partial(layers.conv, dtype=jnp.float32, zero=True)
+        found, h = h, out(features, name="output_conv")(h)
         if self.output_skip:
             gain = layers.dense(
                 features * len(patches), dtype=jnp.float32, zero=True, name="output_gain"
             )
             gains = gain(nn.swish(embedding))[:, None, None]
+            if self.output_gate:
+                gains = gains + out(features * len(patches), name="output_gate")(found)
             for part, of in zip(jnp.split(gains, len(patches), axis=-1), patches, strict=True):
                 h = h + part * of
         h = self.layout.unfold(h, frames)
@@ -388,6 +395,8 @@ class UNet3D(nn.Module):
                 f"output_skip needs as many input channels ({z.shape[-1]}) as out_channels "
                 f"({self.out_channels})"
             )
+        if self.output_gate and not self.output_skip:
+            raise ValueError("output_gate = True: is part of output_skip, which is False")
         if not 0 <= num_images <= z.shape[1]:
             raise ValueError(f"num_images = {num_images}: the video has {z.shape[1]} frames")
         last = len(self.channel_mult) - 1

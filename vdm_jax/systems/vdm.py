@@ -123,6 +123,7 @@ def default_config() -> ConfigDict:
                 "skips": "block",
                 "coordinates": False,
                 "output_skip": False,
+                "output_gate": False,
                 "initial_kernel": 3,
                 "initial_temporal": False,
                 "embedding_dim": 1024,
