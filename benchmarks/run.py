@@ -34,7 +34,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import pairs, report
@@ -176,10 +175,15 @@ def make_turns(sides: list[Side], options) -> dict[tuple[str, str], list[Turn]]:
     }
 
 
-def prepare_all(turns: Iterable[Turn], at_once: int) -> None:
+def prepare_all(turns: list[Turn], at_once: int) -> None:
     """Prepares every turn, so many at once."""
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(Turn.prepare, turns))
+        try:
+            list(pool.map(Turn.prepare, turns))
+        except BaseException:  # Ctrl-C: the pool ends when its threads do, which wait for answers
+            for turn in turns:
+                turn.close(kill=True)
+            raise
 
 
 def run_pair(pair: pairs.Pair, options, sides: list[Side], turns: dict) -> dict:
@@ -190,7 +194,8 @@ def run_pair(pair: pairs.Pair, options, sides: list[Side], turns: dict) -> dict:
     for (work, _), each in turns.items():
         _time(work, each, options)
         for turn in each:
-            described[turn.side.name] = turn.described
+            if turn.side.name not in described or "error" not in turn.described:
+                described[turn.side.name] = turn.described
             notes.setdefault(work, {})[turn.side.name] = turn.row
             if turn.seconds:
                 seconds.setdefault(work, {})[turn.side.name] = turn.seconds

@@ -43,6 +43,7 @@ class Worker:
             start_new_session=True,  # so that what it starts, PyTorch's compilers, ends with it
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(variables or {})},
         )
+        self._closed = False
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -69,6 +70,9 @@ class Worker:
 
     def close(self, kill: bool = False) -> None:
         """Ends the process, with `kill` at once, and what it has started."""
+        if self._closed:  # its number may be another's by now
+            return
+        self._closed = True
         if not kill and self._process.poll() is None:
             self._process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import run
 
 SIDE = """
-import sys
+import time
 from benchmarks import serving
 
 def note(what, answer):
@@ -20,6 +20,9 @@ def note(what, answer):
 def prepare(work, warmup):
     if {name!r} == "broken":
         raise ValueError("no such layer")
+    if {name!r} == "slow":
+        note("compiles", None)
+        time.sleep(120)
     return note("prepares", {{"compile_s": 1.0, "cold": True}})
 
 serving.serve(lambda: {{
@@ -63,6 +66,22 @@ def test_every_other_round_goes_backwards_and_what_fails_is_reported(make):
     assert broken.seconds == []
     assert broken.row == {"error": "ValueError: no such layer"}
     assert broken.described["parameters"] == 1
+
+
+def test_an_interruption_ends_what_compiles(make):
+    class Interrupted(run.Side):
+        def start(self, extra=None):
+            while make.lines() != ["slow compiles"]:
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    sides = [Interrupted("first", "ours", [], {}), make.side("slow")]
+    turns = run.make_turns(sides, options())["train", "ours"]
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.prepare_all(turns, 2)
+    assert time.monotonic() - started < 60
+    assert "the process ended" in turns[1].row["error"]
 
 
 def test_what_is_not_compiled_in_time_is_left_out(make):
