@@ -26,7 +26,6 @@ def get_config():
     config.model.coordinates = True
     config.model.frame_positions = True
     config.model.output_skip = True
-    config.model.output_gate = True
     config.model.embedding_dim = 256
     config.model.dtype = "float32"
     config.process.logsnr_min = -15.0
