@@ -108,14 +108,14 @@ def run_worker(arguments: list[str], variables: dict[str, str], limit: float) ->
     return {"error": f"status {done.returncode}: {last[:200]}", "stderr": lines[-15:]}
 
 
-def compile_all(jobs: list[tuple[str, int, list[str], dict[str, str]]], limit: float) -> int:
+def compile_all(
+    jobs: list[tuple[str, int, list[str], dict[str, str]]], platform: dict[str, str], limit: float
+) -> int:
     """Compiles every variant, all at once; 0 where none failed, as an exit status."""
 
     def compile_one(job) -> bool:
         name, batch, worker, variables = job
-        # Beside each other, so none may take the card's memory for itself.
-        variables = {**variables, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        row = run_worker(["--what=compile", *worker], variables, limit)
+        row = run_worker(["--what=compile", *worker], {**platform, **variables}, limit)
         said = row.get("error") or f"compiled in {row['compile_s']:.1f} s"
         print(f"{name}, batch {batch}: {said}", flush=True)
         for line in row.get("stderr", []):
@@ -230,9 +230,12 @@ def main(arguments: list[str]) -> int:
             fields = {**(TINY if options.tiny else {}), **overrides, "train.batch_size": batch}
             worker = [*common, f"--config={options.config}", f"--overrides={json.dumps(fields)}"]
             worker += ["--trials", *trials] if trials else []
-            jobs.append((name, int(batch), worker, {**platform, **variables}))
+            jobs.append((name, int(batch), worker, variables))
     if options.compile_only:
-        return compile_all(jobs, options.limit)
+        # Beside each other, so none may take the card's memory for itself.
+        return compile_all(
+            jobs, {**platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, options.limit
+        )
 
     platform["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.92"  # the whole card is ours
     result = report.header() | {"config": options.config, "steps": []}
