@@ -128,21 +128,23 @@ def test_output_skip_adds_the_input_times_a_gain():
     close(apply(z, logsnr, cond, params, network=SMALL), z * [0.5, 1.0, 2.0])
 
 
-def test_output_gate_has_a_gain_at_each_pixel():
+@pytest.mark.parametrize(("gates", "gains"), [(1, [0.5]), (3, [0.5, 1.0, 2.0])])
+def test_output_gate_has_gains_at_each_pixel(gates, gains):
     z, logsnr, cond = make_inputs()
-    gated = SMALL.clone(output_gate=True)
+    gated = SMALL.clone(output_gate=gates)
     params = {**random_params(gated)}
     plain = {name: leaf for name, leaf in params.items() if name != "output_gate"}
     without = apply(z, logsnr, cond, plain, network=SMALL)
     closed = {**params, "output_gate": jax.tree.map(np.zeros_like, params["output_gate"])}
     close(apply(z, logsnr, cond, closed, network=gated), without)
-    # What the gate adds is the input times a gain that depends on where.
-    gains = (apply(z, logsnr, cond, params, network=gated) - without) / z
-    assert gains.std(axis=(1, 2, 3)).min() > 0.1
+    # What the gate adds is the input times a gain that depends on where, and of channels on which.
+    added = (apply(z, logsnr, cond, params, network=gated) - without) / z
+    assert added.std(axis=(1, 2, 3)).min() > 0.1
+    assert (np.median(np.ptp(added, axis=-1)) > 0.1) == (gates == 3)
     only = {**params, "output_gate": {**params["output_gate"]}}
     only["output_gate"]["kernel"] = np.zeros_like(only["output_gate"]["kernel"])
-    only["output_gate"]["bias"] = np.array([0.5, 1.0, 2.0], np.float32)
-    close(apply(z, logsnr, cond, only, network=gated), without + z * [0.5, 1.0, 2.0])
+    only["output_gate"]["bias"] = np.array(gains, np.float32)
+    close(apply(z, logsnr, cond, only, network=gated), without + z * gains)
 
 
 def test_permuting_the_batch_permutes_the_output():
@@ -321,7 +323,11 @@ def test_every_parameter_names_its_axes():
         ({"spatial_attention": "sparse"}, "spatial_attention = 'sparse'"),
         ({"null_condition": "none"}, "null_condition = 'none'"),
         ({"output_skip": True, "out_channels": 6}, "input channels .3. as out_channels .6."),
-        ({"output_gate": True}, "part of output_skip"),
+        (
+            {"output_skip": True, "output_gate": 2},
+            "output_gate = 2: must be 0, 1 or out_channels .3.",
+        ),
+        ({"output_gate": 1}, "part of output_skip"),
     ],
 )
 def test_errors_come_before_compilation_and_say_what_is_wrong(change, message):

@@ -55,8 +55,9 @@ class UNet3D(nn.Module):
         condition, is added to the output. Taking noise off flat regions is then linear work that
         needs no features, as in EDM's preconditioning (Karras et al. 2022, eq. 7), with the
         coefficient learned.
-      output_gate: whether that gain is also a function of the features, so another at each pixel:
-        where a region is known to be flat all of the noise can go, and elsewhere detail is kept.
+      output_gate: 0, or how many gains a pixel has that are functions of the features and added
+        to those of output_skip: 1 for all channels, or `out_channels`. Where a region is known to
+        be flat all of the noise can go, and elsewhere detail is kept.
       initial_kernel: size of the first convolution.
       initial_temporal: whether a layer over time follows the first convolution too.
       embedding_dim: width of the condition's embedding; 0 is 4 * channels.
@@ -88,7 +89,7 @@ class UNet3D(nn.Module):
     skips: str = "block"
     coordinates: bool = False
     output_skip: bool = False
-    output_gate: bool = False
+    output_gate: int = 0
     initial_kernel: int = 3
     initial_temporal: bool = False
     embedding_dim: int = 0
@@ -301,7 +302,8 @@ class UNet3D(nn.Module):
             )
             gains = gain(nn.swish(embedding))[:, None, None]
             if self.output_gate:
-                gains = gains + out(features * len(patches), name="output_gate")(found)
+                gates = out(p * p * self.output_gate * len(patches), name="output_gate")(found)
+                gains = gains + jnp.repeat(gates, self.out_channels // self.output_gate, axis=-1)
             for part, of in zip(jnp.split(gains, len(patches), axis=-1), patches, strict=True):
                 h = h + part * of
         h = self.layout.unfold(h, frames)
@@ -395,8 +397,15 @@ class UNet3D(nn.Module):
                 f"output_skip needs as many input channels ({z.shape[-1]}) as out_channels "
                 f"({self.out_channels})"
             )
+        if self.output_gate not in (0, 1, self.out_channels):
+            raise ValueError(
+                f"output_gate = {self.output_gate}: must be 0, 1 or out_channels "
+                f"({self.out_channels})"
+            )
         if self.output_gate and not self.output_skip:
-            raise ValueError("output_gate = True: is part of output_skip, which is False")
+            raise ValueError(
+                f"output_gate = {self.output_gate}: is part of output_skip, which is False"
+            )
         if not 0 <= num_images <= z.shape[1]:
             raise ValueError(f"num_images = {num_images}: the video has {z.shape[1]} frames")
         last = len(self.channel_mult) - 1

@@ -123,7 +123,7 @@ def default_config() -> ConfigDict:
                 "skips": "block",
                 "coordinates": False,
                 "output_skip": False,
-                "output_gate": False,
+                "output_gate": 0,
                 "initial_kernel": 3,
                 "initial_temporal": False,
                 "embedding_dim": 1024,
