@@ -128,13 +128,13 @@ def test_output_skip_adds_the_input_times_a_gain():
     close(apply(z, logsnr, cond, params, network=SMALL), z * [0.5, 1.0, 2.0])
 
 
-@pytest.mark.parametrize(("gates", "gains"), [(1, [0.5]), (3, [0.5, 1.0, 2.0])])
-def test_output_gate_has_gains_at_each_pixel(gates, gains):
+@pytest.mark.parametrize(("gates", "patch"), [(1, 2), (3, 1)])
+def test_output_gate_has_gains_at_each_pixel(gates, patch):
     z, logsnr, cond = make_inputs()
-    gated = SMALL.clone(output_gate=gates)
+    gated = SMALL.clone(output_gate=gates, patch_size=patch)
     params = {**random_params(gated)}
     plain = {name: leaf for name, leaf in params.items() if name != "output_gate"}
-    without = apply(z, logsnr, cond, plain, network=SMALL)
+    without = apply(z, logsnr, cond, plain, network=gated.clone(output_gate=0))
     closed = {**params, "output_gate": jax.tree.map(np.zeros_like, params["output_gate"])}
     close(apply(z, logsnr, cond, closed, network=gated), without)
     # What the gate adds is the input times a gain that depends on where, and of channels on which.
@@ -143,8 +143,11 @@ def test_output_gate_has_gains_at_each_pixel(gates, gains):
     assert (np.median(np.ptp(added, axis=-1)) > 0.1) == (gates == 3)
     only = {**params, "output_gate": {**params["output_gate"]}}
     only["output_gate"]["kernel"] = np.zeros_like(only["output_gate"]["kernel"])
-    only["output_gate"]["bias"] = np.array(gains, np.float32)
-    close(apply(z, logsnr, cond, only, network=gated), without + z * gains)
+    gains = np.arange(1, 1 + patch * patch * gates, dtype=np.float32)
+    only["output_gate"]["bias"] = gains
+    tiles = (z.shape[2] // patch, z.shape[3] // patch, 1)
+    where = np.tile(gains.reshape(patch, patch, gates), tiles)
+    close(apply(z, logsnr, cond, only, network=gated), without + z * where)
 
 
 def test_permuting_the_batch_permutes_the_output():
