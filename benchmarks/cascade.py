@@ -56,7 +56,7 @@ def main() -> None:
     if bool(options.stage) == bool(options.cascade and options.workdir):
         parser.error("give --cascade and --workdir, or --stage")
     import launch
-    from vdm_jax import cascade_sampling
+    from vdm_jax.pipelines import cascade as cascade_sampling
 
     launch.setup("any")
     parts = options.parts.split(",")
@@ -87,8 +87,8 @@ def main() -> None:
 
 def held_out(step, count: int, data_dir: str | None) -> tuple[np.ndarray, list[str]]:
     """Clips of the shape of a stage's data, and their captions."""
-    from vdm_jax import pretrained
     from vdm_jax.evaluation import clips
+    from vdm_jax.pipelines import model as pretrained
 
     data = pretrained.read_config(step.source).data
     if data.name == "moving_shapes":
@@ -106,9 +106,9 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
     import jax
     import jax.numpy as jnp
 
-    from vdm_jax import pretrained
-    from vdm_jax.models import resize
-    from vdm_jax.stage import from_uint8, to_uint8
+    from vdm_jax.pipelines import model as pretrained
+    from vdm_jax.stage import resize
+    from vdm_jax.stage.stage import from_uint8, to_uint8
 
     rows = []
     for step in steps:
@@ -164,8 +164,8 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
 
 def chain(steps, captions: list[str], out: Path) -> list[dict]:
     """A row a stage: what the judge reads of its output, and its seconds a clip."""
-    from vdm_jax import cascade_sampling
     from vdm_jax.evaluation import judge
+    from vdm_jax.pipelines import cascade as cascade_sampling
 
     rows = []
     for output in cascade_sampling.sample(steps, 0, captions, out):
@@ -184,8 +184,8 @@ def chain(steps, captions: list[str], out: Path) -> list[dict]:
 
 def noise(steps, captions, levels, out: Path, truth: np.ndarray, fvd: bool) -> list[dict]:
     """A row a level of noise on what every stage refines: the last output's judge and FVD."""
-    from vdm_jax import cascade_sampling
     from vdm_jax.evaluation import judge
+    from vdm_jax.pipelines import cascade as cascade_sampling
 
     rows = []
     for level in levels:

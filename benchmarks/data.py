@@ -101,8 +101,7 @@ class Reader:
 
     def _open(self, folder: Path) -> Iterator:
         from vdm_jax import config as config_lib
-        from vdm_jax import video_io
-        from vdm_jax.data import pipeline, tfds_source
+        from vdm_jax.data import pipeline, tfds_source, video_io
         from vdm_jax.systems import vdm
 
         overrides = {"data.data_dir": str(folder), "data.config": NAME}

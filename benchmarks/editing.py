@@ -73,8 +73,8 @@ def cost(model, options) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from vdm_jax import sampling
     from vdm_jax.diffusion import measurements
+    from vdm_jax.stage import sampler as sampling
 
     clips, steps = 16, 8
     clip = model.stage.video_shape
@@ -112,9 +112,9 @@ def extension(model, method: str, options, prompts: list[str]) -> None:
     """Prints the judge's shares, round by round."""
     import jax
 
-    from vdm_jax import editing
     from vdm_jax.data import shapes
     from vdm_jax.evaluation import judge
+    from vdm_jax.pipelines import editing
 
     clip = model.stage.video_shape[0]
     plain = model.sampler(
@@ -158,7 +158,7 @@ def restoration(model, options, truth, prompts) -> list[tuple[str, dict[str, flo
     from einops import reduce, repeat
     from PIL import Image
 
-    from vdm_jax import editing
+    from vdm_jax.pipelines import editing
 
     _, frames, size = truth.shape[:3]
     hole = np.zeros((size, size), bool)

@@ -61,8 +61,8 @@ def motion(options) -> list[dict]:
     import jax
 
     import launch
-    from vdm_jax import pretrained
     from vdm_jax.evaluation import clips
+    from vdm_jax.pipelines import model as pretrained
     from vdm_jax.training.state import count_parameters
 
     truth = clips.from_moving_shapes("16x16x32", "held_out", options.clips)
@@ -109,9 +109,9 @@ def seams(options) -> list[dict]:
     import jax
 
     import launch
-    from vdm_jax import pretrained
     from vdm_jax.diffusion.windows import window_starts
     from vdm_jax.evaluation import clips, fidelity
+    from vdm_jax.pipelines import model as pretrained
 
     _, refining = launch.cascade_steps(str(CONFIGS / "cascade.py"), {}, options.workdir)
     model = pretrained.load(refining.source)

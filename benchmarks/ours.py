@@ -38,7 +38,7 @@ class Ours:
         self._jax, self._pair, self._batch_size = jax, pair, batch
         self._device = jax.devices()[0]
 
-        from vdm_jax import sampling
+        from vdm_jax.stage import sampler as sampling
         from vdm_jax.systems import vdm
         from vdm_jax.training import step as _step  # noqa: F401  imported before `idle` is taken
 
@@ -105,7 +105,7 @@ class Ours:
     def memory(self, work: str) -> dict:
         """The peak of two steps, weights included, above the idle process (on the CPU), or of the
         whole process (on accelerators, where the peak cannot be reset)."""
-        from vdm_jax import heap
+        from vdm_jax.parallel import heap
 
         call = self._call(work)
         call()

@@ -28,7 +28,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
 
-    from vdm_jax import video_io
+    from vdm_jax.data import video_io
     from vdm_jax.evaluation import clips
 
     out = Path(options.out)

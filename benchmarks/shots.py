@@ -31,8 +31,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
 
-    from vdm_jax import video_io
-    from vdm_jax.data import source
+    from vdm_jax.data import source, video_io
 
     video, fps = video_io.read_video(Path(options.film))
     video = source.fit(video, options.size)

@@ -95,9 +95,8 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     import absl.logging
     import jax
 
-    from vdm_jax import heap
     from vdm_jax.config import ConfigError
-    from vdm_jax.parallel import distributed
+    from vdm_jax.parallel import distributed, heap
 
     absl.logging.set_verbosity(absl.logging.ERROR)
     if not absl.flags.FLAGS.is_parsed():
@@ -267,8 +266,8 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
 def load_model(options: argparse.Namespace):
     """The model that `add_model_arguments`'s flags name, without any the shipped default, laid over
     the devices as `--mesh` says."""
-    from vdm_jax import pretrained
     from vdm_jax.parallel import mesh
+    from vdm_jax.pipelines import model as pretrained
 
     if options.workdir is not None and not Path(options.workdir).is_dir():
         raise FileNotFoundError(f"--workdir={options.workdir}: there is no such directory")
@@ -278,8 +277,8 @@ def load_model(options: argparse.Namespace):
 
 def cascade_steps(path: str, overrides: dict[str, str], workdir: str) -> list:
     """The stages of the cascade's configuration at `path`, whose models are in `workdir`."""
-    from vdm_jax import cascade_sampling
     from vdm_jax import config as config_lib
+    from vdm_jax.pipelines import cascade as cascade_sampling
 
     config = config_lib.load_config(path, overrides)
     if "stages" not in config:
@@ -315,7 +314,7 @@ def write_samples(
     """
     import numpy as np
 
-    from vdm_jax import video_io
+    from vdm_jax.data import video_io
 
     videos = []
     for video in itertools.chain.from_iterable(batches):
@@ -348,7 +347,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     # Only where it has been imported can it have been raised.
     if module := sys.modules.get("vdm_jax.training.checkpoints"):
         errors.append(module.CheckpointError)
-    if module := sys.modules.get("vdm_jax.fetch"):
+    if module := sys.modules.get("vdm_jax.weights.fetch"):
         errors.append(module.WeightsUnavailable)
     return tuple(errors)
 

@@ -252,8 +252,9 @@ def lower(config, target, what: str):
     """The program of `config` lowered for `target`, and the figures that `estimate` wants of it."""
     import jax
 
-    from vdm_jax import sampling, systems
+    from vdm_jax import systems
     from vdm_jax.parallel import sharding
+    from vdm_jax.stage import sampler as sampling
     from vdm_jax.training import optimizer, state, step
 
     stage = systems.build(config)

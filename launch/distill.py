@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
         )
     launch.setup(config.device, options)
 
-    from vdm_jax import pretrained, systems
+    from vdm_jax import systems
+    from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import distillation
 
     ladder = distillation.rounds(config.distill)
@@ -100,9 +101,10 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     import jax.numpy as jnp
 
     from vdm_jax import config as config_lib
-    from vdm_jax import pretrained, systems
+    from vdm_jax import systems
     from vdm_jax.data import pipeline
     from vdm_jax.parallel import sharding
+    from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import distillation
     from vdm_jax.training import checkpoints, loop, optimizer, step
 
@@ -167,8 +169,9 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
     import numpy as np
     from rich.progress import track
 
-    from vdm_jax import pretrained, video_io
+    from vdm_jax.data import video_io
     from vdm_jax.evaluation import ladder as ladder_lib
+    from vdm_jax.pipelines import model as pretrained
 
     if jax.process_index() != 0:
         return

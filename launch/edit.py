@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
     import numpy as np
     from rich.progress import Progress
 
-    from vdm_jax import video_io
+    from vdm_jax.data import video_io
 
     model = launch.load_model(options)
     told = options.job in _MASKED and getattr(model.stage.network, "masked_video", False)
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(options, sampler, params, key, given, prompts, progress):
-    from vdm_jax import editing
+    from vdm_jax.pipelines import editing
 
     clip = sampler.video_shape[0]
     if options.job == "extend":
@@ -181,8 +181,7 @@ def _inputs(options, sampler):
     """The videos that were named, uint8 `n f h w c` or None, their prompts and frame rate."""
     import numpy as np
 
-    from vdm_jax import video_io
-    from vdm_jax.data import source
+    from vdm_jax.data import source, video_io
 
     prompts = list(options.prompt)
     if not options.input:

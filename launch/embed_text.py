@@ -64,8 +64,8 @@ def main(arguments: list[str]) -> int:
     from rich.progress import Progress
 
     from vdm_jax.data import pipeline, text_embeddings
-    from vdm_jax.models import frozen_text
     from vdm_jax.parallel import mesh, sharding
+    from vdm_jax.stage import frozen_text
 
     captions = text_embeddings.share(pipeline.all_captions(config), *options.shard)
     encoder = frozen_text.make_frozen_text_encoder(config.text.to_dict(), own=True)

@@ -122,8 +122,8 @@ def _text_to_video(model, options) -> Section:
 
 
 def _extension(model, options) -> Section:
-    from vdm_jax import editing
     from vdm_jax.data import shapes
+    from vdm_jax.pipelines import editing
 
     captions = _captions(options.clips)
     start = _sampled(model, options, captions, guidance=2.0)
@@ -151,7 +151,7 @@ def _extension(model, options) -> Section:
 def _interpolation(model, options) -> Section:
     import numpy as np
 
-    from vdm_jax import editing
+    from vdm_jax.pipelines import editing
 
     truth, captions = _truth(model, options.clips)
     known = truth[:, ::7]
@@ -172,7 +172,7 @@ def _interpolation(model, options) -> Section:
 
 def _inpainting(model, options) -> Section:
 
-    from vdm_jax import editing
+    from vdm_jax.pipelines import editing
 
     truth, captions = _truth(model, options.clips)
     hole = _middle(model)
@@ -193,7 +193,7 @@ def _super_resolution(model, options) -> Section:
     import numpy as np
     from einops import reduce
 
-    from vdm_jax import editing
+    from vdm_jax.pipelines import editing
 
     truth, captions = _truth(model, options.clips)
     sampler = model.sampler(guidance=1.0, batch_size=options.clips)
@@ -219,8 +219,8 @@ def _super_resolution(model, options) -> Section:
 
 
 def _loop(model, options) -> Section:
-    from vdm_jax import editing
     from vdm_jax.data import shapes
+    from vdm_jax.pipelines import editing
 
     captions = _captions(options.clips)
     start = _sampled(model, options, captions, guidance=2.0)
@@ -240,7 +240,7 @@ def _loop(model, options) -> Section:
 
 
 def _distillation(model, options) -> Section:
-    from vdm_jax import pretrained
+    from vdm_jax.pipelines import model as pretrained
 
     captions = _captions(options.clips)
     plain = {"sampler": "ddim", "guidance": 2.0}
@@ -279,7 +279,7 @@ def _told(model, options, index: int, known, still: bool = False):
     """
     import numpy as np
 
-    from vdm_jax import editing
+    from vdm_jax.pipelines import editing
 
     truth, captions = _truth(model, options.clips)
     shown = np.repeat(truth[:, :1], truth.shape[1], axis=1) if still else truth
@@ -338,7 +338,7 @@ def _cinemagraph(model, options) -> Section:
 
 
 def _stylisation(model, options) -> Section:
-    from vdm_jax import pretrained
+    from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import lumiere
 
     style = pretrained.load(options.style)
@@ -371,7 +371,7 @@ def _middle(model):
 
 
 def _write(out: Path, sections: list[Section], fps: float) -> Path:
-    from vdm_jax import video_io
+    from vdm_jax.data import video_io
 
     parts = []
     for section in sections:

@@ -141,7 +141,7 @@ def choose_captions(config) -> list[str]:
         return captions[:: max(1, len(captions) // MOST_CAPTIONS)][:MOST_CAPTIONS]
 
     from vdm_jax.data import pipeline
-    from vdm_jax.models import text
+    from vdm_jax.models.text import words as text
 
     known = set(config.text.vocabulary)
     counted = collections.Counter(

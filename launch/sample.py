@@ -94,8 +94,8 @@ def main(arguments: list[str]) -> int:
 def _sample_cascade(options, overrides, prompts) -> int:
     import jax
 
-    from vdm_jax import cascade_sampling
     from vdm_jax.parallel import mesh
+    from vdm_jax.pipelines import cascade as cascade_sampling
 
     flags = {k: v for k, v in launch.sampler_changes(options).items() if v is not None}
     if flags or options.preview:
@@ -127,7 +127,7 @@ def _sample_cascade(options, overrides, prompts) -> int:
 
 
 def _write_preview(out: Path):
-    from vdm_jax import video_io
+    from vdm_jax.data import video_io
 
     def write(step: int, steps: int, videos) -> None:
         partial = video_io.contact_sheet(

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--out={options.out}: must end in .safetensors")
     launch.setup("any")
 
-    from vdm_jax import pretrained
+    from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import lumiere
 
     model, style = pretrained.load(options.model), pretrained.load(options.style)

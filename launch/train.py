@@ -46,9 +46,10 @@ def main(arguments: list[str]) -> int:
 
     import jax
 
-    from vdm_jax import pretrained, systems
+    from vdm_jax import systems
     from vdm_jax.data import pipeline
     from vdm_jax.parallel import sharding
+    from vdm_jax.pipelines import model as pretrained
     from vdm_jax.training import loop
 
     config = _with_vocabulary(config, options.workdir)
@@ -107,8 +108,8 @@ def _with_vocabulary(config, workdir: str):
     A run that is resumed keeps the words that it began with, one that starts from a model those of
     the model: they are the network's.
     """
-    from vdm_jax import pretrained
     from vdm_jax.data import pipeline
+    from vdm_jax.pipelines import model as pretrained
     from vdm_jax.training import checkpoints
 
     text = config.text

@@ -1,5 +1,5 @@
-"""Imports go one way: launch → systems → {training, data, evaluation} → stage → {models, parallel}
-→ diffusion. Nothing imports upwards, so that a part can be used, and understood, on its own."""
+"""Imports go one way: launch → pipelines → systems → {training, data, evaluation} → stage → {models,
+weights, parallel} → diffusion. Nothing imports upwards, so that a part can be used, and understood, on its own."""
 
 import ast
 from pathlib import Path
@@ -7,23 +7,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Higher may import lower or equal; a module is found by its longest prefix here.
 HEIGHT = {
-    "vdm_jax.fetch": 1,
-    "vdm_jax.heap": 1,
     "vdm_jax.diffusion": 1,
+    "vdm_jax.parallel.heap": 1,
     "vdm_jax.models": 2,
+    "vdm_jax.weights": 2,
     "vdm_jax.parallel": 2,
     "vdm_jax.stage": 3,
-    "vdm_jax.cascade": 3,
     "vdm_jax.config": 3,
-    "vdm_jax.video_io": 3,
-    "vdm_jax.sampling": 4,
-    "vdm_jax.editing": 4,
     "vdm_jax.data": 4,
     "vdm_jax.evaluation": 4,
     "vdm_jax.training": 5,
     "vdm_jax.systems": 6,
-    "vdm_jax.pretrained": 7,
-    "vdm_jax.cascade_sampling": 8,
+    "vdm_jax.pipelines": 7,
     "vdm_jax": 8,
     "launch": 9,
     "benchmarks": 9,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax import video_io
+from vdm_jax.data import video_io
 
 CONFIG = """
 from vdm_jax.systems import vdm

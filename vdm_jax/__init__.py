@@ -14,13 +14,13 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load", "save_model"]
 
 if TYPE_CHECKING:
-    from vdm_jax.pretrained import load, save_model
+    from vdm_jax.pipelines.model import load, save_model
 
 
 def __getattr__(name: str):
     # On first use: data workers import this package and must not pay for networks and Orbax.
     if name in ("load", "save_model"):
-        from vdm_jax import pretrained
+        from vdm_jax.pipelines import model as pretrained
 
         return getattr(pretrained, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,11 @@ import numpy as np
 
 import pytest
 
-from vdm_jax import video_io
+from vdm_jax.data import video_io
 from vdm_jax.data import pipeline
 from vdm_jax.data.pipeline import ClipDataset
 from vdm_jax.data.source import ClipSource, DataError
-from vdm_jax.models.text import WordEncoder
+from vdm_jax.models.text.words import WordEncoder
 from vdm_jax.systems import vdm
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

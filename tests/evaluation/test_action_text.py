@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.evaluation.test_suite import Colours, coloured, measure
-from vdm_jax import fetch
 from vdm_jax.evaluation import action_text, kinetics
+from vdm_jax.weights import fetch
 
 
 def words(texts):

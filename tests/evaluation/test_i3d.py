@@ -15,9 +15,9 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
-from vdm_jax import fetch
 from vdm_jax.evaluation import i3d, i3d_weights
 from vdm_jax.evaluation.i3d import I3D, I3DFeatures
+from vdm_jax.weights import fetch
 
 ROOT = Path(__file__).parents[2]
 

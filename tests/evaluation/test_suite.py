@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from launch import evaluate
-from vdm_jax import video_io
+from vdm_jax.data import video_io
 from vdm_jax.data.source import DataError
 from vdm_jax.evaluation import clips, i3d, i3d_weights, kinetics, protocol, suite
 

@@ -63,7 +63,7 @@ def sample(model) -> np.ndarray:
 
 
 def main() -> None:
-    from vdm_jax import pretrained
+    from vdm_jax.pipelines import model as pretrained
 
     found = {}
     for name in pretrained.shipped_names():

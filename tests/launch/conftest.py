@@ -6,7 +6,8 @@ import pytest
 
 from tests import tiny
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained, systems
+from vdm_jax import systems
+from vdm_jax.pipelines import model as pretrained
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import pytest
 from launch import sample, train_cascade
 from tests import tiny
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained, systems
+from vdm_jax import systems
+from vdm_jax.pipelines import model as pretrained
 
 STAGE = """
 from vdm_jax.systems import imagen_video
@@ -134,7 +135,7 @@ def get_config():
     return {inflate}(config{resize})
 """
 INFLATED = """
-from vdm_jax import cascade_sampling
+from vdm_jax.pipelines import cascade as cascade_sampling
 
 def get_config():
     return cascade_sampling.cascade_config(["clip"], init_from={"clip": "image"})

@@ -12,8 +12,9 @@ import pytest
 from launch import distill
 from tests.evaluation import measuring
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained, video_io
+from vdm_jax.data import video_io
 from vdm_jax.evaluation import protocol
+from vdm_jax.pipelines import model as pretrained
 from vdm_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from launch import edit, gallery
-from vdm_jax import video_io
+from vdm_jax.data import video_io
 
 PROMPT = "--prompt=a red square"
 

@@ -8,12 +8,12 @@ import pytest
 
 from launch import embed_text, train
 from tests import tiny
-from tests.models import test_minilm
+from tests.models.text import test_minilm
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import DataError
-from vdm_jax.models import frozen_text
+from vdm_jax.stage import frozen_text
 
 CAPTIONS = ["a blue square", "a green square", "a red square"]
 

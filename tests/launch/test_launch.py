@@ -22,8 +22,8 @@ import launch
 from launch import compile as compile_
 from launch import describe, evaluate, sample, train
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained, video_io
-from vdm_jax.data import shapes
+from vdm_jax.data import shapes, video_io
+from vdm_jax.pipelines import model as pretrained
 from vdm_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]

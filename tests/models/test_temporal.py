@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.models import layers, resize, temporal
+from vdm_jax.models import layers, temporal
+from vdm_jax.stage import resize
 
 FRAMES, IMAGES = 5, 2
 

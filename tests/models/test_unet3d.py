@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.models import flops, layers
+from vdm_jax.models import cost as flops
+from vdm_jax.models import layers
 from vdm_jax.models.unet3d import UNet3D
 
 NETWORK = UNet3D(

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 import optax
 
-from vdm_jax import sampling, systems
+from vdm_jax import systems
 from vdm_jax.parallel import sharding
+from vdm_jax.stage import sampler as sampling
 from vdm_jax.systems import distillation, vdm
 from vdm_jax.training import optimizer, state, step
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests import tiny
 from vdm_jax import config as config_lib
-from vdm_jax import sampling, systems
+from vdm_jax import systems
+from vdm_jax.stage import sampler as sampling
 from vdm_jax.systems import distillation
 
 CONFIG = Path(__file__).parents[2] / "configs" / "vdm" / "moving_shapes_distill.py"

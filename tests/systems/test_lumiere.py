@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained, sampling, systems
+from vdm_jax import systems
 from vdm_jax.diffusion.measurements import Mask
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import model as pretrained
+from vdm_jax.stage import sampler as sampling
 from vdm_jax.systems import lumiere
 from vdm_jax.training import optimizer, state, step
 

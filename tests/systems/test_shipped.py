@@ -6,7 +6,7 @@ import chex
 import pytest
 
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained
+from vdm_jax.pipelines import model as pretrained
 from vdm_jax.systems import imagen_video
 
 CONFIGS = Path(__file__).parents[2] / "configs"

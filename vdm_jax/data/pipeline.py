@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax.data import text_embeddings
 from vdm_jax.data.source import ClipSource, DataError
-from vdm_jax.models.text import TextEncoder, WordEncoder
+from vdm_jax.models.text.words import TextEncoder, WordEncoder
 
 Batch = dict[str, np.ndarray]
 

@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from vdm_jax.data.source import DataError
-from vdm_jax.models.text import TextEncoder
+from vdm_jax.models.text.words import TextEncoder
 
 FOLDER, _META = "text_embeddings", "meta.json"
 _FORMAT = 1

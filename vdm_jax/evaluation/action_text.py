@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from vdm_jax import fetch
 from vdm_jax.evaluation import kinetics
 from vdm_jax.evaluation.moments import check_pair
-from vdm_jax.models import minilm, minilm_weights
+from vdm_jax.models.text import minilm
+from vdm_jax.weights import fetch
+from vdm_jax.weights import minilm as minilm_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def size_of(path: str | Path) -> tuple[int, int]:
     if archive.suffix in (".npz", ".npy") and archive.is_file():
         shape = _archive(archive)[0].shape
         return shape[1], min(shape[2:4])
-    from vdm_jax import video_io
+    from vdm_jax.data import video_io
     from vdm_jax.data.video_folder import DEMUXERS
 
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in DEMUXERS)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from vdm_jax import fetch
-from vdm_jax.fetch import weights_hash as weights_hash
+from vdm_jax.weights import fetch
+from vdm_jax.weights.fetch import weights_hash as weights_hash
 
 VARIABLE = "VDM_JAX_I3D"
 # MIT, by Wilson Yan: the published TensorFlow weights as a pickle of NumPy arrays.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree, UInt8
 
 from vdm_jax.evaluation import protocol
-from vdm_jax.sampling import Sampler
+from vdm_jax.stage.sampler import Sampler
 
 TIMED_CLIPS = 16
 _REPEATS = 3

@@ -9,7 +9,8 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.models import blocked_attention, layers
+from vdm_jax.models import layers
+from vdm_jax.models.ops import blocked_attention
 
 KINDS = ("softmax", "linear")
 # Up to how many frames attention over time is written as sums on CPUs.

@@ -1,6 +1,6 @@
 """The systems of the field, one file each, composed of the library's parts."""
 
-from vdm_jax.stage import Stage
+from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import imagen_video, lumiere, vdm
 
 SYSTEMS = {"vdm": vdm.build, "imagen_video": imagen_video.build, "lumiere": lumiere.build}

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
-from vdm_jax import sampling
 from vdm_jax.config import ConfigError
 from vdm_jax.diffusion import distillation, losses
 from vdm_jax.diffusion.grids import logsnr_grid
 from vdm_jax.models.layers import Layout
-from vdm_jax.stage import Batch, Stage
+from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.stage import Batch, Stage
 from vdm_jax.systems import build, vdm
 
 TARGETS = ("guidance", "progressive", "consistency")

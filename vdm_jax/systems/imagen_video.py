@@ -23,10 +23,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vdm_jax.cascade import CascadeStage
 from vdm_jax.diffusion.process import make_process
-from vdm_jax.models.text import TextEncoder
+from vdm_jax.models.text.words import TextEncoder
 from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.stage.cascade import CascadeStage
 from vdm_jax.systems import vdm
 
 

@@ -21,9 +21,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
-from vdm_jax.cascade import CascadeStage
 from vdm_jax.diffusion import masks
-from vdm_jax.stage import Batch
+from vdm_jax.stage.cascade import CascadeStage
+from vdm_jax.stage.stage import Batch
 from vdm_jax.systems import imagen_video, vdm
 
 # The parameters that inflation adds to an image model.

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import make_process
-from vdm_jax.models import frozen_text
-from vdm_jax.models.text import TextEncoder, WordEncoder
+from vdm_jax.models.text.words import TextEncoder, WordEncoder
 from vdm_jax.models.unet3d import UNet3D
-from vdm_jax.stage import Stage
+from vdm_jax.stage import frozen_text
+from vdm_jax.stage.stage import Stage
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -23,8 +23,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from vdm_jax import config as config_lib
-from vdm_jax import heap, sampling, video_io
-from vdm_jax.parallel import chips, sharding
+from vdm_jax.data import video_io
+from vdm_jax.parallel import chips, heap, sharding
+from vdm_jax.stage import sampler as sampling
 from vdm_jax.training import checkpoints, metrics, optimizer, state, step
 
 _NOTHING: dict[str, Any] = {}

@@ -6,7 +6,7 @@ Command: python -m launch.train --config=configs/imagen_video/paper/STAGE.py --w
              --prompt="..."
 """
 
-from vdm_jax import cascade_sampling
+from vdm_jax.pipelines import cascade as cascade_sampling
 from vdm_jax.systems import imagen_video
 
 

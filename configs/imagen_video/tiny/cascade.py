@@ -5,7 +5,7 @@ Command: python -m launch.train_cascade --cascade=configs/imagen_video/tiny/casc
              --prompt="a red circle moving left and a blue square moving up"
 """
 
-from vdm_jax import cascade_sampling
+from vdm_jax.pipelines import cascade as cascade_sampling
 from vdm_jax.systems import imagen_video
 
 

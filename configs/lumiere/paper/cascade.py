@@ -5,7 +5,7 @@ Command: python -m launch.train_cascade --cascade=configs/lumiere/paper/cascade.
              --prompt="a dog that runs over a beach"
 """
 
-from vdm_jax import cascade_sampling
+from vdm_jax.pipelines import cascade as cascade_sampling
 
 
 def get_config():

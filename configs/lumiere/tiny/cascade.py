@@ -5,7 +5,7 @@ Command: python -m launch.train_cascade --cascade=configs/lumiere/tiny/cascade.p
              --prompt="a red circle moving left"
 """
 
-from vdm_jax import cascade_sampling
+from vdm_jax.pipelines import cascade as cascade_sampling
 
 
 def get_config():

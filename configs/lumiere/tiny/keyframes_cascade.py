@@ -4,7 +4,7 @@ Command: python -m launch.train_cascade --workdir=DIR \\
              --cascade=configs/lumiere/tiny/keyframes_cascade.py
 """
 
-from vdm_jax import cascade_sampling
+from vdm_jax.pipelines import cascade as cascade_sampling
 
 
 def get_config():

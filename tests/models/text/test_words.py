@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vdm_jax.models.text import WordEncoder
+from vdm_jax.models.text.words import WordEncoder
 
 ENCODER = WordEncoder(["a", "ball", "red", "rolls"], max_length=4, vocabulary_size=6)
 

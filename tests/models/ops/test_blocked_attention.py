@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vdm_jax.models import blocked_attention
+from vdm_jax.models.ops import blocked_attention
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 6])

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from vdm_jax import heap
 from vdm_jax.diffusion import conditional, grids, guidance, samplers, windows
 from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
-from vdm_jax.parallel import sharding
-from vdm_jax.stage import from_uint8, to_uint8
+from vdm_jax.parallel import heap, sharding
+from vdm_jax.stage.stage import from_uint8, to_uint8
 
 # callback(step, steps), called while a batch is being sampled.
 Callback = Callable[[int, int], None]
@@ -48,7 +47,7 @@ class Known:
 
 
 def guided_denoiser(
-    stage, params: PyTree, scale: float | Float[Array, "b"], threshold: str
+    stage, params: PyTree, scale: float | Float[Array, "*b"], threshold: str
 ) -> Denoiser:
     """A stage's Denoiser under guidance and thresholding.
 
@@ -57,7 +56,7 @@ def guided_denoiser(
     return _thresholded(_guided(stage, stage.denoiser(params), scale), threshold)
 
 
-def _guided(stage, denoiser: Denoiser, scale: float | Float[Array, "b"]) -> Denoiser:
+def _guided(stage, denoiser: Denoiser, scale: float | Float[Array, "*b"]) -> Denoiser:
     if stage.takes_guidance:
         return guidance.distilled(denoiser, scale)
     return guidance.classifier_free(denoiser, scale, stage.null)
@@ -368,7 +367,7 @@ class Sampler:
     def _compile(self, callback: Callback | None, preview: Preview | None) -> Callable:
         def one(
             params: PyTree, key: Key[Array, ""], index: Array, cond: PyTree, known: PyTree
-        ) -> tuple[Float[Array, "f h w c"], Array]:
+        ) -> tuple[UInt8[Array, "f h w c"], Array]:
             key = jax.random.fold_in(key, index)
             start_key, steps_key = jax.random.split(key)
             noise = jax.random.normal(start_key, (1, *self.video_shape))

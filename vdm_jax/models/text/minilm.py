@@ -15,8 +15,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from vdm_jax.models import layers, transformer
-from vdm_jax.models.subwords import WordPiece, batches
+from vdm_jax.models import layers
+from vdm_jax.models.text import token_attention as transformer
+from vdm_jax.models.text.subwords import WordPiece, batches
 
 _EPSILON = 1e-12  # of the normalisations
 _init = nn.initializers.normal(0.02)

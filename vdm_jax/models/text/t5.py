@@ -14,7 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.models import layers, transformer
+from vdm_jax.models import layers
+from vdm_jax.models.text import token_attention as transformer
 
 _init = nn.initializers.lecun_normal()
 

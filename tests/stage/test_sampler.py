@@ -10,8 +10,10 @@ import pytest
 import safetensors
 
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained, sampling, systems
+from vdm_jax import systems
 from vdm_jax.diffusion import samplers, solvers
+from vdm_jax.pipelines import model as pretrained
+from vdm_jax.stage import sampler as sampling
 from vdm_jax.systems import vdm
 from vdm_jax.training import checkpoints, loop
 

@@ -15,11 +15,12 @@ import safetensors.numpy
 from jaxtyping import Array, Key, PyTree, UInt8
 
 from vdm_jax import config as config_lib
-from vdm_jax import sampling, systems
+from vdm_jax import systems
 from vdm_jax.parallel import sharding
+from vdm_jax.stage import sampler as sampling
 from vdm_jax.training import checkpoints
 
-SHIPPED = Path(__file__).parent / "checkpoints"
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
 DEFAULT = "moving_shapes"
 _FORMAT = "vdm_jax/1"
 

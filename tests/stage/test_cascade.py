@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import cascade, cascade_sampling, pretrained, sampling, systems
+from vdm_jax import systems
 from vdm_jax.diffusion import guidance
 from vdm_jax.diffusion.predictions import to_prediction
-from vdm_jax.models import resize
+from vdm_jax.pipelines import cascade as cascade_sampling
+from vdm_jax.pipelines import model as pretrained
+from vdm_jax.stage import cascade, resize
+from vdm_jax.stage import sampler as sampling
 from vdm_jax.systems import distillation, imagen_video
 
 KEY = jax.random.key(0)

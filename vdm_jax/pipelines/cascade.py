@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
 from vdm_jax import config as config_lib
-from vdm_jax import pretrained
+from vdm_jax.pipelines import model as pretrained
 
 # progress(stage's name, samples done, samples in all), called after each batch.
 Progress = Callable[[str, int, int], None]

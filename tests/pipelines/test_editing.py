@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import editing, sampling
 from vdm_jax.diffusion import measurements
+from vdm_jax.pipelines import editing
+from vdm_jax.stage import sampler as sampling
 
 CLIP, SIZE = 5, 4
 KEY = jax.random.key(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax import video_io
+from vdm_jax.data import video_io
 
 
 @pytest.fixture

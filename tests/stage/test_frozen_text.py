@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models import test_minilm, test_t5
+from tests.models.text import test_minilm, test_t5
 from vdm_jax.diffusion.process import Process
-from vdm_jax.models import conditioning, frozen_text, minilm_weights, t5_weights
-from vdm_jax.models.text import TextEncoder, WordEncoder
+from vdm_jax.models import conditioning
+from vdm_jax.models.text.words import TextEncoder, WordEncoder
 from vdm_jax.models.unet3d import UNet3D
-from vdm_jax.stage import Stage
+from vdm_jax.stage import frozen_text
+from vdm_jax.stage.stage import Stage
+from vdm_jax.weights import minilm as minilm_weights
+from vdm_jax.weights import t5 as t5_weights
 
 CAPTIONS = ["a red ball rolls.", "", "a ball", "red " * 30]
 

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import losses
 from vdm_jax.diffusion.schedules import alpha_sigma, expand
-from vdm_jax.models import resize
 from vdm_jax.models.conditioning import Cond
-from vdm_jax.stage import Batch, Stage, from_uint8, to_uint8
+from vdm_jax.stage import resize
+from vdm_jax.stage.stage import Batch, Stage, from_uint8, to_uint8
 
 CLEAN = 20.0  # log-SNR that stands for no noise
 # Pixels, a side of the squares within which acceleration and contrast are measured.
@@ -358,7 +358,7 @@ def about_low_res(
     logsnr: Float[Array, "b"],
     low_res: Float[Array, "b f h w c"],
     low_res_logsnr: Float[Array, "b"],
-    residual: Float[Array, "b f h w 1"],
+    residual: Float[Array, "b #f #h #w 1"],
 ) -> Float[Array, "b f h w c"]:
     """v of the video that differs from its best linear estimate by `output` of the estimate's
     standard deviations.
@@ -382,7 +382,7 @@ def about_low_res(
 def _gain(
     logsnr: Float[Array, "b"],
     low_res_logsnr: Float[Array, "b"],
-    residual: Float[Array, "b f h w 1"],
+    residual: Float[Array, "b #f #h #w 1"],
 ) -> tuple[Float[Array, "b f h w 1"], Float[Array, "b f h w 1"]]:
     """s² of `about_low_res`, and what it multiplies the output by."""
     alpha, sigma = (expand(c, residual.ndim) for c in alpha_sigma(logsnr))

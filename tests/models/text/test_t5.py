@@ -16,9 +16,11 @@ import pytest
 import safetensors.numpy
 import sentencepiece
 
-from vdm_jax.models import t5, t5_weights, transformer
-from vdm_jax.models.subwords import SentencePiece
-from vdm_jax.models.t5 import T5Config
+from vdm_jax.models.text import t5
+from vdm_jax.models.text import token_attention as transformer
+from vdm_jax.models.text.subwords import SentencePiece
+from vdm_jax.models.text.t5 import T5Config
+from vdm_jax.weights import t5 as t5_weights
 
 ROOT = Path(__file__).parents[2]
 TINY = T5Config(
@@ -319,8 +321,9 @@ ON_EIGHT_DEVICES = """
 import sys
 from types import SimpleNamespace
 import jax, numpy as np
-from tests.models.test_t5 import T5Config, example, run
-from vdm_jax.models import t5, transformer
+from tests.models.text.test_t5 import T5Config, example, run
+from vdm_jax.models.text import t5
+from vdm_jax.models.text import token_attention as transformer
 from vdm_jax.parallel import hlo, sharding
 config = T5Config(width=16, hidden=32, num_layers=2, heads=4, head_dim=4, vocab_size=64)
 network = t5.T5Encoder(config)

@@ -14,9 +14,10 @@ import safetensors.numpy
 import tokenizers
 from scipy import special
 
-from vdm_jax import fetch
-from vdm_jax.models import minilm, minilm_weights
-from vdm_jax.models.subwords import WordPiece
+from vdm_jax.models.text import minilm
+from vdm_jax.models.text.subwords import WordPiece
+from vdm_jax.weights import fetch
+from vdm_jax.weights import minilm as minilm_weights
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "ball", "roll", "##s", "."]
 CONFIG = {

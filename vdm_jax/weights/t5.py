@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import DTypeLike
 
-from vdm_jax.models import published, transformer
-from vdm_jax.models.subwords import SentencePiece
-from vdm_jax.models.t5 import T5Config, T5Encoder
+from vdm_jax.models.text import token_attention as transformer
+from vdm_jax.models.text.subwords import SentencePiece
+from vdm_jax.models.text.t5 import T5Config, T5Encoder
+from vdm_jax.weights import published
 
 _TOKENIZER = "spiece.model"
 _IN_LAYER = {

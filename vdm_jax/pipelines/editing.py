@@ -16,8 +16,8 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Key, PyTree, UInt8
 
 from vdm_jax.diffusion.measurements import Downsample, Mask
-from vdm_jax.sampling import Known, Sampler
-from vdm_jax.stage import from_uint8
+from vdm_jax.stage.sampler import Known, Sampler
+from vdm_jax.stage.stage import from_uint8
 
 Videos = UInt8[np.ndarray, "n f h w c"]
 # progress(done, total), of clips that are sampled.

@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion.process import Denoiser, Process
-from vdm_jax.models import flops
+from vdm_jax.models import cost as flops
 from vdm_jax.models.conditioning import Cond
 from vdm_jax.models.layers import Layout
-from vdm_jax.models.text import TextEncoder
+from vdm_jax.models.text.words import TextEncoder
 
 Batch = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 """What a data pipeline yields: "video" uint8 (b, f, h, w, c); "token_mask" (b, l) with "tokens"

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from vdm_jax import fetch
+from vdm_jax.weights import fetch
 
 CONTENT = b"the file"
 PACKAGE = fetch.Package(

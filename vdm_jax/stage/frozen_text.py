@@ -20,10 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vdm_jax import fetch
-from vdm_jax.models import minilm_weights, t5, t5_weights, transformer
-from vdm_jax.models.minilm import MiniLM
-from vdm_jax.models.subwords import batches
+from vdm_jax.models.text import t5
+from vdm_jax.models.text import token_attention as transformer
+from vdm_jax.models.text.minilm import MiniLM
+from vdm_jax.models.text.subwords import batches
+from vdm_jax.weights import fetch
+from vdm_jax.weights import minilm as minilm_weights
+from vdm_jax.weights import t5 as t5_weights
 
 DTYPE = np.float16
 """Of embeddings, in memory and on disk: what is stored is what is sampled with."""

@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vdm_jax import fetch
-from vdm_jax.models import published, transformer
-from vdm_jax.models.minilm import MiniLM
-from vdm_jax.models.subwords import WordPiece
+from vdm_jax.models.text import token_attention as transformer
+from vdm_jax.models.text.minilm import MiniLM
+from vdm_jax.models.text.subwords import WordPiece
+from vdm_jax.weights import fetch, published
 
 VARIABLE = "VDM_JAX_MINILM"
 # The weights are Apache-2.0, by the sentence-transformers team.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.process import Process
-from vdm_jax.models.text import WordEncoder
+from vdm_jax.models.text.words import WordEncoder
 from vdm_jax.models.unet3d import UNet3D
-from vdm_jax.stage import Stage, from_uint8, to_uint8
+from vdm_jax.stage.stage import Stage, from_uint8, to_uint8
 
 STAGE = Stage(
     network=UNet3D(

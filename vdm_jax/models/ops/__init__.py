@@ -1,0 +1,1 @@
+"""Kernels for CPUs, behind functions whose plain form stands first."""

@@ -1,0 +1,1 @@
+"""What users call: models and cascades that sample, edit, save and load."""

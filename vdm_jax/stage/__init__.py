@@ -1,0 +1,1 @@
+"""A stage: one trainable diffusion model, its conditions and how it is sampled."""

@@ -1,0 +1,1 @@
+"""Files of parameters: fetching, published folders, one name table a network."""
