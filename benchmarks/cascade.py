@@ -108,7 +108,7 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
 
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.stage import resize
-    from vdm_jax.stage.stage import from_uint8, to_uint8
+    from vdm_jax.stage.space import from_uint8, to_uint8
 
     rows = []
     for step in steps:
@@ -127,7 +127,7 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
 
         def sampled(model=model, prompts=prompts, coarse=coarse, **changes) -> np.ndarray:
             stream = model.sampler(**changes).stream(
-                model.params, jax.random.key(0), prompts, low_res=coarse
+                model.params, jax.random.key(0), prompts, inputs={"low_res": coarse}
             )
             return np.concatenate(list(stream))
 

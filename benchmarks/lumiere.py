@@ -78,7 +78,7 @@ def motion(options) -> list[dict]:
             parameters += count_parameters(model.params)
             key = jax.random.fold_in(jax.random.key(0), number)
             stream = model.sampler(**step.changes).stream(
-                model.params, key, truth.captions, low_res=videos
+                model.params, key, truth.captions, inputs={"low_res": videos}
             )
             videos = np.concatenate(list(stream))
         seconds = (time.monotonic() - started) / len(videos)
@@ -124,7 +124,9 @@ def seams(options) -> list[dict]:
         ("apart", 0),
     ):
         sampler = model.sampler(window_overlap=overlap, augmentation=0.0)
-        stream = sampler.stream(model.params, jax.random.key(0), truth.captions, low_res=coarse)
+        stream = sampler.stream(
+            model.params, jax.random.key(0), truth.captions, inputs={"low_res": coarse}
+        )
         made[name] = np.concatenate(list(stream))
         starts = window_starts(frames, size, overlap)
         borders[name] = {at for start in starts for at in (start, start + size)} - {0, frames}

@@ -284,8 +284,8 @@ def lower(config, target, what: str):
     sampler = sampling.Sampler.from_config(stage, config.sample, plan=plan)
     inputs = sampler.abstract_inputs(frames_known=guided)
     lowered = sampler.compiled.lower(params, *inputs)
-    size = inputs[1].shape[0]
-    flops = forward * size * (1 if sampler.guidance == 1 else 2)
+    size = inputs[2].shape[0]
+    flops = forward * size * (1 if sampler.guidance_scale == 1 else 2)
     # The gradient by z costs as much as the forward pass: parameters have none.
     again = guided and config.model.remat == "full"
     return lowered, figures | {

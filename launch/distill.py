@@ -155,7 +155,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         fps=config.data.fps or 8,
         initial=initial,
         flops=flops,
-        train_step=step.make_train_step(stage, tx, config, plan, frozen),
+        train_step=step.make_train_step(stage, tx, config, plan, {"teacher": frozen}),
     )
     if result.reason in ("SIGINT", "SIGTERM"):
         say("the same command goes on from there")

@@ -95,9 +95,10 @@ def main(arguments: list[str]) -> int:
     from rich.progress import Progress
 
     from vdm_jax.data import video_io
+    from vdm_jax.stage.conditions.video import MaskedVideo
 
     model = launch.load_model(options)
-    told = options.job in _MASKED and getattr(model.stage.network, "masked_video", False)
+    told = options.job in _MASKED and model.stage.find(MaskedVideo) is not None
     sampler = model.sampler(
         method=options.method or ("trained" if told else "reconstruction"),
         weight=options.weight,
@@ -109,12 +110,12 @@ def main(arguments: list[str]) -> int:
     if given is None:
         if not prompts:
             parser.error("neither --input nor --prompt")
-        model.stage.encode_prompts([*prompts, *options.then])
+        model.stage.check_prompts([*prompts, *options.then])
         given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
         given = _part_known(options, given, sampler)
         fps = model.config.data.fps or 8
     else:
-        model.stage.encode_prompts([*prompts, *options.then])
+        model.stage.check_prompts([*prompts, *options.then])
     first = jax.process_index() == 0
     with Progress(transient=True, disable=not first) as bar:
         task = bar.add_task(options.job, total=None)

@@ -224,7 +224,7 @@ def _measure(options) -> int:
         )
         subject = {
             "model": options.workdir or options.model or "moving_shapes",
-            "sampler": sampler.sampler,
+            "sampler": sampler.rule_name,
             "steps": sampler.steps,
             "guidance": options.guidance,
         }

@@ -66,12 +66,12 @@ def main(arguments: list[str]) -> int:
             parser.error("no prompt: give --prompt or --prompts_file")
         prompts = [""]
     sampler = model.sampler(**launch.sampler_changes(options))
-    model.stage.encode_prompts(prompts)  # an unknown word is told before anything is compiled
+    model.stage.check_prompts(prompts)  # an unknown word is told before anything is compiled
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
     if jax.process_index() == 0:
         print(
-            f"{len(repeated)} samples, {sampler.steps} steps of {sampler.sampler}, "
-            f"guidance {sampler.guidance:g}"
+            f"{len(repeated)} samples, {sampler.steps} steps of {sampler.rule_name}, "
+            f"guidance {sampler.guidance_scale:g}"
         )
 
     fps = model.config.data.fps or 8

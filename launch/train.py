@@ -71,7 +71,6 @@ def main(arguments: list[str]) -> int:
             config.train.init_from,
             stage,
             plan,
-            new=stage.train_only,
             seed=config.train.seed,
         )
     result = loop.train(

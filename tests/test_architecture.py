@@ -1,5 +1,6 @@
-"""Imports go one way: launch → pipelines → systems → {training, data, evaluation} → stage → {models,
-weights, parallel} → diffusion. Nothing imports upwards, so that a part can be used, and understood, on its own."""
+"""Imports go one way: launch → pipelines → systems → {training, data, evaluation} → stage →
+{models, weights, parallel} → diffusion. Nothing imports upwards, so that a part can be used, and
+understood, on its own."""
 
 import ast
 from pathlib import Path

@@ -1,6 +1,5 @@
 """A stage as small as one can be, with everything that training and sampling ask of a stage."""
 
-import dataclasses
 import math
 
 import flax.linen as nn
@@ -13,7 +12,12 @@ import pytest
 
 from vdm_jax.diffusion.process import Process
 from vdm_jax.models import layers
+from vdm_jax.models.text.words import WordEncoder
 from vdm_jax.parallel import sharding
+from vdm_jax.stage.conditions.prompt import Text
+from vdm_jax.stage.space import PixelSpace
+from vdm_jax.stage.stage import Stage
+from vdm_jax.stage.view import View
 from vdm_jax.training import optimizer, step
 
 WORDS = ("red", "green", "left", "right")
@@ -24,77 +28,42 @@ def spread(key, shape, dtype=jnp.float32):
     return jnp.linspace(-0.5, 0.5, math.prod(shape), dtype=dtype).reshape(shape)
 
 
+def named(axes):
+    """`spread` as an initialiser of parameters whose axes have no names."""
+    return layers.named(spread, *(None,) * axes)
+
+
 class Network(nn.Module):
     """Mixes channels by a condition: a few hundred parameters."""
 
+    layout: layers.Layout = layers.ANYWHERE
+    remat: str = "none"
+    multiple = 1
+    reach = None
+
     @nn.compact
-    def __call__(self, z, logsnr, cond):
-        text = nn.Embed(len(WORDS) + 1, 8, embedding_init=spread)(cond["tokens"]).mean(axis=1)
+    def __call__(self, z, logsnr, cond, *, num_images=0, train=False):
+        zeros = layers.named(nn.initializers.zeros, None)
+
+        def dense(x, features):
+            return nn.Dense(features, kernel_init=named(2), bias_init=zeros)(x)
+
+        embed = nn.Embed(ENCODER.vocab_size, 8, embedding_init=named(2))
+        text = embed(cond["tokens"]).mean(axis=1) * cond["keep_text"][:, None]
         features = jnp.concatenate([text, logsnr[:, None] / 20], axis=-1)
-        scale = nn.Dense(8, kernel_init=spread)(features)[:, None, None, None, :]
-        hidden = nn.tanh(nn.Dense(8, kernel_init=spread)(z) + scale)
-        return nn.Dense(3, kernel_init=spread)(hidden)
+        scale = dense(features, 8)[:, None, None, None, :]
+        return dense(nn.tanh(dense(z, 8) + scale), 3)
 
 
-def unnamed(init):
-    """The parameters that `init(key)` makes, as shapes whose axes have no names."""
-    return jax.tree.map(
-        lambda leaf: layers.Named(value=leaf, names=(None,) * leaf.ndim, dtype=jnp.float32),
-        jax.eval_shape(init, jax.random.key(0)),
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TinyStage:
-    network: Network = Network()
-    process: Process = Process()
-    video_shape: tuple[int, int, int, int] = (3, 4, 4, 3)
-    takes_guidance: bool = False
-
-    def init(self, key):
-        cond = {"tokens": jnp.zeros((1, 2), jnp.int32)}
-        return self.network.init(key, jnp.zeros((1, *self.video_shape)), jnp.zeros(1), cond)[
-            "params"
-        ]
-
-    def abstract_params(self):
-        return unnamed(self.init)
-
-    def with_layout(self, layout):
-        return self
-
-    def trained(self, params):
-        return params
-
-    def _apply(self, params, z, logsnr, cond):
-        return self.network.apply({"params": params}, z, logsnr, cond)
-
-    def loss(self, params, batch, key):
-        x = batch["video"].astype(jnp.float32) / 127.5 - 1
-        cond = self.conditioning(batch)
-        losses, metrics = self.process.loss(
-            key, lambda z, logsnr: self._apply(params, z, logsnr, cond), x
-        )
-        return losses.mean(), metrics
-
-    def conditioning(self, batch):
-        return {"tokens": batch["tokens"]}
-
-    def begin(self, cond, key, **_):
-        return cond
-
-    def null(self, cond):
-        return {"tokens": jnp.zeros_like(cond["tokens"])}
-
-    def denoiser(self, params):
-        return self.process.denoiser(lambda z, logsnr, cond: self._apply(params, z, logsnr, cond))
-
-    def encode_prompts(self, prompts):
-        unknown = [word for prompt in prompts for word in prompt.split() if word not in WORDS]
-        if unknown:
-            raise ValueError(f"unknown word {unknown[0]!r}")
-        rows = [[WORDS.index(word) + 1 for word in prompt.split()] for prompt in prompts]
-        return {"tokens": np.array(rows, np.int32)}
+SHAPE = (3, 4, 4, 3)
+ENCODER = WordEncoder(list(WORDS), max_length=2, vocabulary_size=len(WORDS))
+STAGE = Stage(
+    network=Network(),
+    process=Process(),
+    space=PixelSpace(data_shape=SHAPE),
+    view=View(shape=SHAPE),
+    conditions=(Text(encoder=ENCODER, drop=0.0),),
+)
 
 
 class Clips:
@@ -105,7 +74,8 @@ class Clips:
 
     def __getitem__(self, index):
         video = np.random.default_rng(int(index)).integers(0, 256, (3, 4, 4, 3), np.uint8)
-        return {"video": video, "tokens": np.array([index % 5, 1], np.int32), "index": index}
+        tokens = np.array([index % 5, 1], np.int32)
+        return {"video": video, "tokens": tokens, "token_mask": tokens > -1, "index": index}
 
 
 def _config(**train):
@@ -136,7 +106,7 @@ def _config(**train):
             },
             "checkpoint": {"every": 2, "keep": 10, "fallback": False},
             "mesh": {"data": -1},
-            "sample": {"sampler": "ddim", "steps": 2, "guidance": 2.0, "eta": 0.0, "gamma": 0.3},
+            "sample": {"sampler": "ddim", "steps": 2, "guidance": 2.0},
         }
     )
 
@@ -153,7 +123,7 @@ def _dataset(batch_size=4, seed=0):
 
 @pytest.fixture(scope="session")
 def stage():
-    return TinyStage()
+    return STAGE
 
 
 @pytest.fixture(scope="session")

@@ -265,7 +265,7 @@ def validate(config) -> None:
     problems = [
         f"{field} = {fields[field]!r}: must be {rule}"
         for field, rule in _RULES.items()
-        if field in fields and not rule.allows(fields[field])
+        if fields.get(field) is not None and not rule.allows(fields[field])
     ]
     problems += [
         f"{field} = {value!r}: must be finite"

@@ -33,7 +33,7 @@ def evaluate(model) -> np.ndarray:
         "tokens": jnp.asarray(rng.integers(1, 6, size=(2, length)), jnp.int32),
         "text_embeddings": normal(2, length, width).astype(jnp.float16),
         "token_mask": jnp.arange(length)[None] < jnp.array([[5], [3]]),
-        "keep": jnp.array([True, False]),
+        "keep_text": jnp.array([True, False]),
         "guidance": jnp.array([1.5, 2.0]),
         "fps": jnp.array([6.0, 12.0]),
         "low_res": low_res,

@@ -141,7 +141,7 @@ def distill(mesh):
     current = state.from_params(stage, filled(stage, plan), tx, plan)
     frozen = step.Frozen(params=filled(teacher, teacher_plan), plan=teacher_plan)
     cut = sum(any(spec) for spec in place(frozen.params))
-    update = step.make_train_step(stage, tx, config, plan, frozen)
+    update = step.make_train_step(stage, tx, config, plan, {"teacher": frozen})
     current, metrics = update(current, plan.put_batch(make_batch(stage, 0), BATCH))
     moments = optax.tree_utils.tree_get(current.opt_state, "mu")
     return {"loss": metrics["loss"], "gradients": jax.tree.map(np.asarray, moments), "cut": cut}

@@ -124,7 +124,7 @@ def test_inpainting_keeps_what_is_known():
 
 
 def test_restyling_begins_at_a_noisy_version(stage, params):
-    sampler = sampling.Sampler(stage=stage, steps=8, sampler="ddim", threshold="none")
+    sampler = sampling.Sampler.from_config(stage, {}, steps=8, sampler="ddim", threshold="none")
     videos = np.random.default_rng(0).integers(0, 256, (2, *sampler.video_shape), np.uint8)
     prompts = ["red left", "green right"]
     found = editing.restyle(sampler, params, KEY, videos, prompts, strength=0.25)
@@ -137,7 +137,7 @@ def test_restyling_begins_at_a_noisy_version(stage, params):
         noise = jax.random.normal(start_key, (1, *sampler.video_shape))
         x = jnp.asarray(videos[index : index + 1], jnp.float32) / 127.5 - 1
         z = stage.process.add_noise(x, noise, logsnrs[:1])
-        cond = jax.tree.map(jnp.asarray, stage.encode_prompts([prompt]))
+        cond = jax.tree.map(jnp.asarray, stage.encode([prompt]))
         denoiser = stage.denoiser(params)
         by_hand = sampling.samplers.sample(steps_key, denoiser, rule, logsnrs, z, cond)
         expected = np.asarray(sampling.to_uint8(by_hand[0]), int)
@@ -208,8 +208,8 @@ def test_sampling_with_something_known(stage, params, method):
     prompts = ["red left", "green right", "red right"]
 
     def extended(size, given=videos):
-        sampler = sampling.Sampler(
-            stage=stage, steps=3, guidance=2.0, batch_size=size, method=method
+        sampler = sampling.Sampler.from_config(
+            stage, {}, steps=3, guidance=2.0, batch_size=size, method=method
         )
         return editing.extend(sampler, params, KEY, given, prompts, frames=4, context=1)
 
@@ -221,7 +221,7 @@ def test_sampling_with_something_known(stage, params, method):
 
 
 def test_known_needs_a_row_for_each_prompt(stage, params):
-    sampler = sampling.Sampler(stage=stage, steps=2)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=2)
     mask = measurements.Mask(known=jnp.zeros((2, 3, 1, 1, 1), bool))
     known = sampling.Known(measurement=mask, y=jnp.zeros((2, 3, 4, 4, 3)))
     with pytest.raises(ValueError, match=r"known has \[2\] rows: must be 3, one a prompt"):
@@ -232,4 +232,4 @@ def test_known_needs_a_row_for_each_prompt(stage, params):
         ({"weight": -1.0}, "weight=-1.0 must not be negative"),
     ):
         with pytest.raises(ValueError, match=message):
-            sampling.Sampler(stage=stage, **fields)
+            sampling.Sampler.from_config(stage, {}, **fields)

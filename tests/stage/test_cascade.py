@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 
 from vdm_jax import systems
-from vdm_jax.diffusion import guidance
+from vdm_jax.diffusion import guidance, preconditioning
 from vdm_jax.diffusion.predictions import to_prediction
+from vdm_jax.diffusion.process import Process
 from vdm_jax.pipelines import cascade as cascade_sampling
 from vdm_jax.pipelines import model as pretrained
-from vdm_jax.stage import cascade, resize
+from vdm_jax.stage import resize
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.conditions.video import LowResVideo
+from vdm_jax.stage.guidance import Tiles
+from vdm_jax.stage.refinement import Plain
 from vdm_jax.systems import distillation, imagen_video
 
 KEY = jax.random.key(0)
@@ -69,8 +73,28 @@ def drawn(stage, scale):
     return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), shapes)
 
 
+def changed(stage, **fields):
+    """The stage with fields of its low-resolution video in another way."""
+    conditions = [
+        dataclasses.replace(c, **fields) if isinstance(c, LowResVideo) else c
+        for c in stage.conditions
+    ]
+    return dataclasses.replace(stage, conditions=tuple(conditions))
+
+
+def viewed(stage, **fields):
+    """The stage with fields of its view in another way."""
+    return dataclasses.replace(stage, view=dataclasses.replace(stage.view, **fields))
+
+
 def clean(stage):
-    return dataclasses.replace(stage, max_augmentation=0.0)
+    return changed(stage, max_augmentation=0.0)
+
+
+def begin(stage, low, **settings):
+    """The condition of `low` at sampling time."""
+    cond = stage.encode(["red"] * len(low), inputs={"low_res": np.asarray(low)})
+    return stage.begin(jax.tree.map(jnp.asarray, cond), len(low), KEY, settings)
 
 
 def test_a_base_learns_coarse_clips():
@@ -81,7 +105,7 @@ def test_a_base_learns_coarse_clips():
 
 
 def test_a_base_of_several_frame_rates_is_told_which():
-    stage = dataclasses.replace(BASE, frame_strides=(1, 2), data_fps=24.0)
+    stage = viewed(BASE, frame_strides=(1, 2), data_fps=24.0)
     video = jnp.broadcast_to(
         jnp.arange(8, dtype=jnp.uint8)[None, :, None, None, None] * 10, (64, 8, 16, 16, 3)
     )
@@ -124,7 +148,7 @@ def test_noise_on_the_condition_has_the_level_that_is_told():
 
 
 def test_blank_frames_and_the_images_of_a_tsr_say_nothing():
-    blank = dataclasses.replace(TSR, fill="blank")
+    blank = changed(TSR, fill="blank")
     _, cond, images = blank.example(batch(images=2), KEY)
     assert images == 2 and cond["low_res"].shape == (2, 10, 8, 8, 3)
     said = jnp.abs(cond["low_res"]).max(axis=(0, 2, 3, 4)) > 0
@@ -137,7 +161,7 @@ def test_blank_frames_and_the_images_of_a_tsr_say_nothing():
 
 def test_crops_of_the_video_and_of_its_condition_are_of_one_place():
     whole_x, whole_cond, _ = clean(SSR).example(batch(), KEY)
-    x, cond, _ = clean(dataclasses.replace(SSR, crop=(8, 4))).example(batch(), KEY)
+    x, cond, _ = clean(viewed(SSR, crop=(8, 4))).example(batch(), KEY)
     assert x.shape == cond["low_res"].shape == (2, 8, 8, 4, 3)
     places = []
     for n in range(2):
@@ -156,7 +180,7 @@ def test_crops_of_the_video_and_of_its_condition_are_of_one_place():
 
 
 def test_frames_in_a_row_of_the_video_and_of_its_condition_are_cut_out():
-    stage = clean(dataclasses.replace(SSR, crop=(3, 16, 16)))
+    stage = clean(viewed(SSR, crop=(3, 16, 16)))
     whole_x, whole_cond, _ = clean(SSR).example(batch(images=2), KEY)
     starts = set()
     for key in jax.random.split(KEY, 4):
@@ -171,22 +195,23 @@ def test_frames_in_a_row_of_the_video_and_of_its_condition_are_cut_out():
             chex.assert_trees_all_close(cond["low_res"][n, :3], low, atol=2e-3)
     assert len(starts) > 2
     with pytest.raises(ValueError, match=r"crop = \(9, 16, 16\): clips are \(8, 16, 16\)"):
-        dataclasses.replace(SSR, crop=(9, 16, 16))
+        viewed(SSR, crop=(9, 16, 16))
 
 
 def test_sampling_begins_with_the_condition_in_the_same_form():
     low = jnp.asarray(np.random.default_rng(0).integers(256, size=(2, 8, 8, 8, 3), dtype=np.uint8))
-    cond = {"keep": jnp.ones(2, bool), "low_res": low}
-    told = SSR.begin(cond, KEY)
+    told = begin(SSR, low)
     refined = resize.refine(pixels(low), (8, 16, 16))
     chex.assert_trees_all_close(told["low_res"], refined, atol=1e-3)
-    noisy = SSR.begin(cond, KEY, augmentation=3.0, fps=12.0)
+    noisy = begin(SSR, low, augmentation=3.0, fps=12.0)
     chex.assert_trees_all_close(noisy["low_res_logsnr"], jnp.full(2, np.log(3.0)), rtol=1e-6)
     chex.assert_trees_all_close(noisy["fps"], jnp.full(2, 12.0))
     deviation = (noisy["low_res"] - np.sqrt(0.75) * refined).std()
     np.testing.assert_allclose(deviation, 0.5, rtol=0.05)
-    with pytest.raises(ValueError, match="low_res"):
-        SSR.begin({"keep": jnp.ones(2, bool)}, KEY)
+    with pytest.raises(ValueError, match="low_res: this stage refines a video"):
+        SSR.encode(["red", "red"])
+    with pytest.raises(ValueError, match=r"low_res: uint8\[2, 8, 4, 8, 3\] was given"):
+        begin(SSR, low[:, :, ::2])
 
 
 def test_a_refined_video_is_told_by_how_it_differs_from_its_condition():
@@ -199,11 +224,14 @@ def test_a_refined_video_is_told_by_how_it_differs_from_its_condition():
     x = y + 0.3 * jax.random.normal(keys[1], shape)
     spread = [jnp.sqrt(jax.nn.sigmoid(s))[:, None, None, None, None] for s in (logsnr, -logsnr)]
     (alpha, sigma), eps = spread, jax.random.normal(keys[2], shape)
-    low = cascade._augmented(y, np.ones((1, 1, 1, 1), bool), low_logsnr, keys[3])
+    low = Process().add_noise(y, jax.random.normal(keys[3], shape), low_logsnr)
     v = alpha * eps - sigma * x
     z = alpha * x + sigma * eps
-    found = cascade.about_low_res(jnp.zeros(shape), z, logsnr, low, low_logsnr, residual)
-    one = cascade.about_low_res(jnp.ones(shape), z, logsnr, low, low_logsnr, residual) - found
+    found = preconditioning.about_estimate(jnp.zeros(shape), z, logsnr, low, low_logsnr, residual)
+    one = (
+        preconditioning.about_estimate(jnp.ones(shape), z, logsnr, low, low_logsnr, residual)
+        - found
+    )
     error = (v - found).std(axis=3).ravel()
     np.testing.assert_allclose(error, one[:, 0, 0, 0, 0], rtol=0.1)
     for i in range(2):  # no linear estimate is much better
@@ -232,7 +260,11 @@ def test_a_network_that_says_nothing_refines_to_its_condition():
     assert jnp.abs(found - cond["low_res"])[:, 1::2].max() > 0.01
     # Of a TSR's images nothing is known: v is the network's, as without `residual`.
     _, _, ours = made(params, stage, images=2)
-    _, _, theirs = made(params, dataclasses.replace(stage, residual=0.0), images=2)
+    _, _, theirs = made(
+        params,
+        dataclasses.replace(changed(stage, refinement=None), parametrisation=Plain()),
+        images=2,
+    )
     chex.assert_trees_all_close(ours[:, 8:], theirs[:, 8:], atol=1e-5)
     assert jnp.abs(ours - theirs)[:, :8].max() > 0.1
 
@@ -247,7 +279,7 @@ def test_frames_between_ones_that_accelerate_may_differ_more_from_their_blend():
     given[:, :, 0] = np.array([0, 0.2, 0.4, 0.6])[:, None, None]
     given[:, 3, 0, 4:] = 1.0
     low = resize.refine(jnp.asarray(given), (8, 8, 8), "blend")
-    found = np.asarray(stage._residuals(low, 0))[0, ..., 0]
+    found = np.asarray(stage.parametrisation.deviations(low, 0))[0, ..., 0]
     assert found.shape == (8, 8, 8)
     np.testing.assert_array_equal(found[::2], 0)
     np.testing.assert_allclose(found[1], 0.1, rtol=1e-5)  # what goes on steadily is a blend
@@ -262,7 +294,9 @@ def test_frames_between_ones_that_accelerate_may_differ_more_from_their_blend():
     np.testing.assert_allclose(found[7, 0, 7], np.sqrt(0.1**2 + variance), rtol=1e-5)
     # Between equal frames nothing happens, whatever comes then.
     given[:, :3], given[:, 3] = 0.0, 1.0
-    still = stage._residuals(resize.refine(jnp.asarray(given), (8, 8, 8), "blend"), 0)
+    still = stage.parametrisation.deviations(
+        resize.refine(jnp.asarray(given), (8, 8, 8), "blend"), 0
+    )
     np.testing.assert_allclose(still[0, 1:4:2], 0.1, rtol=1e-5)
     assert still[0, 5].min() > 0.5
     _, cond, _ = stage.example(batch(images=2), KEY)
@@ -274,7 +308,7 @@ def test_pixels_may_differ_more_from_bilinear_ones_where_the_condition_varies():
     # Of 16 x 16 pixels the right half has colours 0.6, 0.6 and 0 more than the left.
     low = np.zeros((1, 8, 16, 16, 3), np.float32)
     low[:, :, :, 8:, :2] = 0.6
-    found = np.asarray(stage._residuals(jnp.asarray(low), 0))[0, ..., 0]
+    found = np.asarray(stage.parametrisation.deviations(jnp.asarray(low), 0))[0, ..., 0]
     np.testing.assert_allclose(found[..., [0, 5, 10, 15]], 0.1, rtol=1e-4)  # flat nearby
     # Near column 7 are 3 of one half, 2 of the other: at the frames' upper edge as well.
     variance = 0.5**2 * (2 * 0.6**2 * (0.6 * 0.4)) / 3
@@ -291,13 +325,13 @@ def test_errors_of_what_is_added_weigh_alike():
     _, cond, _ = stage.example(batch(), KEY)
     assert cond["low_res_residual"].shape == (2, 4, 16, 16, 1)
     logsnr = jnp.array([3.0, -3.0])
-    weight = stage.loss_weight(cond, logsnr)
+    weight = stage.parametrisation.weight(logsnr, cond)
     outputs = [c * jnp.ones_like(cond["low_res"]) for c in (0.0, 0.5)]
     given = (jnp.zeros_like(outputs[0]), logsnr, cond["low_res"], cond["low_res_logsnr"])
-    said = [cascade.about_low_res(o, *given, cond["low_res_residual"]) for o in outputs]
+    said = [preconditioning.about_estimate(o, *given, cond["low_res_residual"]) for o in outputs]
     error = ((said[1] - said[0]) ** 2).mean(axis=(2, 3, 4))
     chex.assert_trees_all_close(weight * error, jnp.full((2, 4), 0.25), rtol=1e-3)
-    chex.assert_trees_all_equal(SSR.loss_weight({}, logsnr), jnp.ones(2))
+    chex.assert_trees_all_equal(SSR.parametrisation.weight(logsnr, {}), jnp.ones(2))
 
 
 def test_errors_weigh_alike_in_frames_of_which_more_and_less_is_known():
@@ -307,10 +341,12 @@ def test_errors_weigh_alike_in_frames_of_which_more_and_less_is_known():
     video[:, 6:] = 250  # all that happens
     _, cond, _ = stage.example({**batch(), "video": jnp.asarray(video)}, KEY)
     logsnr = jnp.array([-6.0, 0.0])
-    gain = cascade._gain(logsnr, cond["low_res_logsnr"], cond["low_res_residual"])[1]
+    gain = preconditioning.estimate_gain(logsnr, cond["low_res_logsnr"], cond["low_res_residual"])[
+        1
+    ]
     squares = np.asarray(gain**2).mean((2, 3, 4))
     assert squares[0, 7] > 300 * squares[0, 1]
-    weighed = squares * np.asarray(stage.loss_weight(cond, logsnr))
+    weighed = squares * np.asarray(stage.parametrisation.weight(logsnr, cond))
     np.testing.assert_allclose(weighed[:, 1::2], 1.0, rtol=0.1)  # those that are added
     np.testing.assert_allclose(weighed[:, ::2], 0.0, atol=0.01)
 
@@ -327,16 +363,16 @@ def test_shapes_that_do_not_fit_are_told():
     with pytest.raises(ValueError, match="residual = 0.1: this stage refines no video"):
         systems.build(config("base_8", residual=0.1))
     with pytest.raises(ValueError, match="residual_of_acceleration = -1.0: must be from 0 to 1"):
-        systems.build(config("tsr_6fps", residual_of_acceleration=-1.0))
+        systems.build(config("tsr_6fps", residual=0.1, residual_of_acceleration=-1.0))
     for name, changes in (("ssr_16", {"residual": 0.1}), ("tsr_6fps", {"fill": "blend"})):
-        with pytest.raises(ValueError, match="residual_of_acceleration = 0.5: is for residual > 0"):
+        with pytest.raises(ValueError, match="residual_of_acceleration = 0.5: needs"):
             systems.build(config(name, residual_of_acceleration=0.5, **changes))
     for name, changes in (("ssr_16", {}), ("tsr_6fps", {"residual": 0.1})):
-        with pytest.raises(ValueError, match="residual_of_contrast = 0.5: is for residual > 0"):
+        with pytest.raises(ValueError, match="residual_of_contrast = 0.5: needs"):
             systems.build(config(name, residual_of_contrast=0.5, **changes))
     eps = config("ssr_16", residual=0.1)
     eps.process.prediction = "eps"
-    with pytest.raises(ValueError, match="is for prediction v, not 'eps'"):
+    with pytest.raises(ValueError, match="needs process.prediction = 'v', not 'eps'"):
         systems.build(eps)
     with pytest.raises(ValueError, match="whole multiples"):
         systems.build(config("ssr_16", low_res=(8, 5, 8)))
@@ -354,13 +390,13 @@ def test_tiles_of_a_fully_convolutional_stage_are_the_whole():
     wide.data.num_frames, wide.data.image_size, wide.data.image_width = 2, 64, 64
     stage = systems.build(wide)
     reach = stage.network.reach
-    sampler = sampling.Sampler(stage=stage, tile=46, tile_overlap=2 * reach)
     denoiser = stage.denoiser(drawn(stage, 0.2))
     z = jax.random.normal(KEY, (1, *stage.video_shape))
-    cond = jax.tree.map(jnp.asarray, dict(stage.encode_prompts(["red"])))
-    cond = stage.begin({**cond, "low_res": jnp.zeros((1, 2, 32, 32, 3), jnp.uint8)}, KEY)
+    cond = begin(stage, np.zeros((1, 2, 32, 32, 3), np.uint8))
     whole = jax.jit(denoiser)(z, jnp.zeros(1), cond).x
-    tiled = jax.jit(sampler._cut(stage, denoiser))(z, jnp.zeros(1), cond).x
+    tiled = jax.jit(Tiles(size=46, overlap=2 * reach)(denoiser, stage, jnp.zeros(0)))(
+        z, jnp.zeros(1), cond
+    ).x
     assert jnp.abs(tiled - whole).max() < 1e-5 * jnp.abs(whole).max()
 
     # The reach is no more than is told, and not much less.
@@ -370,9 +406,9 @@ def test_tiles_of_a_fully_convolutional_stage_are_the_whole():
     assert reach / 2 < 32 - rows.min() <= reach
 
     with pytest.raises(ValueError, match="twice the network's reach"):
-        sampling.Sampler(stage=stage, tile=46, tile_overlap=2 * reach - 1)
+        sampling.Sampler.from_config(stage, {}, tile=46, tile_overlap=2 * reach - 1)
     with pytest.raises(ValueError, match="fully convolutional"):
-        sampling.Sampler(stage=SSR, tile=8, tile_overlap=4)
+        sampling.Sampler.from_config(SSR, {}, tile=8, tile_overlap=4)
 
 
 def test_oscillating_guidance_is_high_then_in_turn():
@@ -397,7 +433,7 @@ def test_a_stage_of_a_cascade_is_distilled_like_any(tmp_path):
     teacher = systems.build(student_config)
     stage = distillation.build_round(teacher, student_config, this)
     params = stage.init(KEY)
-    loss, _ = jax.jit(stage.loss)(params, batch(), KEY, params)
+    loss, _ = jax.jit(stage.loss)(params, batch(), KEY, {"teacher": params})
     assert np.isfinite(loss) and stage.video_shape == (8, 16, 16, 3)
 
 

@@ -164,7 +164,7 @@ def test_a_stage_learns_from_embeddings(stage):
     first = loss(stage, params, batch, key)
     for name in ("text_embeddings", "image_text_embeddings"):
         assert loss(stage, params, batch | {name: batch[name] * np.float16(0.5)}, key) != first
-    prompts = stage.encode_prompts(["a red ball"])
+    prompts = stage.encode(["a red ball"])
     np.testing.assert_array_equal(prompts["text_embeddings"][0], batch["text_embeddings"][0])
 
 

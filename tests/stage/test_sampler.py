@@ -28,12 +28,12 @@ def params(stage):
 @pytest.fixture(scope="module")
 def samples(stage, params):
     """Five samples in one batch, with noise in every step."""
-    sampler = sampling.Sampler(stage=stage, steps=3, guidance=2.0, eta=1.0, batch_size=8)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=3, guidance=2.0, eta=1.0, batch_size=8)
     return np.concatenate(list(sampler.stream(params, jax.random.key(7), PROMPTS)))
 
 
 def test_samples_do_not_depend_on_the_batch(stage, params, samples):
-    sampler = sampling.Sampler(stage=stage, steps=3, guidance=2.0, eta=1.0, batch_size=2)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=3, guidance=2.0, eta=1.0, batch_size=2)
     batches = list(sampler.stream(params, jax.random.key(7), PROMPTS))
     assert [len(batch) for batch in batches] == [2, 2, 1]  # the last one padded, and cut
     again = np.concatenate(batches)
@@ -45,7 +45,7 @@ def test_samples_do_not_depend_on_the_batch(stage, params, samples):
 
 def test_samples_differ_by_place_prompt_and_key(stage, params, samples):
     assert not np.array_equal(samples[0], samples[4])  # the same prompt in another place
-    sampler = sampling.Sampler(stage=stage, steps=3, guidance=2.0, eta=1.0, batch_size=8)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=3, guidance=2.0, eta=1.0, batch_size=8)
     other = ["green left", *PROMPTS[1:]]
     changed = np.concatenate(list(sampler.stream(params, jax.random.key(7), other)))
     assert not np.array_equal(changed[0], samples[0])
@@ -56,7 +56,7 @@ def test_samples_differ_by_place_prompt_and_key(stage, params, samples):
 
 def test_the_callback_sees_every_step_of_every_batch(stage, params):
     seen = []
-    sampler = sampling.Sampler(stage=stage, steps=3, batch_size=2, num_frames=5)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=3, batch_size=2, num_frames=5)
     stream = sampler.stream(
         params, jax.random.key(0), PROMPTS[:4], callback=lambda step, n: seen.append((step, n))
     )
@@ -67,7 +67,7 @@ def test_the_callback_sees_every_step_of_every_batch(stage, params):
 
 def test_previews_show_a_batch_as_it_becomes(stage, params):
     seen = []
-    sampler = sampling.Sampler(stage=stage, steps=16, batch_size=2)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=16, batch_size=2)
     stream = sampler.stream(
         params, jax.random.key(0), PROMPTS[:2], preview=lambda *of: seen.append(of)
     )
@@ -78,7 +78,7 @@ def test_previews_show_a_batch_as_it_becomes(stage, params):
     assert all(shown.shape == videos.shape for _, _, shown in seen)
     np.testing.assert_array_equal(seen[-1][2], videos)  # the last step returns x̂
     assert (seen[0][2] != videos).any()
-    plain = sampling.Sampler(stage=stage, steps=16, batch_size=2)
+    plain = sampling.Sampler.from_config(stage, {}, steps=16, batch_size=2)
     np.testing.assert_array_equal(
         videos, np.concatenate(list(plain.stream(params, jax.random.key(0), PROMPTS[:2])))
     )
@@ -86,60 +86,101 @@ def test_previews_show_a_batch_as_it_becomes(stage, params):
 
 def test_samples_that_are_not_finite_are_refused(stage, params):
     bad = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
-    sampler = sampling.Sampler(stage=stage, steps=2)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=2)
     with pytest.raises(FloatingPointError, match=r"samples 0\.\.1 are not finite"):
         list(sampler.stream(bad, jax.random.key(0), PROMPTS[:2]))
 
 
 def test_settings_are_checked(stage, make_config):
     with pytest.raises(ValueError, match="threshold = 'hard': must be one of none, static"):
-        sampling.Sampler(stage=stage, threshold="hard")
+        sampling.Sampler.from_config(stage, {}, threshold="hard")
     with pytest.raises(ValueError, match="steps = 0"):
-        sampling.Sampler(stage=stage, steps=0)
+        sampling.Sampler.from_config(stage, {}, steps=0)
     with pytest.raises(ValueError, match="rk4"):
-        sampling.Sampler(stage=stage, sampler="rk4")
+        sampling.Sampler.from_config(stage, {}, sampler="rk4")
     with pytest.raises(ValueError, match="grid='cosine' is unknown"):
-        sampling.Sampler(stage=stage, grid="cosine")
+        sampling.Sampler.from_config(stage, {}, grid="cosine")
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
-        sampling.Sampler(stage=stage, grid="karras", sigma_min=9.0, sigma_max=1.0)
+        sampling.Sampler.from_config(stage, {}, grid="karras", sigma_min=9.0, sigma_max=1.0)
     with pytest.raises(ValueError, match="Heun: churn"):
-        sampling.Sampler(stage=stage, sampler="heun", churn=-1.0)
+        sampling.Sampler.from_config(stage, {}, sampler="heun", churn=-1.0)
     with pytest.raises(ValueError, match=r"Corrector: delta=-0\.1"):
-        sampling.Sampler(stage=stage, corrector=-0.1)
+        sampling.Sampler.from_config(stage, {}, corrector=-0.1)
     with pytest.raises(ValueError, match="'distilled' takes no corrector"):
-        sampling.Sampler(stage=stage, sampler="distilled", corrector=0.1)
+        sampling.Sampler.from_config(stage, {}, sampler="distilled", corrector=0.1)
     sampler = sampling.Sampler.from_config(stage, make_config().sample, steps=None, guidance=3.0)
-    assert (sampler.steps, sampler.guidance, sampler.sampler) == (2, 3.0, "ddim")
+    assert (sampler.steps, sampler.guidance_scale, sampler.rule_name) == (2, 3.0, "ddim")
 
 
 def test_a_configuration_chooses_rule_and_grid(stage):
-    # A model that was saved before these fields were there has the defaults of `Sampler`, which
-    # are those of a new configuration.
-    old = {"sampler": "ddim", "steps": 4, "guidance": 2.0, "eta": 0.0, "gamma": 0.3}
+    old = {"sampler": "ddim", "steps": 4, "guidance": 2.0}
     sampler = sampling.Sampler.from_config(stage, old)
     schedule = stage.process.schedule
     np.testing.assert_array_equal(sampler.logsnrs(), samplers.logsnr_grid(schedule, 4))
     assert sampler.rule == samplers.DDIM()
-    defaults = vdm.default_config().sample
-    for name in set(defaults) - {"sampler", "steps"}:
-        assert getattr(sampling.Sampler(stage=stage), name) == defaults[name], name
 
     new = {"sampler": "heun", "grid": "karras", "steps": 4, "rho": 5.0, "churn": 2.0}
     sampler = sampling.Sampler.from_config(stage, new, corrector=0.1)
-    heun = solvers.Heun(churn=2.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003, steps=4)
-    assert sampler.rule == samplers.Corrector(rule=heun, delta=0.1)
+    assert sampler.rule == samplers.Corrector(rule=solvers.Heun(churn=2.0, steps=4), delta=0.1)
     grid = samplers.logsnr_grid(schedule, 4, spacing="karras", rho=5.0)
     np.testing.assert_array_equal(sampler.logsnrs(), grid)
-
-    sampler = sampling.Sampler.from_config(stage, old, grid="-8,-2,2,inf")
-    assert sampler.steps == 3
+    # Another rule and grid leave out the fields of those that the configuration chose.
+    sampler = sampling.Sampler.from_config(stage, new, sampler="ddim", grid="-8,-2,2,inf")
+    assert sampler.rule == samplers.DDIM() and sampler.steps == 3
     np.testing.assert_array_equal(sampler.logsnrs(), [-8.0, -2.0, 2.0, np.inf])
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ({"sampler": "ancestral", "eta": 0.5}, "sampler 'ancestral' has no field eta"),
+        ({"sampler": "ddim", "gamma": 0.5}, "sampler 'ddim' has no field gamma"),
+        ({"grid": "time", "rho": 5.0}, "grid 'time' has no field rho"),
+        ({"tile_overlap": 4}, "tile_overlap = 4 has no effect with tile = 0"),
+        ({"method": "projection", "weight": 1.0}, "weight=1.0 has no effect"),
+        ({"augmentation": 3.0}, "augmentation = 3.0: this model has no such setting"),
+        ({"method": "trained"}, "not trained with masked videos"),
+        ({"smoothness": 1}, "sampler has no field smoothness"),
+    ],
+)
+def test_a_field_that_the_chosen_part_does_not_have_is_refused(stage, fields, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.Sampler.from_config(stage, {}, **fields)
+
+
+def test_the_defaults_of_a_configuration_are_a_sampler(stage):
+    sampler = sampling.Sampler.from_config(stage, sampling.default_section())
+    assert sampler.rule == samplers.Ancestral()
+    assert set(sampling.default_section()) < set(sampling.FIELDS)
+
+
+def test_a_negative_prompt_takes_the_place_of_the_null(stage, params):
+    def sample(prompts, negatives=None, **fields):
+        sampler = sampling.Sampler.from_config(stage, {}, steps=3, batch_size=4, **fields)
+        return np.concatenate(
+            list(sampler.stream(params, jax.random.key(1), prompts, negatives=negatives))
+        )
+
+    plain = sample(PROMPTS[:2], guidance=3.0)
+    led = sample(PROMPTS[:2], ["green left", "green left"], guidance=3.0)
+    assert (plain != led).any()
+    # Guidance away from the prompt itself leaves the prompt alone.
+    same = sample(PROMPTS[:2], PROMPTS[:2], guidance=3.0)
+    alone = sample(PROMPTS[:2], guidance=1.0)
+    assert np.abs(same.astype(int) - alone).max() <= 1
+    with pytest.raises(ValueError, match="negative: acts through classifier-free guidance"):
+        sample(PROMPTS[:2], PROMPTS[:2], guidance=1.0)
+    with pytest.raises(ValueError, match=r"negatives has \[1\] rows: must be 2"):
+        sample(PROMPTS[:2], PROMPTS[:1], guidance=3.0)
+    with pytest.raises(ValueError, match="does not know the word 'dog'"):
+        sample(PROMPTS[:2], ["dog red", "dog red"], guidance=3.0)
 
 
 def test_every_configured_field_of_a_rule_exists(stage):
     for name in samplers.RULES:
-        assert isinstance(sampling.Sampler(stage=stage, sampler=name).rule, samplers.RULES[name])
-    assert sampling._RULE_FIELDS.keys() <= samplers.RULES.keys()
+        assert isinstance(
+            sampling.Sampler.from_config(stage, {}, sampler=name).rule, samplers.RULES[name]
+        )
 
 
 def test_bad_values_of_a_configuration_are_told_before_compilation():
@@ -164,7 +205,7 @@ def test_bad_values_of_a_configuration_are_told_before_compilation():
 def test_videos_of_other_rules_do_not_depend_on_the_batch(stage, params, fields):
     drawn = []
     for size in (2, 3):
-        sampler = sampling.Sampler(stage=stage, steps=3, batch_size=size, **fields)
+        sampler = sampling.Sampler.from_config(stage, {}, steps=3, batch_size=size, **fields)
         stream = sampler.stream(params, jax.random.key(7), PROMPTS[:3])
         drawn.append(np.concatenate(list(stream)).astype(int))
     assert drawn[0].shape == (3, 3, 4, 4, 3)
@@ -194,7 +235,7 @@ def test_a_model_file_holds_parameters_and_configuration(
     assert video.shape == (2, 3, 4, 4, 3) and video.dtype == np.uint8
     both = model.sample(jax.random.key(0), prompts=["red left", "red right"], steps=3)
     assert both.shape == (2, 3, 4, 4, 3)
-    cond = jax.tree.map(jnp.asarray, stage.encode_prompts(["red left"]))
+    cond = jax.tree.map(jnp.asarray, stage.encode(["red left"]))
     prediction = model.denoiser(jnp.zeros((1, 3, 4, 4, 3)), jnp.zeros(1), cond)
     assert prediction.x.shape == (1, 3, 4, 4, 3)
     assert model.schedule is stage.process.schedule

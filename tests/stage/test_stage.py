@@ -10,7 +10,8 @@ import pytest
 from vdm_jax.diffusion.process import Process
 from vdm_jax.models.text.words import WordEncoder
 from vdm_jax.models.unet3d import UNet3D
-from vdm_jax.stage.stage import Stage, from_uint8, to_uint8
+from vdm_jax.stage.space import from_uint8, to_uint8
+from vdm_jax.stage.stage import Stage
 
 STAGE = Stage(
     network=UNet3D(
@@ -90,31 +91,31 @@ def test_a_batch_of_another_shape_is_refused(params):
 
 def test_the_null_condition_is_the_same_for_every_prompt(params):
     z = jax.random.normal(KEY, (2, *STAGE.video_shape))
-    cond = STAGE.encode_prompts(["a b", "c c"])
+    cond = STAGE.encode(["a b", "c c"])
 
     @jax.jit
     def x(cond):
         return STAGE.denoiser(params)(z, jnp.zeros(2), cond).x
 
-    other = STAGE.encode_prompts(["b c", "a a"])
+    other = STAGE.encode(["b c", "a a"])
     assert np.abs(x(cond) - x(other)).max() > 1e-3
     np.testing.assert_allclose(x(STAGE.null(cond)), x(STAGE.null(other)), atol=1e-5)
 
 
 def test_prompts_the_model_cannot_hear_are_refused():
     with pytest.raises(ValueError, match="does not know the word 'dog'"):
-        STAGE.encode_prompts(["a dog"])
+        STAGE.encode(["a dog"])
     with pytest.raises(ValueError, match="trained without text"):
-        dataclasses.replace(STAGE, text_encoder=None).encode_prompts(["a"])
+        dataclasses.replace(STAGE, text_encoder=None).encode(["a"])
     classes = dataclasses.replace(STAGE, text_encoder=None, num_labels=3)
     with pytest.raises(ValueError, match="'3': this model knows classes, 0 to 2"):
-        classes.encode_prompts(["3"])
-    np.testing.assert_array_equal(classes.encode_prompts(["2", "0"])["label"], [2, 0])
+        classes.encode(["3"])
+    np.testing.assert_array_equal(classes.encode(["2", "0"])["label"], [2, 0])
 
 
 def test_a_model_without_condition_takes_empty_prompts():
     bare = dataclasses.replace(STAGE, text_encoder=None)
-    assert list(bare.encode_prompts(["", ""])) == ["keep"]
+    assert list(bare.encode(["", ""])) == ["keep"]
 
 
 def test_logical_axes_fit_the_parameters():

@@ -11,6 +11,7 @@ import pytest
 from tests import tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
+from vdm_jax.stage import guidance
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.systems import distillation
 
@@ -92,7 +93,7 @@ def guided(teacher):
 
 def batch_of(stage):
     video = np.random.default_rng(0).integers(0, 256, (4, *stage.video_shape), np.uint8)
-    cond = stage.encode_prompts(["a red square", "a blue square", "a green square", "red"])
+    cond = stage.encode(["a red square", "a blue square", "a green square", "red"])
     batch = {"video": video, "tokens": cond["tokens"], "token_mask": cond["token_mask"]}
     return jax.tree.map(jnp.asarray, batch)
 
@@ -106,17 +107,21 @@ def test_a_student_begins_as_its_teacher_at_any_guidance(guided):
         "guidance_out",
     }
     z = jax.random.normal(jax.random.key(3), (2, *stage.video_shape))
-    cond = jax.tree.map(jnp.asarray, stage.encode_prompts(["a red square", "blue"]))
+    cond = jax.tree.map(jnp.asarray, stage.encode(["a red square", "blue"]))
     expected = stage.teacher.denoiser(teacher_params)(z, jnp.zeros(2), cond).x
     student = jax.jit(
-        lambda scale: sampling.guided_denoiser(stage, both, scale, "none")(z, jnp.zeros(2), cond).x
+        lambda scale: (
+            guidance.guided(stage.denoiser(both), stage.student, scale)(z, jnp.zeros(2), cond).x
+        )
     )
     for scale in (1.0, 3.0):
         np.testing.assert_allclose(student(scale), expected, atol=1e-5)
     # Once trained it does hear the scale.
     both["condition"]["guidance_out"] = shaken(both["condition"]["guidance_out"], 4)
     heard = jax.jit(
-        lambda scale: sampling.guided_denoiser(stage, both, scale, "none")(z, jnp.zeros(2), cond).x
+        lambda scale: (
+            guidance.guided(stage.denoiser(both), stage.student, scale)(z, jnp.zeros(2), cond).x
+        )
     )
     assert np.abs(heard(1.0) - heard(3.0)).max() > 1e-4
 
@@ -128,9 +133,12 @@ def test_every_target_trains_the_student_and_not_the_teacher(teacher, guided, ta
     assert stage.target == target
     params = shaken(stage.init(jax.random.key(0)), 5)
     teacher_params = guided[2] if target == "guidance" else shaken(params, 6)
-    loss = jax.jit(
-        jax.value_and_grad(lambda p, t: stage.loss(p, batch_of(stage), jax.random.key(1), t)[0])
-    )
+
+    def value(params, teacher):
+        frozen = {"teacher": teacher}
+        return stage.loss(params, batch_of(stage), jax.random.key(1), frozen)[0]
+
+    loss = jax.jit(jax.value_and_grad(value))
     before, gradient = loss(params, teacher_params)
     assert np.isfinite(before) and before > 0
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient)))
@@ -143,8 +151,8 @@ def test_noise_levels_are_those_of_the_samplers_grid(teacher):
     stage = make_stage(teacher, 1)
     assert stage.steps == 2
     t, mid, s = stage._logsnrs(jax.random.key(0), 8)
-    sampler = sampling.Sampler(stage=stage, steps=2)
-    student, whole = np.asarray(sampler.logsnrs()), sampling.Sampler(stage=stage, steps=4)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=2)
+    student, whole = np.asarray(sampler.logsnrs()), sampling.Sampler.from_config(stage, {}, steps=4)
     chosen = np.asarray([np.flatnonzero(student == value)[0] for value in np.asarray(t)])
     assert sorted(chosen) == [0, 0, 0, 0, 1, 1, 1, 1]
     np.testing.assert_array_equal(s, student[chosen + 1])

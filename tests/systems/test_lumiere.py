@@ -122,11 +122,11 @@ def test_a_stage_is_shown_clips_of_which_a_part_is_known(clip_stage):
 
 def test_what_is_known_is_told_to_the_network(clip_stage, image):
     stage, _, plan, params = clip_stage
-    sampler = sampling.Sampler(stage=stage, method="trained", threshold="none")
+    sampler = sampling.Sampler.from_config(stage, {}, method="trained", threshold="none")
     z = jax.random.normal(KEY, (1, 4, 16, 16, 3))
     mask = Mask(known=jnp.arange(4)[None, :, None, None, None] == 0)
     known = sampling.Known(measurement=mask, y=z[:, ::-1])
-    cond = jax.tree.map(jnp.asarray, stage.encode_prompts(["circle"]))
+    cond = jax.tree.map(jnp.asarray, stage.encode(["circle"]))
     # The convolution that takes it in starts at zero: make it see.
     rng = np.random.default_rng(0)
     kernel = params["masked_video_conv"]["kernel"]

@@ -29,7 +29,7 @@ class Quadratic:
     def trained(self, params):
         return params
 
-    def loss(self, params, batch, key):
+    def loss(self, params, batch, key, frozen):
         error = batch["x"] @ params["w"] + params["b"] - batch["y"]
         return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error))}
 
@@ -83,8 +83,8 @@ def test_an_update_that_is_not_finite_changes_no_weight(
     bad, make_config, batch, assert_trees_equal
 ):
     class Bad(Quadratic):
-        def loss(self, params, batch, key):
-            value, metrics = super().loss(params, batch, key)
+        def loss(self, params, batch, key, frozen):
+            value, metrics = super().loss(params, batch, key, frozen)
             if bad == "loss":
                 return value + jnp.where(batch["poison"].any(), jnp.nan, 0.0), metrics
             # A finite loss with a gradient that is not: the square root at zero.

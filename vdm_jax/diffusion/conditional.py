@@ -2,14 +2,14 @@
 
 One joint model of whole videos serves every A (`measurements.py`): known frames, known pixels, a
 low resolution. Two kinds of parts do it: guidance, from Denoiser to Denoiser, and `Replacement`, a
-rule around a rule. `condition` puts them together by a method's name.
+rule around a rule. A `Method` puts them together.
 
 Aᵀ(y − A x̂) and A⁺ y are taken of x̂ as the wrapped denoiser gives it, and gradients go through
 that denoiser. So clip outside: `static_clip(reconstruction_guidance(classifier_free(…)))`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -191,11 +191,11 @@ class Replacement:
         return jnp.where(logsnr_t == logsnr_s, z, replaced), state
 
 
-def told(denoiser: Denoiser, measurement: Measurement, y: Float[Array, "b ..."]) -> Denoiser:
-    """A Denoiser whose network was trained with videos of which a part is known: it is told.
+def masked(denoiser: Denoiser, measurement: Measurement, y: Float[Array, "b ..."]) -> Denoiser:
+    """The Denoiser of a network that was trained with masked videos, given this mask and video.
 
-    Needs no gradient and no replacement (Lumiere, Bar-Tal et al. 2024, §4.2). Not one of `METHODS`,
-    which are for any network. Raises ValueError for what is not a `Mask` of whole pixels.
+    Needs no gradient and no replacement (Lumiere, Bar-Tal et al. 2024, §4.2). Raises ValueError for
+    what is not a `Mask` of whole pixels.
     """
     if not isinstance(measurement, Mask) or jnp.shape(measurement.known)[-1:] != (1,):
         raise ValueError("method = 'trained' is for masks of whole pixels or frames")
@@ -208,64 +208,113 @@ def told(denoiser: Denoiser, measurement: Measurement, y: Float[Array, "b ..."])
     return denoise
 
 
-METHODS = ("reconstruction", "replacement", "pigdm", "projection")
-WEIGHTED = ("reconstruction", "pigdm")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByReconstruction:
+    """`reconstruction_guidance`, and for a mask `Replacement` too (VDM, Ho et al. 2022, §3.1).
 
-
-def default_weight(method: str, measurement: Measurement) -> float:
-    """What is sound for Gaussian videos (docs/conditional.md): of reconstruction guidance 4, of
-    means over n elements 1.25 n, because A Aᵀ = I/n; of ΠGDM 1."""
-    if method == "pigdm":
-        return 1.0
-    return 1.25 * measurement.block_size if isinstance(measurement, Downsample) else 4.0
-
-
-def check(method: str, weight: Weight | None) -> None:
-    """Raises ValueError for an unknown method, a negative weight, a weight that has no effect."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown; allowed: {', '.join(METHODS)}")
-    if weight is None:
-        return
-    if method not in WEIGHTED:
-        raise ValueError(f"weight={weight} has no effect with method={method!r}")
-    _check_weight(weight)
-
-
-def condition(
-    method: str,
-    denoiser: Denoiser,
-    rule: Rule,
-    measurement: Measurement,
-    y: Float[Array, "b ..."],
-    *,
-    weight: Weight | None = None,
-    sigma_data: float = 1.0,
-) -> tuple[Denoiser, Rule]:
-    """The denoiser and the rule that sample x given y = A x by one of `METHODS`.
-
-    Args:
-      method: "reconstruction": `reconstruction_guidance`, and of a mask `Replacement`;
-        "replacement": `Replacement` alone; "pigdm": `pseudo_inverse_guidance`; "projection":
-        `projection`.
-      denoiser: unconditional in y; classifier-free guidance goes inside, clipping outside.
-      rule: a sampler's step.
-      measurement: A; it may be traced, as y may.
-      y: what is known, float32.
-      weight: of "reconstruction" and "pigdm". None: `default_weight`.
-      sigma_data: of "pigdm", the deviation of an element of x.
-
-    Raises:
-      ValueError: unknown method, negative weight, a weight for a method without one.
+    Attributes:
+      weight: w_r; None = `default_weight`, which is sound for Gaussian videos
+        (docs/conditional.md).
     """
-    check(method, weight)
-    if method not in WEIGHTED:
-        if method == "projection":
-            return projection(denoiser, measurement, y), rule
+
+    weight: Weight | None = None
+
+    def __post_init__(self):
+        if self.weight is not None:
+            _check_weight(self.weight)
+
+    def default_weight(self, measurement: Measurement) -> float:
+        """4; for means over n elements 1.25 n, because A Aᵀ = I/n."""
+        return 1.25 * measurement.block_size if isinstance(measurement, Downsample) else 4.0
+
+    def __call__(
+        self, denoiser: Denoiser, rule: Rule, measurement: Measurement, y: Float[Array, "b ..."]
+    ) -> tuple[Denoiser, Rule]:
+        weight = self.default_weight(measurement) if self.weight is None else self.weight
+        guided = reconstruction_guidance(denoiser, measurement, y, weight)
+        if isinstance(measurement, Mask):
+            rule = Replacement(rule=rule, measurement=measurement, y=y)
+        return guided, rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByReplacement:
+    """`Replacement` alone."""
+
+    def __call__(
+        self, denoiser: Denoiser, rule: Rule, measurement: Measurement, y: Float[Array, "b ..."]
+    ) -> tuple[Denoiser, Rule]:
         return denoiser, Replacement(rule=rule, measurement=measurement, y=y)
-    weight = default_weight(method, measurement) if weight is None else weight
-    if method == "pigdm":
-        return pseudo_inverse_guidance(denoiser, measurement, y, weight, sigma_data), rule
-    guided = reconstruction_guidance(denoiser, measurement, y, weight)
-    if isinstance(measurement, Mask):
-        rule = Replacement(rule=rule, measurement=measurement, y=y)
-    return guided, rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByPseudoInverse:
+    """`pseudo_inverse_guidance` (ΠGDM).
+
+    Attributes:
+      weight: times the correction; 1 is the derivation's.
+      sigma_data: the standard deviation of an element of x.
+    """
+
+    weight: Weight = 1.0
+    sigma_data: float = 1.0
+
+    def __post_init__(self):
+        _check_weight(self.weight)
+
+    def __call__(
+        self, denoiser: Denoiser, rule: Rule, measurement: Measurement, y: Float[Array, "b ..."]
+    ) -> tuple[Denoiser, Rule]:
+        guided = pseudo_inverse_guidance(denoiser, measurement, y, self.weight, self.sigma_data)
+        return guided, rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByProjection:
+    """`projection` (DDNM)."""
+
+    def __call__(
+        self, denoiser: Denoiser, rule: Rule, measurement: Measurement, y: Float[Array, "b ..."]
+    ) -> tuple[Denoiser, Rule]:
+        return projection(denoiser, measurement, y), rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByTraining:
+    """`masked`: for a network that was trained with masked videos, without any guidance."""
+
+    def __call__(
+        self, denoiser: Denoiser, rule: Rule, measurement: Measurement, y: Float[Array, "b ..."]
+    ) -> tuple[Denoiser, Rule]:
+        return masked(denoiser, measurement, y), rule
+
+
+Method = Callable[[Denoiser, Rule, Measurement, Array], tuple[Denoiser, Rule]]
+"""(denoiser, rule, A, y) -> the denoiser and the rule that sample x given y = A x.
+
+The denoiser is unconditional in y; classifier-free guidance goes inside, clipping outside. A and y
+may be traced.
+"""
+
+METHODS: Mapping[str, type] = {
+    "reconstruction": ByReconstruction,
+    "replacement": ByReplacement,
+    "pigdm": ByPseudoInverse,
+    "projection": ByProjection,
+    "trained": ByTraining,
+}
+
+
+def make_method(name: str, **fields: Any) -> Method:
+    """The method called `name` in `METHODS`, with its fields from `fields`.
+
+    Raises ValueError: unknown name, a field that the method does not have or a value that is not
+    allowed.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method={name!r} is unknown; allowed: {', '.join(METHODS)}")
+    allowed = [field.name for field in dataclasses.fields(METHODS[name])]
+    for field in fields:
+        if field not in allowed:
+            raise ValueError(f"{field}={fields[field]} has no effect with method={name!r}")
+    return METHODS[name](**fields)

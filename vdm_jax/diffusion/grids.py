@@ -3,7 +3,9 @@
 A grid ends at λ = +inf, where z is the clean data, or at the schedule's own least noise.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,80 @@ def logsnr_grid(
     if end == "append":
         return jnp.append(logsnrs, jnp.inf)
     return logsnrs.at[-1].set(jnp.inf) if end == "clean" else logsnrs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spaced:
+    """A grid of a schedule, see `logsnr_grid`: its fields are that function's arguments.
+
+    rho is for the spacing "karras", sigma_min and sigma_max for "karras" and "logsnr".
+    """
+
+    steps: int = 64
+    spacing: str = "time"
+    rho: float = 7.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps = {self.steps}: must be at least 1")
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"grid={self.spacing!r} is unknown; allowed: {', '.join(SPACINGS)}")
+        check_sigmas(self.sigma_min, self.sigma_max, self.rho)
+
+    def logsnrs(self, schedule: Schedule) -> Float[Array, "steps_plus_1"]:
+        """The increasing log-SNRs."""
+        return logsnr_grid(
+            schedule,
+            self.steps,
+            spacing=self.spacing,
+            rho=self.rho,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explicit:
+    """A grid of given log-SNRs, two or more, that never decrease."""
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "levels", parse_grid(self.levels))
+
+    @property
+    def steps(self) -> int:
+        return len(self.levels) - 1
+
+    def logsnrs(self, schedule: Schedule) -> Float[Array, "steps_plus_1"]:
+        """The log-SNRs."""
+        return jnp.asarray(self.levels, jnp.float32)
+
+
+# Which fields of `Spaced` act with which spacing.
+_SPACING_FIELDS = {
+    "karras": ("rho", "sigma_min", "sigma_max"),
+    "logsnr": ("sigma_min", "sigma_max"),
+}
+
+
+def make_grid(grid: str | Sequence[float | int], steps: int, **fields: Any) -> Spaced | Explicit:
+    """A grid by the name of its spacing, or of log-SNRs, also as text such as "-8,-2,0,2,inf".
+
+    fields: rho, sigma_min, sigma_max. Raises ValueError for a field that the grid does not have.
+    """
+    parsed = parse_grid(grid)
+    allowed = _SPACING_FIELDS.get(parsed, ()) if isinstance(parsed, str) else ()
+    if unknown := sorted(set(fields) - set(allowed)):
+        raise ValueError(
+            f"grid {grid!r} has no field {', '.join(unknown)}; allowed: "
+            f"{', '.join(allowed) or 'none'}"
+        )
+    if isinstance(parsed, str):
+        return Spaced(steps=steps, spacing=parsed, **fields)
+    return Explicit(levels=parsed)
 
 
 def _discrete_times(schedule: Schedule, steps: int, spacing: str) -> Float[Array, "{steps}"]:

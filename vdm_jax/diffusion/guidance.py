@@ -44,28 +44,63 @@ def classifier_free(
     if isinstance(scale, (int, float)) and scale == 1:
         return denoiser
 
-    def join(z: Array, cond_leaf: Array, null_leaf: Array) -> Array:
-        batch = z.shape[0]
-        if cond_leaf.shape != null_leaf.shape or cond_leaf.shape[:1] != (batch,):
-            raise ValueError(
-                f"classifier_free: condition of shape {cond_leaf.shape} and null condition of "
-                f"shape {null_leaf.shape} must be equal and begin with the batch size {batch}"
-            )
-        return jnp.concatenate([cond_leaf, null_leaf])
-
     def guided(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
-        both = jax.tree.map(lambda c, n: join(z, jnp.asarray(c), jnp.asarray(n)), cond, null(cond))
-        doubled = denoiser(jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr]), both)
         g = expand(jnp.asarray(scale, jnp.float32), z.ndim)
 
-        def combine(field: Array) -> Array:
-            conditional, unconditional = jnp.split(field, 2)
+        def combine(conditional: Array, unconditional: Array) -> Array:
             return unconditional + g * (conditional - unconditional)
 
-        half = jax.tree.map(lambda field: field[: z.shape[0]], doubled)
-        return dataclasses.replace(half, x=combine(doubled.x), eps=combine(doubled.eps))
+        return _joined(denoiser, z, logsnr, [cond, null(cond)], combine)
 
     return guided
+
+
+def weighted(denoiser: Denoiser, terms: Sequence[tuple[float, Callable[[Any], Any]]]) -> Denoiser:
+    """Σ w_i ε(c_i), one evaluation of all terms as one batch.
+
+    Args:
+      denoiser: the conditional denoiser.
+      terms: (w_i, what makes c_i of the condition), w_i of sum 1. Terms of weight 0 are left out.
+
+    Raises ValueError where the weights do not sum to 1.
+    """
+    if abs(sum(weight for weight, _ in terms) - 1.0) > 1e-6:
+        raise ValueError(f"weights {[weight for weight, _ in terms]}: must sum to 1")
+    kept = [(weight, change) for weight, change in terms if weight != 0]
+
+    def guided(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
+        def combine(*parts: Array) -> Array:
+            return sum(weight * part for (weight, _), part in zip(kept, parts, strict=True))
+
+        return _joined(denoiser, z, logsnr, [change(cond) for _, change in kept], combine)
+
+    return guided
+
+
+def _joined(
+    denoiser: Denoiser,
+    z: Float[Array, "b ..."],
+    logsnr: Float[Array, "b"],
+    conds: Sequence[Any],
+    combine: Callable[..., Array],
+) -> Prediction:
+    """`combine` of the predictions for several conditions, evaluated as one batch."""
+    batch, count = z.shape[0], len(conds)
+
+    def join(*leaves: Array) -> Array:
+        shapes = [leaf.shape for leaf in leaves]
+        if len(set(shapes)) > 1 or shapes[0][:1] != (batch,):
+            raise ValueError(
+                f"guidance: conditions of shapes {', '.join(map(str, shapes))} must be equal and "
+                f"begin with the batch size {batch}"
+            )
+        return jnp.concatenate(leaves)
+
+    both = jax.tree.map(join, *(jax.tree.map(jnp.asarray, cond) for cond in conds))
+    several = denoiser(jnp.concatenate([z] * count), jnp.concatenate([logsnr] * count), both)
+    first = jax.tree.map(lambda field: field[:batch], several)
+    x, eps = (combine(*jnp.split(field, count)) for field in (several.x, several.eps))
+    return dataclasses.replace(first, x=x, eps=eps)
 
 
 def distilled(

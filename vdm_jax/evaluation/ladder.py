@@ -69,8 +69,8 @@ def measure(
 
     def sample(places: np.ndarray) -> list[np.ndarray]:
         texts = [prompts[i] for i in places]
-        coarse = None if low_res is None else low_res[places]
-        return list(sampler.stream(params, key, texts, low_res=coarse))
+        inputs = None if low_res is None else {"low_res": low_res[places]}
+        return list(sampler.stream(params, key, texts, inputs=inputs))
 
     videos = np.concatenate(sample(places))[: len(prompts)]
     seconds = []
@@ -79,9 +79,9 @@ def measure(
         sample(places[:TIMED_CLIPS])
         seconds.append(time.perf_counter() - started)
     difference = videos.astype(np.float64) - (videos if reference is None else reference)
-    guided = not sampler.stage.takes_guidance and sampler.guidance != 1.0
-    subject = {"model": name, "sampler": sampler.sampler, "steps": sampler.steps}
-    subject["guidance"] = sampler.guidance
+    guided = not sampler.stage.takes_guidance and sampler.guidance_scale != 1.0
+    subject = {"model": name, "sampler": sampler.rule_name, "steps": sampler.steps}
+    subject["guidance"] = sampler.guidance_scale
     row = Row(
         name=name,
         family=family,

@@ -1,17 +1,17 @@
 """What a network is told beside z: the log-SNR, text, labels and each frame's place in the clip."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import repeat
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.models import layers
 
-Cond = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
+Cond = Mapping[str, Any]
 """Keys, all optional as far as the network has no use for them:
 
 - tokens int32 (b, l) or text_embeddings float (b, l, text_width), and token_mask bool (b, l): the
@@ -19,7 +19,7 @@ Cond = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 - label int32 (b,): the clip's class;
 - image_tokens (b, k, l) or image_text_embeddings (b, k, l, text_width), image_token_mask (b, k, l),
   image_label (b, k): those of the k images appended to the clip;
-- keep bool (b,): False where the condition is replaced by the null condition of guidance;
+- keep_text, keep_label bool (b,): False where that condition is replaced by its null condition;
   absent, all are kept;
 - guidance float (b,): the scale of classifier-free guidance that a distilled network imitates;
 - low_res float (b, f, h, w, c): a video of z's shape that z is a finer version of, noised, and
@@ -98,18 +98,19 @@ class ConditionEmbedding(nn.Module):
             rate = jnp.log2(self._value(cond, "fps"))
             h = h + self._mlp("fps", layers.sinusoidal_embedding(rate, self.dim, max_period=10.0))
         h = h[:, None]  # b, items, dim; items are the clip and the images
-        keep = cond.get("keep", jnp.ones(batch, bool))
         tokens = mask = None
         if self.vocab_size and self.text_width:
             raise ValueError(
                 f"vocab_size = {self.vocab_size}, text_width = {self.text_width}: one must be 0"
             )
         if self.vocab_size or self.text_width:
+            keep = cond.get("keep_text", jnp.ones(batch, bool))
             tokens, mask, pooled = self._text(cond, keep, num_images)
             h = h + pooled
         if self.num_labels:
             label = self._items(cond, "label", num_images)
             embedded = self._embed(self.num_labels, "labels")(label)
+            keep = cond.get("keep_label", jnp.ones(batch, bool))
             h = h + self._drop(embedded, keep, "null_label")
         h = jnp.broadcast_to(h, (batch, 1 + num_images, self.dim))
         h = jnp.concatenate(

@@ -124,7 +124,7 @@ def _run(step, record, key, prompts, low_res, mesh, progress) -> None:
         model.params,
         key,
         prompts[first:],
-        low_res=None if low_res is None else low_res[first:],
+        inputs=None if low_res is None else {"low_res": low_res[first:]},
         first=first,
     )
     started = time.monotonic()

@@ -15,9 +15,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Key, PyTree, UInt8
 
+from vdm_jax.diffusion import grids
 from vdm_jax.diffusion.measurements import Downsample, Mask
 from vdm_jax.stage.sampler import Known, Sampler
-from vdm_jax.stage.stage import from_uint8
+from vdm_jax.stage.space import from_uint8
 
 Videos = UInt8[np.ndarray, "n f h w c"]
 # progress(done, total), of clips that are sampled.
@@ -221,8 +222,8 @@ def restyle(
     if not 0 < strength <= 1:
         raise ValueError(f"strength = {strength}: must be above 0, at most 1")
     steps = max(1, round(strength * sampler.steps))
-    grid = tuple(float(level) for level in sampler.logsnrs()[-steps - 1 :])
-    sampler = dataclasses.replace(sampler, grid=grid)
+    levels = tuple(float(level) for level in sampler.logsnrs()[-steps - 1 :])
+    sampler = dataclasses.replace(sampler, grid=grids.Explicit(levels=levels))
     return _sample(sampler, params, key, prompts, None, progress, start=videos)
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Key, PyTree, UInt8
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import upgrade
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.training import checkpoints
 
@@ -61,6 +62,7 @@ class Model:
         prompt: str | None = None,
         *,
         prompts: Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
         num_samples: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
@@ -72,10 +74,10 @@ class Model:
         """Draws videos: `num_samples` of each prompt, in the order of the prompts.
 
         Give `prompt` or `prompts`. What is None comes from the configuration (`config.sample`);
-        `changes` are further fields of `sampling.Sampler` (sampler, eta, gamma, threshold,
-        batch_size). callback(step, steps) is called as sampling goes on, preview(step, steps,
-        videos) now and then with the videos so far. The same key and arguments give the same
-        videos.
+        `changes` are further fields of `sampling.FIELDS` (sampler, grid, eta, gamma, threshold,
+        batch_size). negative: what guidance leads away from, one text for all or one for each
+        prompt. callback(step, steps) is called as sampling goes on, preview(step, steps, videos)
+        now and then with the current estimates. The same key and arguments give the same videos.
         """
         if (prompt is None) == (prompts is None):
             raise ValueError("give either prompt (one text) or prompts (a list of texts)")
@@ -85,10 +87,22 @@ class Model:
         if isinstance(texts, str) or not texts:
             raise ValueError(f"prompts = {texts!r}: must be a list of one text or more")
         sampler = self.sampler(steps=steps, guidance=guidance, num_frames=num_frames, **changes)
-        repeated = [text for text in texts for _ in range(num_samples)]
-        return np.concatenate(
-            list(sampler.stream(self.params, key, repeated, callback, preview=preview))
+        negatives = [negative] * len(texts) if isinstance(negative, str) else negative
+        if negatives is not None and len(negatives) != len(texts):
+            raise ValueError(f"negative has {len(negatives)} texts: must be {len(texts)}, or one")
+
+        def repeated(rows: Sequence[str] | None) -> list[str] | None:
+            return None if rows is None else [row for row in rows for _ in range(num_samples)]
+
+        stream = sampler.stream(
+            self.params,
+            key,
+            repeated(texts),
+            callback,
+            preview=preview,
+            negatives=repeated(negatives),
         )
+        return np.concatenate(list(stream))
 
 
 def load(source: str | Path = DEFAULT, *, mesh: Mapping[str, int] | None = None) -> Model:
@@ -110,7 +124,7 @@ def read_config(source: str | Path):
     """The configuration that a model was trained with. Raises as `load`."""
     path = _find(source)
     if path.is_dir():
-        return checkpoints.read_config(path)[1]
+        return _upgraded(checkpoints.read_config(path)[1])
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != _FORMAT:
@@ -118,7 +132,11 @@ def read_config(source: str | Path):
             f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
             f"metadata, not {_FORMAT!r})"
         )
-    return config_lib.from_json(metadata["config"])
+    return _upgraded(config_lib.from_json(metadata["config"]))
+
+
+def _upgraded(config):
+    return config_lib.from_dict(upgrade.upgrade(config_lib.to_dict(config)))
 
 
 def read_params(source: str | Path, abstract: PyTree) -> PyTree:
@@ -136,10 +154,11 @@ def initial_params(
 ) -> PyTree:
     """What a run of `stage` starts from: a model's parameters, and fresh ones where it has none.
 
-    new: a regular expression; what the model lacks must have it in its path, "" = it may lack
-    nothing. Raises as `read_params`.
+    new: a regular expression. A parameter that the model lacks must match it, or `stage.new`; "" =
+    the model may lack nothing. Raises as `read_params`.
     """
     abstract = _abstract_params(stage, plan)
+    new = "|".join(f"(?:{part})" for part in (new, stage.new) if part)
     if not new:
         return read_params(source, abstract)
     theirs = jax.eval_shape(systems.build(read_config(source)).init, jax.random.key(0))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,62 +11,83 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion.process import Denoiser, Process
-from vdm_jax.models import cost as flops
-from vdm_jax.models.conditioning import Cond
+from vdm_jax.models import cost
 from vdm_jax.models.layers import Layout
 from vdm_jax.models.text.words import TextEncoder
+from vdm_jax.stage.conditions.prompt import Prompt, Text
+from vdm_jax.stage.conditions.scalar import GuidanceScale
+from vdm_jax.stage.conditions.video import LowResVideo
+from vdm_jax.stage.protocols import (
+    Batch,
+    Cond,
+    Condition,
+    Example,
+    Frozen,
+    Parametrisation,
+    Shapes,
+    Space,
+)
+from vdm_jax.stage.refinement import Plain, Refinement
+from vdm_jax.stage.space import from_uint8, to_uint8
+from vdm_jax.stage.view import View
 
-Batch = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
-"""What a data pipeline yields: "video" uint8 (b, f, h, w, c); "token_mask" (b, l) with "tokens"
-(b, l) or "text_embeddings" (b, l, d), or "label" (b,) where the stage has text or labels; for joint
-training "images" uint8 (b, k, h, w, c), with the same of the images, of one axis k more, as
-"image_tokens" and so on."""
-
-_CLIP_KEYS = ("tokens", "text_embeddings", "token_mask", "label")
-_IMAGE_KEYS = tuple(f"image_{key}" for key in _CLIP_KEYS)
+NO_FROZEN: Frozen = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Network, diffusion process, and how the network's condition is made from a batch.
+    """Network, diffusion process, space, conditions, and how its clips come from the data's.
 
     Attributes:
-      network: linen module `(z, logsnr, cond, *, num_images, train) -> raw output`.
+      network: see `protocols.Network`.
       process: noise, prediction and loss.
-      video_shape: (f, h, w, c) of the clips it is trained on.
-      text_encoder: for stages with text.
-      num_labels: classes, for stages with labels.
-      cond_dropout: chance of the null condition in training, for guidance.
-      takes_guidance: whether the network is told the guidance scale (`cond["guidance"]`) instead of
-        being guided: it has been distilled from a guided one.
-      train_only: a regular expression: trained are the parameters in whose path, such as
-        "down_0_block_0/conv_in/kernel", it is found, the others stay as they are. "" = all.
+      space: what z is.
+      view: how the stage's clips are made from the data's.
+      conditions: what the network is conditioned on.
+      parametrisation: what the network's raw output stands for.
+      train_only: a regular expression. Only parameters whose path, such as
+        "down_0_block_0/conv_in/kernel", matches it are trained; "" = all.
+      new: a regular expression. Parameters whose path matches it may be missing from the model that
+        training starts from, and are then drawn; "" = none.
     """
 
-    network: nn.Module
+    network: Any
     process: Process
-    video_shape: tuple[int, int, int, int]
-    text_encoder: TextEncoder | None = None
-    num_labels: int = 0
-    cond_dropout: float = 0.1
-    takes_guidance: bool = False
+    space: Space
+    view: View
+    conditions: tuple[Condition, ...] = ()
+    parametrisation: Parametrisation = Plain()
     train_only: str = ""
+    new: str = ""
+
+    def __post_init__(self):
+        if isinstance(self.parametrisation, Refinement) and self.process.prediction != "v":
+            raise ValueError(
+                "residual: a refinement needs process.prediction = 'v', not "
+                f"{self.process.prediction!r}"
+            )
+        if self.view.shape != self.space.data_shape:
+            raise ValueError(f"clips of {self.view.shape}: the space has {self.space.data_shape}")
+        names = [condition.name for condition in self.conditions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"conditions: {', '.join(names)}: each name must be there once")
+
+    # --- parameters -----------------------------------------------------------------------------
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Parameters (float32), drawn from `key`."""
         return nn.meta.unbox(self._boxed_init(key))
 
     def abstract_params(self) -> PyTree:
-        """For each parameter a `layers.Named`: shape, logical axis names, dtype that it is computed
-        in. Nothing is computed."""
+        """For each parameter a `layers.Named`: shape, logical axis names, the dtype that it is
+        computed in. Nothing is computed."""
         return jax.eval_shape(self._boxed_init, jax.random.key(0))
 
     def trained(self, tree: PyTree) -> PyTree:
-        """A tree as of the parameters with None, an empty tree, for each that is not trained."""
+        """A tree like the parameters' with None, an empty tree, for each that is not trained."""
 
         def keep(path: tuple, leaf: Any) -> Any:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -73,102 +95,87 @@ class Stage:
 
         return jax.tree_util.tree_map_with_path(keep, tree)
 
+    def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
+        cond = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), self.cond_shapes(1, 0))
+        return self.network.init(key, jnp.zeros((1, *self.z_shape)), jnp.zeros(1), cond)["params"]
+
+    # --- shapes and cost ------------------------------------------------------------------------
+
+    @property
+    def video_shape(self) -> tuple[int, int, int, int]:
+        """(f, h, w, c) of the videos that the stage makes, in pixels."""
+        return self.space.data_shape
+
+    @property
+    def z_shape(self) -> tuple[int, int, int, int]:
+        """(f, h, w, c) of z."""
+        return self.space.z_shape
+
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
         """(f, h, w, c) of the data's clips, from which the examples are made."""
-        return self.video_shape
+        return self.view.data_shape
+
+    def find(self, kind: type) -> Any:
+        """The stage's condition of this kind, or None."""
+        return next((c for c in self.conditions if isinstance(c, kind)), None)
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """The encoder of the stage's text, if it has text."""
+        text = self.find(Text)
+        return None if text is None else text.encoder
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input, because it was distilled from
+        a guided teacher."""
+        return self.find(GuidanceScale) is not None
 
     def with_layout(self, layout: Layout) -> "Stage":
-        """The same stage, its network's activations laid out as `layout` says."""
+        """The same stage with its network's activations laid out on a mesh by `layout`."""
         return dataclasses.replace(self, network=self.network.clone(layout=layout))
 
     def abstract_batch(self, batch_size: int, image_frames: int = 0) -> Batch:
         """Shapes and dtypes of a training batch, with `image_frames` images beside each clip."""
-        cond = jax.tree.map(np.asarray, dict(self._example_cond()))
-        batch = {"video": np.zeros((1, *self.clip_shape), np.uint8), **cond}
+        video = jax.ShapeDtypeStruct((batch_size, *self.clip_shape), np.uint8)
+        batch = {"video": video}
         if image_frames:
-            batch["images"] = np.zeros((1, image_frames, *self.clip_shape[1:]), np.uint8)
-            batch |= {
-                f"image_{key}": np.repeat(leaf[:, None], image_frames, axis=1)
-                for key, leaf in cond.items()
-            }
-        return {
-            key: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
-            for key, leaf in batch.items()
-        }
+            shape = (batch_size, image_frames, *self.clip_shape[1:])
+            batch["images"] = jax.ShapeDtypeStruct(shape, np.uint8)
+        for condition in self.conditions:
+            batch |= condition.batch_shapes(batch_size, image_frames)
+        return batch
 
-    def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
-        z = jnp.zeros((1, *self.video_shape))
-        cond = self._completed(self._example_cond(), 0)
-        return self.network.init(key, z, jnp.zeros(1), cond)["params"]
+    def cond_shapes(self, n: int, image_frames: int) -> Shapes:
+        """Shapes of the condition as the network takes it."""
+        shapes = {}
+        for condition in self.conditions:
+            shapes |= condition.cond_shapes(n, image_frames)
+        return shapes
 
-    def _example_cond(self) -> Cond:
-        cond = {}
-        if self.text_encoder is not None:
-            cond |= jax.tree.map(jnp.asarray, dict(self.text_encoder.example()))
-        if self.num_labels:
-            cond["label"] = jnp.zeros(1, jnp.int32)
-        return cond
-
-    def _completed(self, cond: Cond, image_frames: int) -> Cond:
-        """The condition of one example as the network takes it: with what no batch holds."""
-        return {**cond, "guidance": jnp.ones(1)} if self.takes_guidance else cond
-
-    def cost(self, image_frames: int = 0) -> list[flops.LevelCost]:
+    def cost(self, image_frames: int = 0) -> list[cost.LevelCost]:
         """Parameters and operations of one evaluation of one clip, a row a level, from shapes."""
-        cond = self.conditioning(self.abstract_batch(1, image_frames))
-        cond = self._completed(cond, image_frames)
-        frames, *rest = self.video_shape
-        return flops.level_table(self.network, (frames + image_frames, *rest), cond, image_frames)
+        frames, *rest = self.z_shape
+        cond = self.cond_shapes(1, image_frames)
+        return cost.level_table(self.network, (frames + image_frames, *rest), cond, image_frames)
 
     def train_flops(self, image_frames: int = 0) -> int:
-        """Operations that a training update needs a clip: forward, and twice that backward.
+        """Operations that a training update needs for one clip: forward, and twice that backward.
 
-        What rematerialisation does again is not counted, as is usual for the utilisation (MFU;
+        What rematerialisation repeats is not counted, as is usual for the utilisation (MFU;
         Chowdhery et al. 2022, appendix B).
         """
         return 3 * sum(level.flops for level in self.cost(image_frames))
 
-    def conditioning(self, batch: Batch) -> dict[str, ArrayLike | jax.ShapeDtypeStruct]:
-        """The network's condition in a batch of data, all kept."""
-        keys = _CLIP_KEYS + (_IMAGE_KEYS if "images" in batch else ())
-        cond = {key: batch[key] for key in keys if key in batch}
-        return {**cond, "keep": jnp.ones(batch["video"].shape[0], bool)}
-
-    def null(self, cond: Cond) -> Cond:
-        """The same condition with every example's replaced by the null condition."""
-        return {**cond, "keep": jnp.zeros_like(cond["keep"])}
-
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The condition of prompts, one an example, all kept.
-
-        A stage with text takes texts, one with labels a class's number, one with neither "".
-        Raises ValueError where a prompt cannot be said to this model.
-        """
-        cond = {"keep": np.ones(len(prompts), bool)}
-        if self.text_encoder is not None:
-            return cond | self.text_encoder.encode(prompts, strict=True)
-        if self.num_labels:
-            return cond | {"label": np.array([self._label(prompt) for prompt in prompts])}
-        if any(prompts):
-            raise ValueError("prompts were given, but this model was trained without text")
-        return cond
-
-    def _label(self, prompt: str) -> np.int32:
-        if not prompt.isdecimal() or int(prompt) >= self.num_labels:
-            raise ValueError(
-                f"prompt {prompt!r}: this model knows classes, 0 to {self.num_labels - 1}"
-            )
-        return np.int32(prompt)
+    # --- training -------------------------------------------------------------------------------
 
     def loss(
-        self, params: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen = NO_FROZEN
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The training loss, averaged over the batch, and scalar metrics."""
-        process_key, keep_key, dropout_key = jax.random.split(key, 3)
-        x, cond, num_images = self.example(batch, jax.random.fold_in(key, 3))
-        if self.cond_dropout:
-            cond["keep"] = jax.random.bernoulli(keep_key, 1 - self.cond_dropout, (len(x),))
+        process_key, dropout_key = jax.random.split(key)
+        x, cond, num_images = self.example(batch, jax.random.fold_in(key, 3), frozen)
 
         def network_fn(z, logsnr):
             return self.raw_output(
@@ -181,26 +188,31 @@ class Stage:
                 rngs={"dropout": dropout_key},
             )
 
-        weight_fn = functools.partial(self.loss_weight, cond)
-        losses, metrics = self.process.loss(process_key, network_fn, x, weight_fn)
+        def weight(logsnr):
+            return self.parametrisation.weight(logsnr, cond)
+
+        losses, metrics = self.process.loss(process_key, network_fn, x, weight)
         return losses.mean(), metrics
 
-    def loss_weight(self, cond: Cond, logsnr: Float[Array, "b"]) -> Float[Array, "b *frames"]:
-        """What the squared errors of each example are multiplied by, or of each of its frames."""
-        return jnp.ones_like(logsnr)
-
     def example(
-        self, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Float[Array, "b f h w c"], dict[str, ArrayLike], int]:
-        """What is learnt from a batch: the videos in [-1, 1], images appended to them as last
-        frames, their condition, all kept, and how many images there are.
-
-        key: of what a kind of stage draws. Raises ValueError where the batch has another shape.
-        """
+        self, batch: Batch, key: Key[Array, ""], frozen: Frozen = NO_FROZEN
+    ) -> tuple[Float[Array, "b f h w c"], dict[str, Array], int]:
+        """What is learnt from a batch: z without noise, images appended to the clips as their last
+        frames; the condition; and the number of images. Raises ValueError for another shape."""
         clip, images = self._pixels(batch)
-        num_images = 0 if images is None else images.shape[1]
+        clip, fps = self.view.clips(clip, _key(key, "clips"))
+        images = None if images is None else self.view.images(images)
+        example = Example(batch=batch, clip=clip, images=images, fps=fps)
+        cond = {}
+        for condition in self.conditions:
+            cond |= condition.example(example, _key(key, condition.name))
         x = clip if images is None else jnp.concatenate([clip, images], axis=1)
-        return x, self.conditioning(batch), num_images
+        if self.view.crop:
+            like = [name for c in self.conditions for name in c.like_z if name in cond]
+            videos = [x, *(cond[name] for name in like)]
+            x, *parts = self.view.cropped(videos, _key(key, "crop"), example.num_images)
+            cond |= dict(zip(like, parts, strict=True))
+        return self.space.encode(x, frozen), cond, example.num_images
 
     def _pixels(
         self, batch: Batch
@@ -215,26 +227,86 @@ class Stage:
         images = batch.get("images")
         return from_uint8(video), None if images is None else from_uint8(images)
 
-    def begin(
-        self, cond: Cond, key: Key[Array, ""], *, augmentation: float = 0.0, fps: float = 0.0
-    ) -> Cond:
-        """The condition of prompts (`encode_prompts`) as the network takes it, once a sample.
+    # --- sampling -------------------------------------------------------------------------------
 
-        augmentation, fps: of stages of a cascade, see `cascade.CascadeStage.begin`.
+    def encode(
+        self,
+        prompts: Sequence[str],
+        *,
+        negatives: Sequence[str] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """A user's inputs, a row a sample, as arrays on the host that `begin` takes.
+
+        Args:
+          prompts: texts, or the numbers of classes; "" for a model of neither.
+          negatives: prompts that guidance leads away from, in the place of the null condition.
+          inputs: of other conditions by their names, such as "low_res", uint8 (n, f, h, w, c).
+
+        Raises ValueError for what the model was not trained with.
         """
+        n, inputs = len(prompts), dict(inputs or {})
+        if not any(isinstance(condition, Prompt) for condition in self.conditions):
+            if any(prompts):
+                raise ValueError(
+                    "prompts were given, but this model was trained without text; omit --prompt"
+                )
+            if negatives is not None:
+                raise ValueError("negative: this model was trained without text")
+        known = {condition.name for condition in self.conditions}
+        if unknown := sorted(set(inputs) - known):
+            raise ValueError(
+                f"{', '.join(unknown)}: this model takes no such input; it has: "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+        found = {}
+        for condition in self.conditions:
+            is_prompt = isinstance(condition, Prompt)
+            given = (prompts, negatives) if is_prompt else inputs.get(condition.name)
+            found |= condition.encode(given, n)
+        return found
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises ValueError where a prompt does not fit the model."""
+        prompt = next((c for c in self.conditions if isinstance(c, Prompt)), None)
+        if prompt is not None:
+            prompt.rows(prompts)
+        elif any(prompts):
+            self.encode(prompts)
+
+    def abstract_inputs(self, n: int) -> Shapes:
+        """Shapes and dtypes of what `encode` returns for n samples."""
+        shapes = {}
+        for condition in self.conditions:
+            shapes |= condition.input_shapes(n)
+        return shapes
+
+    def begin(self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]) -> Cond:
+        """`encode`'s arrays as the network takes them, once a sample.
+
+        settings: floats by name, of the conditions' `settings`.
+        """
+        found = dict(cond)
+        for condition in self.conditions:
+            found |= condition.begin(cond, n, key, settings)
+        return found
+
+    def null(self, cond: Cond, names: Sequence[str] | None = None) -> Cond:
+        """`cond` with the null conditions in the places of those named; None = of all."""
+        for condition in self.conditions:
+            if names is None or condition.name in names:
+                cond = condition.null(cond)
         return cond
 
     def coarse(self, clips: UInt8[np.ndarray, "n f h w c"]) -> np.ndarray | None:
-        """What a stage of a cascade would refine to make these clips of the data; else None."""
-        return None
-
-    def abstract_prompts(self, n: int) -> Cond:
-        """Shapes and dtypes of the condition of n prompts, as `begin` takes it."""
-        return self.conditioning(self.abstract_batch(n))
+        """What a super-resolution stage would refine to make these clips; None for a base."""
+        low_res = self.find(LowResVideo)
+        if low_res is None:
+            return None
+        return np.asarray(to_uint8(low_res.coarse(from_uint8(jnp.asarray(clips)))))
 
     def denoiser(self, params: PyTree) -> Denoiser:
-        """The network with `params` bound, as a Denoiser of clips."""
-
+        """The network with `params` bound, as a Denoiser of z."""
         return self.process.denoiser(functools.partial(self.raw_output, params))
 
     def raw_output(
@@ -245,15 +317,11 @@ class Stage:
         cond: Cond,
         **options: Any,
     ) -> Float[Array, "b f h w c"]:
-        """What `process.prediction` names; options: of the network (num_images, train, rngs)."""
-        return self.network.apply({"params": params}, z, logsnr, cond, **options)
+        """What `process.prediction` names. options: the network's (num_images, train, rngs)."""
+        raw = self.network.apply({"params": params}, z, logsnr, cond, **options)
+        return self.parametrisation.output(raw, z, logsnr, cond)
 
 
-def from_uint8(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """0..255 to [-1, 1], float32."""
-    return video.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(video: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
-    """[-1, 1] to 0..255, values outside clipped."""
-    return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+def _key(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:
+    """A key of its own for each purpose, whatever other parts a stage has."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))

@@ -19,8 +19,9 @@ from vdm_jax.config import ConfigError
 from vdm_jax.diffusion import distillation, losses
 from vdm_jax.diffusion.grids import logsnr_grid
 from vdm_jax.models.layers import Layout
-from vdm_jax.stage import sampler as sampling
-from vdm_jax.stage.stage import Batch, Stage
+from vdm_jax.stage import guidance
+from vdm_jax.stage.protocols import Batch, Frozen
+from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import build, vdm
 
 TARGETS = ("guidance", "progressive", "consistency")
@@ -62,15 +63,20 @@ class DistilledStage:
         )
 
     def loss(
-        self, params: PyTree, batch: Batch, key: Key[Array, ""], teacher_params: PyTree
+        self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The distillation loss, averaged over the batch, and scalar metrics."""
+        """The distillation loss, averaged over the batch, and scalar metrics.
+
+        frozen: holds the teacher's parameters as "teacher".
+        """
         time_key, eps_key, guidance_key, dropout_key = jax.random.split(key, 4)
-        x, cond, _ = self.example(batch, jax.random.fold_in(key, 4))
+        x, cond, _ = self.example(batch, jax.random.fold_in(key, 4), frozen)
         scale = jax.random.uniform(
             guidance_key, x.shape[:1], minval=self.guidance_range[0], maxval=self.guidance_range[1]
         )
-        teacher = sampling.guided_denoiser(self.teacher, teacher_params, scale, self.threshold)
+        teacher = guidance.guided(self.teacher.denoiser(frozen["teacher"]), self.teacher, scale)
+        if (threshold := guidance.THRESHOLDS[self.threshold]) is not None:
+            teacher = threshold(teacher, self.teacher, jnp.zeros(0))
 
         def network_fn(z, logsnr, cond):
             return self.raw_output(
@@ -253,7 +259,8 @@ def round_config(teacher: ConfigDict, config: ConfigDict, this: Round, source: s
         student.sample.steps = this.sample_steps[0]
         student.sample.guidance = config.distill.guidance
         student.sample.threshold = config.distill.threshold
-        student.sample.eta = 0.0
+        for name in ("eta", "gamma", "churn", "churn_min", "churn_max", "churn_noise"):
+            student.sample[name] = None  # a teacher's own rule may have had them
         student.sample.corrector = 0.0
         student.sample.grid = "time"
     return student.lock()
@@ -295,7 +302,7 @@ def _check(distill: ConfigDict) -> None:
         )
     need("consistency_updates", distill.consistency_updates >= 0, ">= 0")
     need("loss", distill.loss in losses.LOSSES, f"one of {', '.join(losses.LOSSES)}")
-    need("threshold", distill.threshold in sampling.THRESHOLDS, "none, static or dynamic")
+    need("threshold", distill.threshold in guidance.THRESHOLDS, "none, static or dynamic")
     need("teacher_dtype", distill.teacher_dtype in vdm.DTYPES, f"one of {', '.join(vdm.DTYPES)}")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -19,15 +19,12 @@ parameters agree with its figure 6.
 """
 
 import dataclasses
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from vdm_jax.diffusion.process import make_process
-from vdm_jax.models.text.words import TextEncoder
-from vdm_jax.models.unet3d import UNet3D
-from vdm_jax.stage.cascade import CascadeStage
+from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import vdm
+from vdm_jax.systems.composition import cascade_parts, prompt_conditions, stage_section
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,38 +74,14 @@ TINY = _specs(
 CASCADES = {"paper": PAPER, "tiny": TINY}
 
 
-def build(config: ConfigDict) -> CascadeStage:
+def build(config: ConfigDict) -> Stage:
     """A stage of the cascade. Raises ValueError where a value is not allowed."""
     network, text_encoder = vdm.make_network(
         config, low_res=bool(config.stage.low_res), fps_embedding=True
     )
-    return CascadeStage(**stage_fields(config, network, text_encoder))
-
-
-def stage_fields(
-    config: ConfigDict, network: UNet3D, text_encoder: TextEncoder | None
-) -> dict[str, Any]:
-    """The fields of a `CascadeStage` that a configuration with a section `stage` settles."""
-    stage, data, channels = config.stage, config.data, network.out_channels
-    return {
-        "network": network,
-        "process": make_process(config.process),
-        "video_shape": (*stage.shape, channels),
-        "text_encoder": text_encoder,
-        "num_labels": network.num_labels,
-        "cond_dropout": config.train.cond_dropout,
-        "takes_guidance": network.guidance_embedding,
-        "data_shape": (data.num_frames, data.image_size, data.image_width, channels),
-        "data_fps": float(stage.data_fps),
-        "frame_strides": tuple(stage.frame_strides),
-        "low_res_shape": (*stage.low_res, channels) if stage.low_res else None,
-        "fill": stage.fill,
-        "residual": stage.get("residual", 0.0),  # older files lack it
-        "residual_of_acceleration": stage.get("residual_of_acceleration", 0.0),  # and this
-        "residual_of_contrast": stage.get("residual_of_contrast", 0.0),
-        "max_augmentation": stage.max_augmentation,
-        "crop": tuple(stage.crop),
-    }
+    parts = cascade_parts(config, frame_rate=True)
+    parts["conditions"] = prompt_conditions(config, text_encoder) + parts["conditions"]
+    return Stage(network=network, **parts)
 
 
 def stage_config(cascade: str, name: str) -> ConfigDict:
@@ -122,20 +95,11 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
     this = specs[number]
     config = vdm.default_config()
     config.system = "imagen_video"
-    config.stage = ConfigDict(
-        {
-            "name": this.name,
-            "shape": this.shape,
-            "low_res": specs[number - 1].shape if number else (),
-            "fill": "repeat",
-            "residual": 0.0,
-            "residual_of_acceleration": 0.0,
-            "residual_of_contrast": 0.0,
-            "max_augmentation": 1.0,
-            "crop": (),
-            "frame_strides": (),
-            "data_fps": float(this.fps),
-        }
+    config.stage = stage_section(
+        name=this.name,
+        shape=this.shape,
+        low_res=specs[number - 1].shape if number else (),
+        data_fps=float(this.fps),
     )
     config.model = ConfigDict(
         {
@@ -153,10 +117,7 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
     config.sample.steps = 256 if this.kind == "base" else 128
     config.sample.threshold = "dynamic"
     config.sample.augmentation = 0.0 if this.kind == "base" else 3.0
-    config.sample.oscillate_after = 0
     config.sample.guidance = 15.0 if number < 4 else 5.0
-    for field in ("tile", "tile_overlap", "window", "window_overlap"):
-        config.sample[field] = 0
     return config
 
 

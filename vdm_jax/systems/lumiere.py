@@ -13,56 +13,39 @@ makes clips from images, completes them, and moves a part of a still.
 The paper gives frames, resolutions and window overlap, not the networks' sizes: those are ours.
 """
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from vdm_jax.diffusion import masks
-from vdm_jax.stage.cascade import CascadeStage
-from vdm_jax.stage.stage import Batch
+from vdm_jax.stage.conditions.video import MaskedVideo
+from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import imagen_video, vdm
+from vdm_jax.systems.composition import cascade_parts, prompt_conditions, stage_section
 
 # The parameters that inflation adds to an image model.
 NEW = "_temporal/|^masked_video_conv/"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LumiereStage(CascadeStage):
+def build(config: ConfigDict) -> Stage:
     """An image model, a space-time U-Net, or a super-resolution model of either.
 
-    Attributes:
-      masks: the kinds of masks, of `diffusion.masks.KINDS`, drawn in training: which part of a clip
-        is known; () = of none.
+    Raises ValueError where a value is not allowed.
     """
-
-    masks: tuple[str, ...] = ()
-
-    def example(
-        self, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Float[Array, "b f h w c"], dict[str, ArrayLike], int]:
-        x, cond, num_images = super().example(batch, key)
-        if self.masks:
-            clip = x.shape[1] - num_images
-            shape = (clip, *x.shape[2:4])
-            mask = masks.draw(jax.random.fold_in(key, 1), len(x), shape, self.masks)
-            mask = jnp.pad(mask, [(0, 0), (0, num_images), (0, 0), (0, 0), (0, 0)])
-            cond |= {"masked_video": x * mask, "mask": mask}
-        return x, cond, num_images
-
-
-def build(config: ConfigDict) -> LumiereStage:
-    """A stage. Raises ValueError where a value is not allowed."""
-    stage = config.stage
     network, text_encoder = vdm.make_network(
-        config, low_res=bool(stage.low_res), masked_video=bool(stage.masks)
+        config, low_res=bool(config.stage.low_res), masked_video=bool(config.stage.masks)
     )
-    fields = imagen_video.stage_fields(config, network, text_encoder)
-    train_only = NEW if stage.train_new_only else ""
-    return LumiereStage(**fields, masks=tuple(stage.masks), train_only=train_only)
+    parts = cascade_parts(config, frame_rate=False)
+    conditions = prompt_conditions(config, text_encoder) + parts.pop("conditions")
+    if config.stage.masks:
+        shape = parts["view"].shape
+        conditions += (MaskedVideo(shape=shape, kinds=tuple(config.stage.masks)),)
+    inflated = config.model.temporal == "space_time"
+    return Stage(
+        network=network,
+        **parts,
+        conditions=conditions,
+        train_only=NEW if config.stage.train_new_only else "",
+        new=NEW if inflated else "",
+    )
 
 
 def stage_config(
@@ -76,21 +59,13 @@ def stage_config(
     but the size of its network; `inflate` makes a space-time U-Net of it."""
     config = vdm.default_config()
     config.system = "lumiere"
-    config.stage = ConfigDict(
-        {
-            "name": name,
-            "shape": shape,
-            "low_res": low_res,
-            "fill": "repeat",
-            "residual": 0.0,
-            "residual_of_contrast": 0.0,
-            "max_augmentation": 1.0,
-            "crop": (),
-            "frame_strides": (),
-            "data_fps": fps,
-            "masks": (),
-            "train_new_only": False,
-        }
+    config.stage = stage_section(
+        name=name,
+        shape=shape,
+        low_res=low_res,
+        data_fps=fps,
+        masks=(),
+        train_new_only=False,
     )
     config.model = ConfigDict(
         {
@@ -103,10 +78,6 @@ def stage_config(
         }
     )
     config.data.image_width = shape[2]
-    config.sample.augmentation = 0.0
-    config.sample.oscillate_after = 0
-    for field in ("tile", "tile_overlap", "window", "window_overlap"):
-        config.sample[field] = 0
     return config
 
 

@@ -12,24 +12,26 @@ from ml_collections import ConfigDict
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.models.text.words import TextEncoder, WordEncoder
 from vdm_jax.models.unet3d import UNet3D
-from vdm_jax.stage import frozen_text
+from vdm_jax.stage import frozen_text, sampler
+from vdm_jax.stage.space import PixelSpace
 from vdm_jax.stage.stage import Stage
+from vdm_jax.stage.view import View
+from vdm_jax.systems.composition import prompt_conditions
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def build(config: ConfigDict) -> Stage:
     """The model: 3D U-Net and process. Raises ValueError where a value is not allowed."""
-    size = config.data.image_size
     network, text_encoder = make_network(config)
+    size = config.data.image_size
+    shape = (config.data.num_frames, size, size, config.model.out_channels)
     return Stage(
         network=network,
         process=make_process(config.process),
-        video_shape=(config.data.num_frames, size, size, network.out_channels),
-        text_encoder=text_encoder,
-        num_labels=network.num_labels,
-        cond_dropout=config.train.cond_dropout,
-        takes_guidance=network.guidance_embedding,
+        space=PixelSpace(data_shape=shape),
+        view=View(shape=shape),
+        conditions=prompt_conditions(config, text_encoder),
     )
 
 
@@ -184,23 +186,6 @@ def default_config() -> ConfigDict:
                 "sample_prompts": (),
             },
             "checkpoint": {"every": 5000, "keep": 3, "fallback": False},
-            "sample": {
-                "sampler": "ancestral",
-                "steps": 256,
-                "guidance": 1.0,
-                "grid": "time",
-                "rho": 7.0,
-                "sigma_min": 0.002,
-                "sigma_max": 80.0,
-                "eta": 0.0,
-                "gamma": 0.3,
-                "churn": 0.0,
-                "churn_min": 0.05,
-                "churn_max": 50.0,
-                "churn_noise": 1.003,
-                "corrector": 0.0,
-                "threshold": "static",
-                "batch_size": 16,
-            },
+            "sample": sampler.default_section(),
         }
     )

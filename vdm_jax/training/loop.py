@@ -253,7 +253,7 @@ def _make_sampler(stage, config, plan: sharding.Plan) -> sampling.Sampler:
     """The sampler of train.sample_prompts. A wrong setting or an unknown word is told now."""
     prompts = config.train.sample_prompts
     if config.train.sample_every and prompts:
-        stage.encode_prompts(list(prompts))
+        stage.check_prompts(list(prompts))
     return sampling.Sampler.from_config(
         stage, config.sample, batch_size=max(len(prompts), 1), plan=plan
     )

@@ -1,8 +1,7 @@
 """One update of a stage, as one compiled function."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,18 +14,42 @@ from vdm_jax.parallel import sharding
 from vdm_jax.training import optimizer, state
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[state.TrainState, PyTree], tuple[state.TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """Parameters that a loss needs and that are not trained, such as a teacher's.
+    """Parameters that a loss uses and that are not trained: a teacher, an autoencoder, an encoder.
 
-    params: stored as `plan`, which is theirs, says.
+    They are in no gradient, no optimiser state and no checkpoint.
+
+    Attributes:
+      params: laid out by `plan`.
+      plan: their own.
     """
 
     params: PyTree
     plan: sharding.Plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """One compiled update: `(state, batch) -> (state, metrics)`. The state's memory is donated.
+
+    Attributes:
+      compiled: the jitted `(state, batch, frozen) -> (state, metrics)`.
+      frozen: parameters that the loss uses, by name. They are an argument and no constant of the
+        program: they are large, and lie on many devices.
+    """
+
+    compiled: Callable[..., tuple[state.TrainState, Metrics]]
+    frozen: Mapping[str, PyTree]
+
+    def __call__(self, old: state.TrainState, batch: PyTree) -> tuple[state.TrainState, Metrics]:
+        return self.compiled(old, batch, self.frozen)
+
+    def lower(self, old: state.TrainState, batch: PyTree) -> Any:
+        """The update lowered for shapes (`jax.jit(...).lower`)."""
+        return self.compiled.lower(old, batch, self.frozen)
 
 
 def make_train_step(
@@ -34,11 +57,11 @@ def make_train_step(
     tx: optax.GradientTransformation,
     config,
     plan: sharding.Plan,
-    frozen: Frozen | None = None,
+    frozen: Mapping[str, Frozen] | None = None,
 ) -> TrainStep:
-    """Compiles `(state, batch) -> (state, metrics)`; the state's memory is donated.
+    """The update of a stage, not compiled yet.
 
-    With `frozen` the loss is given its parameters too: `stage.loss(params, batch, key, frozen)`.
+    frozen: by name, what `stage.loss(params, batch, key, frozen)` uses beside what it trains.
 
     batch: a tree of arrays with a leading batch axis of train.batch_size, placed as `plan.batch`.
     It is split into train.accumulate microbatches, one after the other, their gradients averaged.
@@ -61,19 +84,18 @@ def make_train_step(
     schedule = optimizer.make_schedule(train)
     stage = stage.with_layout(plan.layout())
 
-    def stage_loss(params: PyTree, batch: PyTree, key: jax.Array, frozen_params: PyTree | None):
-        if frozen is None:
-            return stage.loss(plan.gather(params), batch, key)
-        return stage.loss(plan.gather(params), batch, key, frozen.plan.gather(frozen_params))
+    frozen = dict(frozen or {})
+
+    def stage_loss(params: PyTree, batch: PyTree, key: jax.Array, fixed: Mapping[str, PyTree]):
+        gathered = {name: part.plan.gather(fixed[name]) for name, part in frozen.items()}
+        return stage.loss(plan.gather(params), batch, key, gathered)
 
     def gradients(
-        params: PyTree, batch: PyTree, key: jax.Array, frozen_params: PyTree | None
+        params: PyTree, batch: PyTree, key: jax.Array, fixed: Mapping[str, PyTree]
     ) -> tuple[PyTree, Metrics]:
         trained = stage.trained(params)
         value_and_grad = jax.value_and_grad(
-            lambda trained, batch, key: stage_loss(
-                state.merge(trained, params), batch, key, frozen_params
-            ),
+            lambda trained, batch, key: stage_loss(state.merge(trained, params), batch, key, fixed),
             has_aux=True,
         )
         if train.accumulate == 1:
@@ -98,10 +120,10 @@ def make_train_step(
         return grads, jax.tree.map(jnp.mean, metrics)
 
     def train_step(
-        old: state.TrainState, batch: PyTree, frozen_params: PyTree | None
+        old: state.TrainState, batch: PyTree, fixed: Mapping[str, PyTree]
     ) -> tuple[state.TrainState, Metrics]:
         key = state.derive_key(train.seed, old.step, state.LOSS)
-        grads, metrics = gradients(old.params, batch, key, frozen_params)
+        grads, metrics = gradients(old.params, batch, key, fixed)
         grad_norm = optax.global_norm(grads)
         # One bad gradient makes the norm not finite, so this sees every leaf.
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
@@ -135,18 +157,14 @@ def make_train_step(
         return new, metrics
 
     places = state.state_shardings(stage, tx, plan)
-    compile_step = functools.partial(
-        jax.jit,
+    compiled = jax.jit(
+        train_step,
         donate_argnums=0,
+        in_shardings=(places, plan.batch, {n: part.plan.params for n, part in frozen.items()}),
         out_shardings=(places, plan.everywhere),
         compiler_options=sharding.compiler_options(plan.mesh),
     )
-    if frozen is None:
-        without = functools.partial(train_step, frozen_params=None)
-        return compile_step(without, in_shardings=(places, plan.batch))
-    # An argument, not a constant of the program: it is large, and lies on many devices.
-    compiled = compile_step(train_step, in_shardings=(places, plan.batch, frozen.plan.params))
-    return lambda old, batch: compiled(old, batch, frozen.params)
+    return TrainStep(compiled=compiled, frozen={name: part.params for name, part in frozen.items()})
 
 
 def check_batch(batch: dict[str, Any], batch_size: int) -> None:

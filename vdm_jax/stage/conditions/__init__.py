@@ -1,0 +1,1 @@
+"""What networks are conditioned on, one kind a file; see `stage.protocols.Condition`."""

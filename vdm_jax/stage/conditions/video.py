@@ -1,0 +1,169 @@
+"""Conditions that are videos of z's shape, concatenated to z as channels."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, UInt8
+
+from vdm_jax.diffusion import losses, masks
+from vdm_jax.diffusion.schedules import Schedule, alpha_sigma, expand
+from vdm_jax.stage import resize
+from vdm_jax.stage.conditions.base import Base, shape
+from vdm_jax.stage.protocols import Cond, Example, Shapes
+from vdm_jax.stage.refinement import Refinement
+from vdm_jax.stage.space import from_uint8
+
+CLEAN = 20.0  # the log-SNR that stands for no noise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowResVideo(Base):
+    """The video that a super-resolution stage refines, in space (SSR) or time (TSR), noised by a
+    known amount (noise conditioning augmentation; Ho et al. 2021, Cascaded diffusion, section 4.2).
+
+    `Cond`: low_res float (b, f, h, w, c), of z's shape and noised; low_res_logsnr (b,), the log-SNR
+    of that noise; with a refinement low_res_residual (b, f, h, w, 1), the standard deviation of the
+    video about it.
+
+    Attributes:
+      shape, low_res_shape: (f, h, w, c) of the refined and of the low-resolution video.
+      fill: how the low-resolution video gets the refined video's frames, see `resize.refine`.
+      schedule: of the noise levels in training.
+      max_augmentation: in training the noise has the log-SNRs of the times from 0 to this; 1 = all.
+      refinement: the parameterisation that needs low_res_residual, if the stage has it.
+    """
+
+    name = "low_res"
+    mechanism = "channels"
+    like_z = ("low_res", "low_res_residual")
+    settings = ("augmentation",)
+
+    shape: tuple[int, int, int, int]
+    low_res_shape: tuple[int, int, int, int]
+    fill: str = "repeat"
+    schedule: Schedule
+    max_augmentation: float = 1.0
+    refinement: Refinement | None = None
+
+    def __post_init__(self):
+        resize.ratios(self.shape, self.low_res_shape)
+        if self.fill not in resize.FILLS:
+            raise ValueError(f"fill = {self.fill!r}: allowed are {', '.join(resize.FILLS)}")
+        if not 0 <= self.max_augmentation <= 1:
+            raise ValueError(f"max_augmentation = {self.max_augmentation}: must be from 0 to 1")
+
+    def cond_shapes(self, n: int, image_frames: int) -> Shapes:
+        frames, *rest = self.shape
+        return {
+            "low_res": shape(n, frames + image_frames, *rest, dtype=jnp.float32),
+            "low_res_logsnr": shape(n, dtype=jnp.float32),
+        }
+
+    def example(self, example: Example, key: Key[Array, ""]) -> dict[str, Array]:
+        time_key, noise_key = jax.random.split(key)
+        low, known = self._resized(example)
+        times = losses.low_discrepancy_times(time_key, len(low)) * self.max_augmentation
+        return self._entries(low, known, self.schedule(times), noise_key, example.num_images)
+
+    def coarse(self, clips: Float[Array, "b f h w c"]) -> Float[Array, "b f2 h2 w2 c"]:
+        """The low-resolution video of clips of the stage's or of a finer shape."""
+        return resize.coarsen(clips, self.low_res_shape[:3])
+
+    def input_shapes(self, n: int) -> Shapes:
+        return {"low_res": shape(n, *self.low_res_shape, dtype=jnp.uint8)}
+
+    def encode(self, given: UInt8[np.ndarray, "n f h w c"] | None, n: int) -> dict[str, Any]:
+        if given is None:
+            raise ValueError("low_res: this stage refines a video, and none was given")
+        _, *size = self.low_res_shape
+        if given.dtype != np.uint8 or list(given.shape[2:]) != size:
+            raise ValueError(
+                f"low_res: {given.dtype}{list(given.shape)} was given, this stage refines uint8 "
+                f"[n, f, {', '.join(map(str, size))}]"
+            )
+        return {"low_res": given}
+
+    def begin(
+        self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
+    ) -> dict[str, Array]:
+        """The setting `augmentation` is α²/σ² of the noise; 0, the default, is no noise."""
+        augmentation = settings.get("augmentation", 0.0)
+        level = math.log(augmentation) if augmentation else CLEAN
+        low = resize.refine(from_uint8(cond["low_res"]), self.shape[:3], self.fill)
+        return self._entries(low, self._filled(), jnp.full(n, level), key, 0)
+
+    def _entries(
+        self,
+        low: Float[Array, "b f h w c"],
+        known: Bool[np.ndarray, "f 1 1 1"],
+        logsnr: Float[Array, "b"],
+        key: Key[Array, ""],
+        num_images: int,
+    ) -> dict[str, Array]:
+        alpha, sigma = (expand(c, low.ndim) for c in alpha_sigma(logsnr))
+        noisy = alpha * low + sigma * jax.random.normal(key, low.shape)
+        found = {"low_res": jnp.where(known, noisy, 0.0), "low_res_logsnr": logsnr}
+        if self.refinement is not None:
+            found["low_res_residual"] = self.refinement.deviations(low, num_images)
+        return found
+
+    def _filled(self) -> Bool[np.ndarray, "f 1 1 1"]:
+        """Which frames of the resized video are not blank."""
+        frames = self.shape[0]
+        step = frames // self.low_res_shape[0] if self.fill == "blank" else 1
+        return (np.arange(frames) % step == 0)[:, None, None, None]
+
+    def _resized(
+        self, example: Example
+    ) -> tuple[Float[Array, "b _ h w c"], Bool[np.ndarray, "_ 1 1 1"]]:
+        """The low-resolution video in z's shape, without noise, and which frames are not blank."""
+        low = resize.refine(self.coarse(example.clip), self.shape[:3], self.fill)
+        known, count = self._filled(), example.num_images
+        if not count:
+            return low, known
+        # A TSR stage has no frames to give to an image: its condition is blank.
+        in_time = resize.ratios(self.shape, self.low_res_shape)[0] > 1
+        coarse = resize.coarsen(example.images, (count, *self.low_res_shape[1:3]))
+        images = resize.refine(coarse, (count, *self.shape[1:3]))
+        known = np.concatenate([known, np.full((count, 1, 1, 1), not in_time)])
+        return jnp.concatenate([low, images], axis=1), known
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedVideo(Base):
+    """Known pixels of the video itself (Lumiere, Bar-Tal et al. 2024, section 4.2).
+
+    `Cond`: mask float (b, f, h, w, 1), 1 where the video is known, and masked_video
+    (b, f, h, w, c), zero elsewhere. Without them the network takes nothing as known. Sampling sets
+    them by the method "trained" (`conditional.masked`).
+
+    Attributes:
+      shape: (f, h, w, c) of the clips.
+      kinds: of `diffusion.masks.KINDS`, drawn in training.
+    """
+
+    name = "masked_video"
+    mechanism = "channels"
+    like_z = ("masked_video", "mask")
+
+    shape: tuple[int, int, int, int]
+    kinds: tuple[str, ...]
+
+    def cond_shapes(self, n: int, image_frames: int) -> Shapes:
+        frames, height, width, channels = self.shape
+        size = (frames + image_frames, height, width)
+        return {
+            "masked_video": shape(n, *size, channels, dtype=jnp.float32),
+            "mask": shape(n, *size, 1, dtype=jnp.float32),
+        }
+
+    def example(self, example: Example, key: Key[Array, ""]) -> dict[str, Array]:
+        clip, count = example.clip, example.num_images
+        mask = masks.draw(key, len(clip), clip.shape[1:4], self.kinds)
+        pad = [(0, 0), (0, count), (0, 0), (0, 0), (0, 0)]
+        return {"masked_video": jnp.pad(clip * mask, pad), "mask": jnp.pad(mask, pad)}

@@ -1,0 +1,197 @@
+"""Guidance and thresholds as values: each owns its fields and checks and maps a stage's Denoiser to
+a Denoiser. A sampler nests them in the order in which they are given, the first innermost."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from vdm_jax.diffusion import guidance, windows
+from vdm_jax.diffusion.process import Denoiser
+from vdm_jax.stage.stage import Stage
+
+LogSNRs = Float[Array, "steps_plus_1"]
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """A function from Denoiser to Denoiser that may look at the stage and the sampler's grid."""
+
+    def check(self, stage: Stage) -> None:
+        """Raises ValueError where the stage cannot be guided so."""
+
+    def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        """The guided Denoiser."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierFree:
+    """ε_null + g (ε_cond − ε_null) (Ho & Salimans 2021). A distilled network takes g as an input.
+
+    Attributes:
+      scale: g; 1 = no guidance.
+      oscillate_after: steps with constant g, after which 1 and g take turns (Imagen Video, Ho et
+        al. 2022, section 2.6); 0 = always g.
+    """
+
+    scale: float = 1.0
+    oscillate_after: int = 0
+
+    def check(self, stage: Stage) -> None:
+        """See `Guidance`."""
+        if self.oscillate_after < 0:
+            raise ValueError(f"oscillate_after = {self.oscillate_after}: must not be negative")
+
+    def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        if not self.oscillate_after:
+            return guided(denoiser, stage, self.scale)
+        steps = logsnrs.shape[0] - 1
+        scales = guidance.oscillation(steps, self.scale, constant=self.oscillate_after)
+        return guidance.scheduled(lambda scale: guided(denoiser, stage, scale), scales, logsnrs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nested:
+    """Guidance of several conditions, each by its own scale, added one after the other:
+
+    ε(∅) + g_1 (ε(c_1) − ε(∅)) + g_2 (ε(c_1, c_2) − ε(c_1)) + …, as InstructPix2Pix does (Brooks et
+    al. 2023, eq. 3).
+
+    Attributes:
+      scales: (name of a condition, its g), in the order in which they are added.
+    """
+
+    scales: tuple[tuple[str, float], ...]
+
+    def check(self, stage: Stage) -> None:
+        """See `Guidance`."""
+        names = {condition.name for condition in stage.conditions}
+        if unknown := [name for name, _ in self.scales if name not in names]:
+            raise ValueError(
+                f"guidance of {', '.join(unknown)}: the model's conditions are "
+                f"{', '.join(sorted(names)) or 'none'}"
+            )
+
+    def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        names = [name for name, _ in self.scales]
+        scales = [1.0, *(scale for _, scale in self.scales), 0.0]
+
+        def nulled(later: list[str]) -> Any:
+            return lambda cond: stage.null(cond, later)
+
+        # The term with the first k conditions has the weight g_k − g_{k+1}.
+        terms = [
+            (scales[k] - scales[k + 1], nulled(names[k:])) for k in range(len(self.scales) + 1)
+        ]
+        return guidance.weighted(denoiser, terms)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Each step is computed in square tiles: exact for networks that are fully convolutional.
+
+    Attributes:
+      size: height and width of a tile.
+      overlap: of neighbouring tiles, at least twice the network's reach.
+    """
+
+    size: int
+    overlap: int
+
+    def check(self, stage: Stage) -> None:
+        """See `Guidance`."""
+        reach = stage.network.reach
+        if reach is None:
+            raise ValueError(
+                f"tile = {self.size}: tiles are for fully convolutional networks "
+                "(model.spatial_attention = 'none', model.norm_groups = 0)"
+            )
+        if self.overlap < 2 * reach:
+            raise ValueError(
+                f"tile_overlap = {self.overlap}: must be at least {2 * reach}, twice the "
+                "network's reach, for tiles to be what the whole would be"
+            )
+
+    def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        for axis in (2, 3):
+            denoiser = windows.windowed(
+                denoiser,
+                axis=axis,
+                size=self.size,
+                overlap=self.overlap,
+                like=_like_z(stage),
+                multiple=stage.network.multiple,
+            )
+        return denoiser
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Each step is computed in windows of frames; overlapping predictions are averaged by a ramp
+    (MultiDiffusion, Bar-Tal et al. 2023; Lumiere, Bar-Tal et al. 2024, section 3.2).
+
+    Attributes:
+      size: frames of a window.
+      overlap: frames that neighbouring windows share.
+    """
+
+    size: int
+    overlap: int
+
+    def check(self, stage: Stage) -> None:
+        """See `Guidance`."""
+        if not 0 <= self.overlap < self.size:
+            raise ValueError(
+                f"window_overlap = {self.overlap}: must be from 0 to {self.size - 1}, below window"
+            )
+
+    def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        return windows.windowed(
+            denoiser,
+            axis=1,
+            size=self.size,
+            overlap=self.overlap,
+            weights="ramp",
+            like=_like_z(stage),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StaticThreshold:
+    """x̂ clipped to [−1, 1] at each step."""
+
+    def check(self, stage: Stage) -> None:
+        """See `Guidance`."""
+
+    def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        return guidance.static_clip(denoiser)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicThreshold:
+    """x̂ clipped by a percentile of its values at each step (Saharia et al. 2022, Imagen, 2.3)."""
+
+    percentile: float = 0.995
+
+    def check(self, stage: Stage) -> None:
+        """See `Guidance`."""
+        if not 0.0 < self.percentile <= 1.0:
+            raise ValueError(f"percentile = {self.percentile}: must be above 0, at most 1")
+
+    def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        return guidance.dynamic_threshold(denoiser, self.percentile)
+
+
+THRESHOLDS = {"none": None, "static": StaticThreshold(), "dynamic": DynamicThreshold()}
+
+
+def guided(denoiser: Denoiser, stage: Stage, scale: float | Float[Array, "*b"]) -> Denoiser:
+    """Classifier-free guidance by `scale`, a number or one for each example, or the scale as an
+    input of a network that was distilled from a guided one."""
+    if stage.takes_guidance:
+        return guidance.distilled(denoiser, scale)
+    return guidance.classifier_free(denoiser, scale, stage.null)
+
+
+def _like_z(stage: Stage) -> tuple[str, ...]:
+    return tuple(name for condition in stage.conditions for name in condition.like_z)

@@ -1,0 +1,141 @@
+"""What a stage asks of its parts. Any object with these methods fits; nothing is subclassed."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, PyTree
+
+from vdm_jax.models.layers import Layout
+
+Cond = Mapping[str, Any]
+"""A condition as the network takes it: arrays by name, the batch first. See `stage.conditions`."""
+Batch = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
+"""What a data pipeline yields: "video" uint8 (b, f, h, w, c), for joint training "images" uint8
+(b, k, h, w, c), and what the conditions read (`Condition.batch_shapes`)."""
+Frozen = Mapping[str, PyTree]
+"""Parameters that are used and not trained (teacher, autoencoder, encoders), by the part's name."""
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A linen module `(z, logsnr, cond, *, num_images, train) -> raw output of z's shape`.
+
+    Attributes:
+      multiple: height and width must be multiples of it.
+      reach: how many pixels away an output may depend on an input; None = anywhere in the frame.
+    """
+
+    multiple: int
+    reach: int | None
+
+    def init(self, *args: Any, **kwargs: Any) -> PyTree: ...
+
+    def apply(self, *args: Any, **kwargs: Any) -> Array: ...
+
+    def clone(self, *, layout: Layout) -> "Network": ...
+
+
+@runtime_checkable
+class Space(Protocol):
+    """What z is: pixels, or the latents of a frozen autoencoder.
+
+    Attributes:
+      data_shape: (f, h, w, c) of a video in pixels.
+      z_shape: (f, h, w, c) of z and of the noise.
+    """
+
+    data_shape: tuple[int, int, int, int]
+    z_shape: tuple[int, int, int, int]
+
+    def encode(
+        self, video: Float[Array, "b f h w c"], frozen: Frozen
+    ) -> Float[Array, "b f2 h2 w2 c2"]:
+        """z of videos, or of images in the place of frames, in [-1, 1]."""
+
+    def decode(self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen) -> Float[Array, "b f h w c"]:
+        """Videos in [-1, 1] of z."""
+
+
+class Example(NamedTuple):
+    """What a condition is made from in training.
+
+    Attributes:
+      batch: the data's.
+      clip: the stage's own clips, in [-1, 1].
+      images: images beside each clip, or None.
+      fps: each clip's frames a second.
+    """
+
+    batch: Batch
+    clip: Float[Array, "b f h w c"]
+    images: Float[Array, "b k h w c"] | None
+    fps: Float[Array, "b"]
+
+    @property
+    def num_images(self) -> int:
+        return 0 if self.images is None else self.images.shape[1]
+
+
+@runtime_checkable
+class Condition(Protocol):
+    """One thing that a network is conditioned on.
+
+    Attributes:
+      name: its own, unique in a stage; guidance nulls conditions by it.
+      mechanism: how it enters the network: "vector", "tokens" or "channels".
+      dropout: chance of the null condition in training.
+      like_z: the keys of `Cond` that are cut in space and time as z is.
+      settings: names of what may be set at sampling time, floats (`begin`).
+    """
+
+    name: str
+    mechanism: str
+    dropout: float
+    like_z: tuple[str, ...]
+    settings: tuple[str, ...]
+
+    def batch_shapes(self, n: int, image_frames: int) -> Shapes:
+        """What a training batch of n examples must hold for it."""
+
+    def cond_shapes(self, n: int, image_frames: int) -> Shapes:
+        """What the network takes of it."""
+
+    def example(self, example: Example, key: Key[Array, ""]) -> dict[str, Array]:
+        """The entries of `Cond` in training, nothing dropped."""
+
+    def input_shapes(self, n: int) -> Shapes:
+        """What `encode` returns for n samples."""
+
+    def encode(self, given: Any, n: int) -> dict[str, Any]:
+        """A user's input for n samples (None: nothing was given) as arrays on the host.
+
+        Raises ValueError where the model was not trained for it.
+        """
+
+    def begin(
+        self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
+    ) -> dict[str, Array]:
+        """The entries of `Cond` at sampling time, once a sample; `cond` is what `encode` gave."""
+
+    def null(self, cond: Cond) -> Cond:
+        """`cond` with the null condition in this one's place, of equal structure and shapes."""
+
+
+@runtime_checkable
+class Parametrisation(Protocol):
+    """What the network's raw output stands for, beyond `Process.prediction`."""
+
+    def output(
+        self,
+        raw: Float[Array, "b f h w c"],
+        z: Float[Array, "b f h w c"],
+        logsnr: Float[Array, "b"],
+        cond: Cond,
+    ) -> Float[Array, "b f h w c"]:
+        """What `Process.prediction` names, from the network's raw output."""
+
+    def weight(self, logsnr: Float[Array, "b"], cond: Cond) -> Float[Array, "b *frames"]:
+        """The factor of each example's, or each frame's, squared errors in the loss."""

@@ -1,0 +1,109 @@
+"""A stage from the sections of a configuration: what the systems' `build` functions share."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdm_jax.diffusion.process import make_process
+from vdm_jax.models.text.words import TextEncoder
+from vdm_jax.stage.conditions.prompt import Label, Text
+from vdm_jax.stage.conditions.scalar import FrameRate, GuidanceScale
+from vdm_jax.stage.conditions.video import LowResVideo
+from vdm_jax.stage.protocols import Condition
+from vdm_jax.stage.refinement import Plain, Refinement
+from vdm_jax.stage.space import PixelSpace
+from vdm_jax.stage.view import View
+
+
+def stage_section(**fields: Any) -> ConfigDict:
+    """The section `stage` of a stage of a cascade: `cascade_parts` and `prompt_conditions` read it.
+
+    Fields: name; shape and low_res, (f, h, w) of what it makes and of what it refines, () for a
+    base; fill and max_augmentation, see `LowResVideo`; residual, residual_of_acceleration and
+    residual_of_contrast, see `Refinement`, residual 0 = none; crop, frame_strides and data_fps, see
+    `View`. `fields` replace the defaults.
+    """
+    defaults = {
+        "name": "",
+        "shape": (),
+        "low_res": (),
+        "fill": "repeat",
+        "residual": 0.0,
+        "residual_of_acceleration": 0.0,
+        "residual_of_contrast": 0.0,
+        "max_augmentation": 1.0,
+        "crop": (),
+        "frame_strides": (),
+        "data_fps": 0.0,
+    }
+    return ConfigDict({**defaults, **fields})
+
+
+def prompt_conditions(
+    config: ConfigDict, text_encoder: TextEncoder | None
+) -> tuple[Condition, ...]:
+    """Text, labels and a distilled network's guidance scale, where the configuration has them."""
+    drop, found = config.train.cond_dropout, []
+    if text_encoder is not None:
+        found.append(Text(encoder=text_encoder, drop=drop))
+    if config.model.num_labels:
+        found.append(Label(count=config.model.num_labels, drop=drop))
+    if config.model.get("guidance_embedding", False):
+        found.append(GuidanceScale())
+    return tuple(found)
+
+
+def cascade_parts(config: ConfigDict, *, frame_rate: bool) -> dict[str, Any]:
+    """Process, space, view, parametrisation and the conditions other than prompts of a stage of a
+    cascade, as fields of `Stage`.
+
+    frame_rate: whether the network takes the frame rate. Raises ValueError where a value of the
+    section `stage` is not allowed.
+    """
+    stage, data = config.stage, config.data
+    channels = config.model.out_channels
+    shape, process = (*stage.shape, channels), make_process(config.process)
+    view = View(
+        shape=shape,
+        data_shape=(data.num_frames, data.image_size, data.image_width, channels),
+        data_fps=float(stage.data_fps),
+        frame_strides=tuple(stage.frame_strides),
+        crop=tuple(stage.crop),
+    )
+    conditions = [FrameRate(fps=view.fps)] if frame_rate else []
+    refinement = _refinement(stage, shape)
+    if stage.low_res:
+        low_res = LowResVideo(
+            shape=shape,
+            low_res_shape=(*stage.low_res, channels),
+            fill=stage.fill,
+            schedule=process.schedule,
+            max_augmentation=stage.max_augmentation,
+            refinement=refinement,
+        )
+        conditions.append(low_res)
+    return {
+        "process": process,
+        "space": PixelSpace(data_shape=shape),
+        "view": view,
+        "parametrisation": refinement or Plain(),
+        "conditions": tuple(conditions),
+    }
+
+
+def _refinement(stage: ConfigDict, shape: tuple[int, int, int, int]) -> Refinement | None:
+    if not stage.residual:
+        for name in ("residual_of_acceleration", "residual_of_contrast"):
+            if stage[name]:
+                raise ValueError(f"stage.{name} = {stage[name]}: needs stage.residual above 0")
+        return None
+    if not stage.low_res:
+        raise ValueError(f"stage.residual = {stage.residual}: this stage refines no video")
+    return Refinement(
+        shape=shape,
+        low_res_shape=(*stage.low_res, shape[-1]),
+        fill=stage.fill,
+        deviation=stage.residual,
+        acceleration=stage.residual_of_acceleration,
+        contrast=stage.residual_of_contrast,
+    )
