@@ -55,10 +55,10 @@ def main() -> None:
     options = parser.parse_args(arguments)
     if bool(options.stage) == bool(options.cascade and options.workdir):
         parser.error("give --cascade and --workdir, or --stage")
-    import launch
+    from vdm_jax.cli import common
     from vdm_jax.pipelines import cascade as cascade_sampling
 
-    launch.setup("any")
+    common.setup("any")
     parts = options.parts.split(",")
     if options.stage:
         parts = ["alone"]
@@ -67,7 +67,7 @@ def main() -> None:
             for source in options.stage
         ]
     else:
-        steps = launch.cascade_steps(options.cascade, overrides, options.workdir)
+        steps = common.cascade_steps(options.cascade, overrides, options.workdir)
     out, found = Path(options.out), {}
     if "alone" in parts:
         found["alone"] = alone(steps, options.clips, options.data_dir, options.fvd)

@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("--frames", default="16,32,64", help="of memory (default 16,32,64)")
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
-    import launch
     from benchmarks.cascade import table
+    from vdm_jax.cli import common
 
-    launch.setup("any")
+    common.setup("any")
     out, found = Path(options.out), {}
     for part in options.parts.split(","):
         found[part] = {"motion": motion, "seams": seams, "memory": memory}[part](options)
@@ -60,7 +60,7 @@ def motion(options) -> list[dict]:
     """A row a pipeline."""
     import jax
 
-    import launch
+    from vdm_jax.cli import common
     from vdm_jax.evaluation import clips
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.training.state import count_parameters
@@ -71,7 +71,7 @@ def motion(options) -> list[dict]:
         ("one pass", "cascade", 1),
         ("keyframes and TSR", "keyframes_cascade", 2),
     ):
-        steps = launch.cascade_steps(str(CONFIGS / f"{file}.py"), {}, options.workdir)[:count]
+        steps = common.cascade_steps(str(CONFIGS / f"{file}.py"), {}, options.workdir)[:count]
         videos, parameters, started = None, 0, time.monotonic()
         for number, step in enumerate(steps):
             model = pretrained.load(step.source)
@@ -108,12 +108,12 @@ def seams(options) -> list[dict]:
     """A row a way to cut the clip into windows."""
     import jax
 
-    import launch
+    from vdm_jax.cli import common
     from vdm_jax.diffusion.windows import window_starts
     from vdm_jax.evaluation import clips, fidelity
     from vdm_jax.pipelines import model as pretrained
 
-    _, refining = launch.cascade_steps(str(CONFIGS / "cascade.py"), {}, options.workdir)
+    _, refining = common.cascade_steps(str(CONFIGS / "cascade.py"), {}, options.workdir)
     model = pretrained.load(refining.source)
     truth = clips.from_moving_shapes("32x32x32", "held_out", options.clips)
     coarse = model.stage.coarse(truth.videos)

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from launch import prepare_data
+from vdm_jax.cli import prepare_data
 from vdm_jax.data import moving_shapes, pipeline, shapes, tfds_source
 from vdm_jax.data.source import DataError
 from vdm_jax.data.tfds_source import DATASETS, TFDSSource, make_builder

@@ -22,13 +22,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 _SHOWN = 8  # clips of each model in ladder.gif
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.distill", __doc__)
+    parser = common.parser("python -m launch.distill", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="of the distillation")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
     parser.add_argument(
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         help="of the report: of launch.evaluate's, without psnr and ssim (default: judge, where "
         "the data set is moving_shapes)",
     )
-    launch.add_process_arguments(parser)
+    common.add_process_arguments(parser)
     # Read when NumPy is imported, for the metrics: see launch.evaluate.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         raise config_lib.ConfigError(
             f"--metrics={','.join(paired)}: samples have no reference each that shows the same"
         )
-    launch.setup(config.device, options)
+    common.setup(config.device, options)
 
     from vdm_jax import systems
     from vdm_jax.pipelines import model as pretrained
@@ -159,7 +159,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     )
     if result.reason in ("SIGINT", "SIGTERM"):
         say("the same command goes on from there")
-        return launch.PREEMPTED if result.reason == "SIGTERM" else 0
+        return common.PREEMPTED if result.reason == "SIGTERM" else 0
     return None
 
 
@@ -281,7 +281,3 @@ def _figures(model, metrics: list[str], count: int) -> Callable | None:
         return evaluation.of(samples, subject).measure(metrics)
 
     return figures
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -44,7 +44,7 @@ def start(module, processes, devices, *arguments):
     port = free_port()
     running = []
     for index in range(processes):
-        command = [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
+        command = [sys.executable, "-m", "vdm_jax", module, *map(str, arguments)]
         if processes > 1:
             command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
             command += [f"--process_id={index}"]

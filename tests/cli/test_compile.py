@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import compile as compile_
-from launch import describe
+from vdm_jax.cli import compile as compile_
+from vdm_jax.cli import describe
 
 ROOT = Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -25,7 +25,7 @@ def run(config_file, tmp_path_factory):
 
     def run_(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "launch.compile", f"--config={config_file}", *arguments],
+            [sys.executable, "-m", "vdm_jax", "compile", f"--config={config_file}", *arguments],
             cwd=ROOT,
             env={**os.environ, "HOME": str(home)},
             capture_output=True,

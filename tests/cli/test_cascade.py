@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from launch import sample, train_cascade
 from tests import tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
+from vdm_jax.cli import sample, train_cascade
 from vdm_jax.pipelines import model as pretrained
 
 STAGE = """

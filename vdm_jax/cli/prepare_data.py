@@ -11,11 +11,11 @@ video files need no preparation (data.name = "video_folder").
 
 import time
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.prepare_data", __doc__)
+    parser = common.parser("python -m launch.prepare_data", __doc__)
     parser.add_argument(
         "--data", default="moving_shapes", metavar="NAME", help="data set (default moving_shapes)"
     )
@@ -44,7 +44,3 @@ def main(arguments: list[str]) -> int:
     seconds = "was there" if done_already else f"took {time.monotonic() - started:.0f} s"
     print(f"{builder.data_path}: {splits} clips ({seconds})")
     return 0
-
-
-if __name__ == "__main__":
-    launch.run(main)

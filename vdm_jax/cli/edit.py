@@ -24,7 +24,7 @@ was known. --method says how it is used (docs/conditional.md).
 
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
 JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop")
@@ -39,9 +39,9 @@ _FLAGS = {
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.edit", __doc__)
+    parser = common.parser("python -m launch.edit", __doc__)
     parser.add_argument("job", metavar="JOB", choices=JOBS, help=", ".join(JOBS))
-    launch.add_model_arguments(parser)
+    common.add_model_arguments(parser)
     parser.add_argument(
         "--input", action="append", default=[], metavar="FILE", help="a video, or samples.npz"
     )
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--then", action="append", default=[], metavar="TEXT", help="see above")
     job = parser.add_argument_group("of the job")
-    number = {"type": launch.positive, "metavar": "N"}
+    number = {"type": common.positive, "metavar": "N"}
     job.add_argument("--frames", **number, help="extend: in all (default: 4 clips' worth)")
     job.add_argument(
         "--context", **number, help="extend, loop: known frames (default: half a clip, 1)"
@@ -81,14 +81,14 @@ def main(arguments: list[str]) -> int:
         help="what is computed twice to save memory where the network is differentiated: none "
         "(default), dots or full",
     )
-    launch.add_sampler_arguments(parser)
+    common.add_sampler_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--out", default="edited", metavar="OUT", help="default edited/")
     options = parser.parse_args(arguments)
     for name, jobs in _FLAGS.items():
         if getattr(options, name) and options.job not in jobs:
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
-    launch.setup(options.device, options)
+    common.setup(options.device, options)
 
     import jax
     import numpy as np
@@ -96,13 +96,13 @@ def main(arguments: list[str]) -> int:
 
     from vdm_jax.data import video_io
 
-    model = launch.load_model(options)
+    model = common.load_model(options)
     told = options.job in _MASKED and getattr(model.stage.network, "masked_video", False)
     sampler = model.sampler(
         method=options.method or ("trained" if told else "reconstruction"),
         weight=options.weight,
         remat=options.remat,
-        **launch.sampler_changes(options),
+        **common.sampler_changes(options),
     )
     key, start_key = jax.random.split(jax.random.key(options.seed))
     given, prompts, fps = _inputs(options, sampler)
@@ -127,9 +127,9 @@ def main(arguments: list[str]) -> int:
         return 0
     out = Path(options.out)
     shown = _shown(options, given, sampler)
-    launch.write_samples(out, [videos], prompts, fps)
+    common.write_samples(out, [videos], prompts, fps)
     rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
-    watchable = video_io.enlarge(shown[: launch.AT_A_GLANCE], videos.shape[2] * 4)
+    watchable = video_io.enlarge(shown[: common.AT_A_GLANCE], videos.shape[2] * 4)
     print(video_io.write_gif(out / "given.gif", video_io.grid(watchable), fps=rate))
     np.savez_compressed(out / "given.npz", video=given, prompts=np.array(prompts, dtype=str))
     print(out / "given.npz")
@@ -275,7 +275,7 @@ def _shown(options, given, sampler):
     """What was given, grey where nothing was."""
     if options.job not in _MASKED:
         return given
-    return launch.greyed(given, _known(options, sampler))
+    return common.greyed(given, _known(options, sampler))
 
 
 def _box(text: str) -> tuple[int, ...]:
@@ -285,7 +285,3 @@ def _box(text: str) -> tuple[int, ...]:
     if len(parts) != 4 or not all(part.isdigit() for part in parts) or "0" in parts[2:]:
         raise argparse.ArgumentTypeError(f"{text!r} is not TOP,LEFT,HEIGHT,WIDTH")
     return tuple(map(int, parts))
-
-
-if __name__ == "__main__":
-    launch.run(main)

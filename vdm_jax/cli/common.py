@@ -49,13 +49,13 @@ def parser(program: str, doc: str) -> argparse.ArgumentParser:
     )
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+def run(main: Callable[[list[str]], int | None], arguments: list[str]) -> None:
     """Runs `main(arguments)` as a process: a mistake of the user is told without a traceback.
 
     With VDM_JAX_TRACEBACK=1 in the environment it is told with one.
     """
     try:
-        code = main(sys.argv[1:])
+        code = main(arguments)
     except KeyboardInterrupt:
         print("aborted", file=sys.stderr)
         sys.exit(130)

@@ -12,11 +12,11 @@ share: --shard=0/8 to --shard=7/8, under Slurm --shard=$SLURM_PROCID/$SLURM_NTAS
 import argparse
 import time
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.embed_text", __doc__)
+    parser = common.parser("python -m launch.embed_text", __doc__)
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="a configuration with a frozen text.encoder"
     )
@@ -29,14 +29,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--batch_size",
-        type=launch.positive,
+        type=common.positive,
         default=32,
         metavar="N",
         help="captions embedded at once (default 32)",
     )
     parser.add_argument(
         "--captions_per_file",
-        type=launch.positive,
+        type=common.positive,
         default=1024,
         metavar="N",
         help="what is lost at most when the command is stopped (default 1024)",
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
             f"text.encoder = {config.text.encoder!r}: is not a frozen text encoder, there is "
             "nothing to embed"
         )
-    launch.setup(config.device)
+    common.setup(config.device)
 
     from rich.progress import Progress
 
@@ -118,7 +118,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
     return int(part), int(parts)
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from launch import distill
 from tests.evaluation import measuring
 from vdm_jax import config as config_lib
+from vdm_jax.cli import distill
 from vdm_jax.data import video_io
 from vdm_jax.evaluation import protocol
 from vdm_jax.pipelines import model as pretrained
@@ -50,7 +50,7 @@ def preempted(model_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("ladder")
     flags = arguments(model_file, workdir, distill__guidance_updates=100_000)
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "launch.distill", *flags],
+        [sys.executable, "-u", "-m", "vdm_jax", "distill", *flags],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

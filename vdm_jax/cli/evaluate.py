@@ -28,13 +28,13 @@ import os
 import time
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.evaluate", __doc__)
-    launch.add_model_arguments(parser)
-    number = functools.partial(parser.add_argument, type=launch.positive, metavar="N")
+    parser = common.parser("python -m launch.evaluate", __doc__)
+    common.add_model_arguments(parser)
+    number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
     number("--num_samples", default=128, help="samples, over all captions (default 128)")
     number("--steps", help="denoising steps (default 64; of a distilled model its own)")
     parser.add_argument(
@@ -59,12 +59,12 @@ def main(arguments: list[str]) -> int:
     )
     more.add_argument("--samples", metavar="PATH", help="videos, instead of a model's")
     more.add_argument("--reference", metavar="PATH", help="a directory, an archive or a DATASET")
-    number = functools.partial(more.add_argument, type=launch.positive, metavar="N")
+    number = functools.partial(more.add_argument, type=common.positive, metavar="N")
     number("--num_references", help="default: as many as samples")
     number("--num_frames", help="of a clip (default: the model's, or all of the first sample)")
     number("--size", help="pixels, of a clip (default: the model's, or the first sample's)")
     more.add_argument(
-        "--stride", type=launch.positive, default=1, metavar="N", help="of frames (default 1)"
+        "--stride", type=common.positive, default=1, metavar="N", help="of frames (default 1)"
     )
     more.add_argument("--data_dir", default="data", metavar="DIR", help="TFDS's (default data)")
     more.add_argument(
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
         from vdm_jax.evaluation import suite
 
         suite.check(options.metrics, reference=bool(options.reference) or not options.samples)
-    launch.setup(options.device, options, quiet=options.json)
+    common.setup(options.device, options, quiet=options.json)
     if options.metrics:
         return _measure(options)
     return _judge(options)
@@ -142,7 +142,7 @@ def _judge(options) -> int:
     from vdm_jax.data import moving_shapes
     from vdm_jax.evaluation import judge
 
-    model = launch.load_model(options)
+    model = common.load_model(options)
     if model.config.data.name != "moving_shapes":
         raise ValueError(
             f"data.name = {model.config.data.name!r}: the judge reads moving_shapes only; "
@@ -201,7 +201,7 @@ def _measure(options) -> int:
             reference = _reference(options, options.reference, count, cut)
         subject = {"model": Path(options.samples).name}
     else:
-        model = launch.load_model(options)
+        model = common.load_model(options)
         data = model.config.data
         sampler = _sampler(options, model)
         cut = {
@@ -304,7 +304,3 @@ def _reference(options, spec: str, count: int, cut: dict):
     )
     source = pipeline.make_source(section)
     return clips.from_source(source, count, options.seed, spec, section.split)
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 CACHE = Path("~/.cache/vdm_jax/compile")
 # XLA's levels of effort, as numbers of its option.
@@ -29,13 +29,13 @@ EFFORT = {"0": 9, "1": 19, "2": 29, "3": 39}
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.compile", __doc__)
+    parser = common.parser("python -m launch.compile", __doc__)
     parser.add_argument("--config", metavar="FILE", help="such as configs/vdm/t2v_large.py")
     parser.add_argument(
         "--topology", metavar="NAME", help="v5e:16x16, v5p:4x4x4, v6e:16x16, v4:4x4x4, ..."
     )
     parser.add_argument(
-        "--slices", type=launch.positive, default=1, metavar="N", help="of that shape (default 1)"
+        "--slices", type=common.positive, default=1, metavar="N", help="of that shape (default 1)"
     )
     parser.add_argument(
         "--what",
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         "(default: the configuration's)",
     )
     parser.add_argument(
-        "--batch", type=launch.positive, metavar="N", help="clips (default: the configuration's)"
+        "--batch", type=common.positive, metavar="N", help="clips (default: the configuration's)"
     )
     parser.add_argument(
         "--remat", choices=("none", "dots", "full"), help="default: the configuration's"
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
     if options.pages:
-        from launch import pods
+        from vdm_jax.cli import pods
 
         return pods.write(effort=options.effort, use_cache=not options.no_cache)
     if not options.config or not options.topology:
@@ -398,7 +398,3 @@ def _gib(size: float) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
-
-
-if __name__ == "__main__":
-    launch.run(main)

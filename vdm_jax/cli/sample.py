@@ -17,12 +17,12 @@ sampler is set by --config.sample.STAGE.FIELD=VALUE.
 
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.sample", __doc__)
-    launch.add_model_arguments(parser)
+    parser = common.parser("python -m launch.sample", __doc__)
+    common.add_model_arguments(parser)
     parser.add_argument("--cascade", metavar="FILE", help="the configuration of a cascade")
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
@@ -30,12 +30,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prompts_file", metavar="FILE", help="further prompts, one a line")
     parser.add_argument(
         "--num_samples",
-        type=launch.positive,
+        type=common.positive,
         default=1,
         metavar="N",
         help="samples of each prompt (default 1)",
     )
-    launch.add_sampler_arguments(parser)
+    common.add_sampler_arguments(parser)
     parser.add_argument(
         "--preview",
         action="store_true",
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     prompts = _prompts(options)
     if overrides and options.cascade is None:
         parser.error("--config.FIELD=VALUE is for the stages of a --cascade")
-    launch.setup(options.device, options)
+    common.setup(options.device, options)
     if options.cascade is not None:
         if options.workdir is None or not prompts:
             parser.error("--cascade needs --workdir and --prompt or --prompts_file")
@@ -60,12 +60,12 @@ def main(arguments: list[str]) -> int:
     import jax
     from rich.progress import track
 
-    model = launch.load_model(options)
+    model = common.load_model(options)
     if not prompts:
         if model.stage.text_encoder is not None:
             parser.error("no prompt: give --prompt or --prompts_file")
         prompts = [""]
-    sampler = model.sampler(**launch.sampler_changes(options))
+    sampler = model.sampler(**common.sampler_changes(options))
     model.stage.encode_prompts(prompts)  # an unknown word is told before anything is compiled
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
     if jax.process_index() == 0:
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
             pass
         return 0
     batches = track(stream, "sampling", total=batches, transient=True)
-    launch.write_samples(Path(options.out), batches, repeated, fps)
+    common.write_samples(Path(options.out), batches, repeated, fps)
     return 0
 
 
@@ -97,11 +97,11 @@ def _sample_cascade(options, overrides, prompts) -> int:
     from vdm_jax.parallel import mesh
     from vdm_jax.pipelines import cascade as cascade_sampling
 
-    flags = {k: v for k, v in launch.sampler_changes(options).items() if v is not None}
+    flags = {k: v for k, v in common.sampler_changes(options).items() if v is not None}
     if flags or options.preview:
         given = ", ".join([f"--{name}" for name in flags] + ["--preview"] * options.preview)
         raise ValueError(f"{given}: of a cascade, set --config.sample.STAGE.FIELD=VALUE instead")
-    steps = launch.cascade_steps(options.cascade, overrides, options.workdir)
+    steps = common.cascade_steps(options.cascade, overrides, options.workdir)
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
     out, first = Path(options.out), jax.process_index() == 0
 
@@ -122,7 +122,7 @@ def _sample_cascade(options, overrides, prompts) -> int:
             shape = " x ".join(map(str, output.videos.shape[1:4]))
             print(f"{output.name}: {shape}, {output.seconds:.1f} s", flush=True)
     if first:
-        launch.write_samples(out, [output.videos], repeated, output.fps)
+        common.write_samples(out, [output.videos], repeated, output.fps)
     return 0
 
 
@@ -146,7 +146,3 @@ def _prompts(options) -> list[str]:
             raise FileNotFoundError(f"--prompts_file={path}: there is no such file")
         prompts += [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [prompt for prompt in prompts if prompt]
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -8,11 +8,11 @@ the way to it, the others are --model's (Lumiere, section 4.1). Sample it with l
 --model=FILE.
 """
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.stylise", __doc__)
+    parser = common.parser("python -m launch.stylise", __doc__)
     source = {"required": True, "metavar": "SOURCE"}
     parser.add_argument("--model", **source, help="a workdir or file of a space-time U-Net")
     parser.add_argument("--style", **source, help="a workdir or file of an image model")
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.out.endswith(".safetensors"):
         parser.error(f"--out={options.out}: must end in .safetensors")
-    launch.setup("any")
+    common.setup("any")
 
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import lumiere
@@ -32,7 +32,3 @@ def main(arguments: list[str]) -> int:
     params = lumiere.stylise(model.params, style.params, options.amount)
     print(pretrained.save_model(options.out, params, model.config))
     return 0
-
-
-if __name__ == "__main__":
-    launch.run(main)

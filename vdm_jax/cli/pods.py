@@ -6,7 +6,7 @@ python -m launch.compile --pages
 import functools
 from pathlib import Path
 
-from launch import compile as compile_
+from vdm_jax.cli import compile as compile_
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "pods.md"

@@ -17,11 +17,11 @@ import json
 import math
 import sys
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.describe", __doc__)
+    parser = common.parser("python -m launch.describe", __doc__)
     parser.add_argument(
         "--config",
         required=True,
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with key `parameters`")
     parser.add_argument("--sharding", action="store_true", help="where parameters live on a mesh")
-    number = functools.partial(parser.add_argument, type=launch.positive, metavar="N")
+    number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
     number("--devices", default=64, help="with --sharding: of the mesh (default 64)")
     number("--slices", default=1, help="with --sharding: that the devices are in (default 1)")
 
@@ -162,7 +162,3 @@ def _print_sharding(report: dict) -> None:
         f"{report['state_bytes'] / 2**20:,.1f} MiB with moving average and moments.",
         soft_wrap=True,
     )
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -16,7 +16,7 @@ import html
 import itertools
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 CLIPS = 6
 ROUNDS_TO = 64  # frames of the extension
@@ -53,17 +53,17 @@ class Section:
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.gallery", __doc__)
+    parser = common.parser("python -m launch.gallery", __doc__)
     parser.add_argument("--out", default="docs/gallery", metavar="OUT", help="default docs/gallery")
     parser.add_argument("--ladder", metavar="DIR", help="workdir of launch.distill")
     parser.add_argument("--lumiere", metavar="MODEL", help="workdir or file of base_32f_16")
     parser.add_argument("--style", metavar="MODEL", help="workdir or file of an image model")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    parser.add_argument("--clips", type=launch.positive, default=CLIPS, metavar="N", help="a row")
+    parser.add_argument("--clips", type=common.positive, default=CLIPS, metavar="N", help="a row")
     options = parser.parse_args(arguments)
     if options.style and not options.lumiere:
         parser.error("--style: is for the model of --lumiere, which was not given")
-    launch.setup("any")
+    common.setup("any")
 
     from rich.progress import track
 
@@ -178,7 +178,7 @@ def _inpainting(model, options) -> Section:
     hole = _middle(model)
     sampler = model.sampler(guidance=1.0, batch_size=options.clips)
     made = editing.inpaint(sampler, model.params, _key(options, 3), truth, captions, known=~hole)
-    given = launch.greyed(truth, ~hole)
+    given = common.greyed(truth, ~hole)
     return Section(
         name="inpainting",
         title="Inpainting",
@@ -287,7 +287,7 @@ def _told(model, options, index: int, known, still: bool = False):
     made = editing.inpaint(
         sampler, model.params, _key(options, index), shown, captions, known=known
     )
-    given = launch.greyed(shown, known)
+    given = common.greyed(shown, known)
     return captions, [("given", given), ("made", made), *([] if still else [("truth", truth)])]
 
 
@@ -406,7 +406,3 @@ def _write(out: Path, sections: list[Section], fps: float) -> Path:
     path = out / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import launch
-from launch import compile as compile_
-from launch import describe, evaluate, sample, train
 from vdm_jax import config as config_lib
+from vdm_jax.cli import common, describe, evaluate, sample, train
+from vdm_jax.cli import compile as compile_
 from vdm_jax.data import shapes, video_io
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.training import checkpoints
@@ -30,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(module, *arguments):
-    return [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
+    return [sys.executable, "-m", "vdm_jax", module, *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +196,7 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, config_file, env
 
 def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(capsys):
     with pytest.raises(config_lib.ConfigError) as error:
-        launch.setup("tpu")
+        common.setup("tpu")
     message = str(error.value)
     assert "'tpu' is asked for" in message and "--config.device=cpu" in message
     assert 'pip install -e ".[tpu]"' in message
@@ -206,8 +205,9 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(cap
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc only")
 def test_temporaries_on_the_cpu_are_not_mapped_anew_by_every_call(environment):
     program = """
-        import launch, resource
-        launch.setup("cpu")
+        import resource
+        from vdm_jax.cli import common
+        common.setup("cpu")
         import jax, jax.numpy as jnp
         call = jax.jit(lambda x: (jnp.tanh(x @ x.T) @ x).sum())
         x = jnp.ones((6000, 2))  # of 36 million products, which do not fit an arena
@@ -233,20 +233,20 @@ def test_programs_for_another_number_of_cores_are_not_found(monkeypatch):
     folders = []
     for cores in ({0}, {0, 1}):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False)
-        folders.append(launch._compilation_cache("cpu"))
+        folders.append(common._compilation_cache("cpu"))
     assert folders[0] != folders[1]
-    assert folders[0].parent == folders[1].parent == launch._compilation_cache("gpu")
+    assert folders[0].parent == folders[1].parent == common._compilation_cache("gpu")
 
 
 @pytest.mark.parametrize(
     ("version", "given", "told"),
     [
-        ("measured", "", set(launch._CPU_FLAGS)),
-        ("measured", "--xla_dump_to=there", set(launch._CPU_FLAGS)),
+        ("measured", "", set(common._CPU_FLAGS)),
+        ("measured", "--xla_dump_to=there", set(common._CPU_FLAGS)),
         (
             "measured",
             "--xla_cpu_experimental_ynn_fusion_type=",
-            set(launch._CPU_FLAGS) - {"xla_cpu_experimental_ynn_fusion_type"},
+            set(common._CPU_FLAGS) - {"xla_cpu_experimental_ynn_fusion_type"},
         ),
         ("0.0.1", "", set()),
     ],
@@ -255,10 +255,10 @@ def test_xla_is_told_only_flags_that_it_knows(monkeypatch, version, given, told)
     """An unknown flag would end the process; what the user says stays."""
     import jaxlib
 
-    known = launch._MEASURED_JAXLIB
+    known = common._MEASURED_JAXLIB
     monkeypatch.setattr(jaxlib, "__version__", known if version == "measured" else version)
     monkeypatch.setenv("XLA_FLAGS", given)
-    launch._set_cpu_flags()
+    common._set_cpu_flags()
     flags = os.environ["XLA_FLAGS"]
     assert flags.startswith(given)
     added = flags.removeprefix(given).split()
@@ -342,8 +342,8 @@ class FakeSampler:
 
 
 def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
-    monkeypatch.setattr(launch, "load_model", lambda options: FakeModel())
-    monkeypatch.setattr(launch, "setup", lambda device, options, quiet=False: None)
+    monkeypatch.setattr(common, "load_model", lambda options: FakeModel())
+    monkeypatch.setattr(common, "setup", lambda device, options, quiet=False: None)
     evaluate.main(["--num_samples=8", "--json"])
     scores = json.loads(capsys.readouterr().out)
     assert (scores["color"], scores["shape"], scores["n"]) == (1.0, 1.0, 8)

@@ -21,11 +21,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.train_cascade", __doc__)
+    parser = common.parser("python -m launch.train_cascade", __doc__)
     parser.add_argument("--cascade", required=True, metavar="FILE", help="of the whole")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
     parser.add_argument(
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--jobs",
-        type=launch.positive,
+        type=common.positive,
         default=1,
         metavar="N",
         help="stages that train at once, on one machine's devices (default 1)",
@@ -166,12 +166,8 @@ def _run(module: str, *arguments: str) -> None:
 
 
 def _command(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"launch.{module}", *arguments]
+    return [sys.executable, "-m", "vdm_jax", module, *arguments]
 
 
 def _flags(overrides: dict[str, str]) -> list[str]:
     return [f"--config.{field}={value}" for field, value in overrides.items()]
-
-
-if __name__ == "__main__":
-    launch.run(main)
