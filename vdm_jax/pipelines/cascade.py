@@ -74,7 +74,7 @@ def cascade_config(
             "init_from": dict(init_from or {}),
             "sample": {name: dict.fromkeys(fields) for name in names},
         }
-    )
+    ).lock()
 
 
 def sample(

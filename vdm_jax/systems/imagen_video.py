@@ -120,7 +120,7 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
     specs = CASCADES[cascade]
     number = [spec.name for spec in specs].index(name)
     this = specs[number]
-    config = vdm.default_config()
+    config = vdm.default_config().unlock()
     config.system = "imagen_video"
     config.stage = ConfigDict(
         {
@@ -157,7 +157,7 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
     config.sample.guidance = 15.0 if number < 4 else 5.0
     for field in ("tile", "tile_overlap", "window", "window_overlap"):
         config.sample[field] = 0
-    return config
+    return config.lock()
 
 
 def tiny_config(name: str) -> ConfigDict:
@@ -167,7 +167,7 @@ def tiny_config(name: str) -> ConfigDict:
     combination of colour, shape and direction that only `held_out` shows is unseen by every stage.
     Text is MiniLM's, computed beforehand: see `launch.embed_text`.
     """
-    config = vdm.two_cores(stage_config("tiny", name))
+    config = vdm.two_cores(stage_config("tiny", name)).unlock()
     upsamples = bool(config.stage.low_res)
     config.stage.data_fps = 24.0
     # Beyond half of the times the condition is all but noise, and sampling uses a tenth of them.
@@ -191,7 +191,7 @@ def tiny_config(name: str) -> ConfigDict:
     # Each stage makes clips so like the data's that noise on them only takes away.
     config.sample.augmentation = 0.0
     config.sample.guidance = 1.0 if upsamples else 2.0
-    return config
+    return config.lock()
 
 
 def about_blends(config: ConfigDict) -> None:

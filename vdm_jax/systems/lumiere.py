@@ -74,7 +74,7 @@ def stage_config(
 ) -> ConfigDict:
     """The configuration of an image model that makes or refines frames of `shape` (f, h, w), all
     but the size of its network; `inflate` makes a space-time U-Net of it."""
-    config = vdm.default_config()
+    config = vdm.default_config().unlock()
     config.system = "lumiere"
     config.stage = ConfigDict(
         {
@@ -107,7 +107,7 @@ def stage_config(
     config.sample.oscillate_after = 0
     for field in ("tile", "tile_overlap", "window", "window_overlap"):
         config.sample[field] = 0
-    return config
+    return config.lock()
 
 
 def inflate(config: ConfigDict, *, resize: tuple[int, ...]) -> ConfigDict:

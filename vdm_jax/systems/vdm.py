@@ -203,4 +203,4 @@ def default_config() -> ConfigDict:
                 "batch_size": 16,
             },
         }
-    )
+    ).lock()
