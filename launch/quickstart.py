@@ -2,7 +2,7 @@
 
     bash launch/quickstart.sh [--minutes N] [--videos DIR] [--fresh] [--config.F=V ...]
 
-Trains configs/vdm/moving_shapes.py on the embedded data set, draws captions that were never
+Trains vdm/moving_shapes on the embedded data set, draws captions that were never
 trained on, and says where the videos are and what the judge reads in them. N minutes (default 15)
 are the wall time of everything after installing; training gets what the rest leaves. Run it again
 to go on: training that was interrupted resumes, training that is over is only sampled, and more
@@ -34,7 +34,7 @@ from vdm_jax.cli import common
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "vdm_jax"
-CONFIG = "configs/vdm/moving_shapes.py"
+CONFIG = "vdm/moving_shapes"
 DEFAULT_MINUTES = 15.0
 # Wall time of all but training itself: the trainer's start and last save, sampling (compiled anew)
 # and judging. Measured on one core alone: 10 s, 50 s and 1 s.
@@ -97,9 +97,9 @@ def main(arguments: list[str]) -> int:
         if options.videos is None:
             print("\ndata")
             _run(
-                "prepare_data",
-                f"--data={config.data.name}",
-                f"--config={config.data.config}",
+                "data",
+                "prepare",
+                f"--data={config.data.name}/{config.data.config}",
                 f"--data_dir={config.data.data_dir}",
             )
         _train(workdir, options.minutes, started, [_steps(config, options.minutes), *overrides])
@@ -164,7 +164,7 @@ def _sample(workdir: Path, captions: list[str]) -> Path:
     print("\nsamples")
     _run(
         "sample",
-        f"--workdir={_shown(workdir)}",
+        f"--model={_shown(workdir)}",
         f"--prompts_file={_shown(prompts)}",
         f"--num_samples={each}",
         f"--steps={STEPS}",

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vdm_jax import cli
 from vdm_jax import config as config_lib
 from vdm_jax.cli import common, describe, evaluate, sample, train
-from vdm_jax.cli import compile as compile_
 from vdm_jax.data import shapes, video_io
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.training import checkpoints
@@ -139,7 +139,7 @@ def test_sample_writes_every_output(trained, environment, tmp_path):
     done = run(
         environment,
         "sample",
-        f"--workdir={workdir}",
+        f"--model={workdir}",
         "--prompt=a red square",
         f"--prompts_file={prompts}",
         "--num_samples=2",
@@ -167,7 +167,7 @@ def test_sample_writes_every_output(trained, environment, tmp_path):
 def test_mistakes_are_told_before_anything_is_compiled(trained, config_file, environment, tmp_path):
     workdir, _, _ = trained
     started = time.monotonic()
-    unknown = run(environment, "sample", f"--workdir={workdir}", "--prompt=a pink square")
+    unknown = run(environment, "sample", f"--model={workdir}", "--prompt=a pink square")
     assert unknown.returncode == 1 and "Traceback" not in unknown.stderr
     assert "'pink'" in unknown.stderr and "red" in unknown.stderr
     changed = run(
@@ -188,10 +188,10 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, config_file, env
         train.main([*arguments, "--config.train.steps=many"])
     with pytest.raises(config_lib.ConfigError, match=r"must divide by train\.accumulate = 2"):
         train.main([*arguments, "--config.train.batch_size=3", "--config.train.accumulate=2"])
-    with pytest.raises(FileNotFoundError, match="--workdir=nowhere"):
-        sample.main(["--workdir=nowhere", "--prompt=x", "--device=cpu"])
+    with pytest.raises(FileNotFoundError, match="'nowhere' is no directory"):
+        sample.main(["--model=nowhere", "--prompt=x", "--device=cpu"])
     with pytest.raises(FileNotFoundError, match="nobody.txt"):
-        sample.main([f"--workdir={workdir}", "--prompts_file=nobody.txt"])
+        sample.main([f"--model={workdir}", "--prompts_file=nobody.txt"])
 
 
 def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(capsys):
@@ -265,12 +265,52 @@ def test_xla_is_told_only_flags_that_it_knows(monkeypatch, version, given, told)
     assert {flag.split("=")[0] for flag in added} == {f"--{name}" for name in told}
 
 
-@pytest.mark.parametrize("module", [train, sample, describe, evaluate, compile_])
-def test_help(module, capsys):
+@pytest.mark.parametrize(
+    "name", [*cli.COMMANDS, "data prepare", "data embed"], ids=lambda name: name.replace(" ", "_")
+)
+def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        module.main(["--help"])
+        cli.main([*name.split(), "--help"])
     assert stop.value.code == 0
-    assert f"python -m {module.__name__} --" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: vdm {name} ") and "launch" not in told
+    assert len(told.splitlines()) > 5
+
+
+def test_the_command_lists_its_subcommands_without_jax():
+    program = "import sys; from vdm_jax import cli\ntry: cli.main(['--help'])\nfinally: " + (
+        "print(sorted({'jax', 'numpy', 'ml_collections'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *lines, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    for name, text in cli.COMMANDS.items():
+        assert any(line.split() == [name, *text.split()] for line in lines)
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(capsys):
+    for arguments, nearest in ((["sampel"], "sample"), (["data", "prepar"], "prepare")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+        assert f"the nearest is {nearest}" in capsys.readouterr().err
+
+
+def test_launch_train_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.train", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("usage: vdm train ")
+
+
+def test_describe_lists_configurations_and_models(capsys):
+    assert describe.main([]) == 0
+    told = capsys.readouterr().out.split()
+    assert {"vdm/moving_shapes", "moving_shapes", "lumiere_tiny"} <= set(told)
+    with pytest.raises(SystemExit):
+        describe.main(["--config=lumiere/tiny/cascade"])
+    assert "base_32f_16, ssr_32" in capsys.readouterr().err
 
 
 def test_describe_counts_what_the_stage_initialises(config_file, trained, capsys):
@@ -324,12 +364,14 @@ class FakeModel:
     stage = types.SimpleNamespace(takes_guidance=False)
 
     def sampler(self, **changes):
-        return FakeSampler(steps=changes["steps"])
+        assert set(changes.values()) == {None}
+        return FakeSampler()
 
 
 @dataclasses.dataclass
 class FakeSampler:
-    steps: int
+    steps: int = 64
+    guidance: float = 2.0
     batch_size: int = 4
 
     def stream(self, params, key, prompts):

@@ -1,12 +1,12 @@
 """Embeds the captions of a data set by the frozen text encoder of a configuration.
 
-    python -m launch.embed_text --config=FILE [--config.F=V ...]
+    vdm data embed --config=CONFIG [--config.FIELD=VALUE ...]
 
-The embeddings of every distinct caption, of every split, are written to
-DATA_DIR/text_embeddings/ENCODER-IDENTITY/, in half precision; training reads them there and needs
-no encoder. What is there already is kept, so the command can be stopped at any time and run again:
-only what is missing is computed. It may be run by many processes at once, each of which embeds its
-share: --shard=0/8 to --shard=7/8, under Slurm --shard=$SLURM_PROCID/$SLURM_NTASKS.
+The embeddings of every distinct caption of every split are written to
+DATA_DIR/text_embeddings/ENCODER-IDENTITY/, in half precision. Training reads them there and needs
+no encoder. Embeddings that are there already are kept, so the command can be stopped at any time
+and run again. Many processes can run it at once, each for its share: --shard=0/8 to --shard=7/8,
+under Slurm --shard=$SLURM_PROCID/$SLURM_NTASKS.
 """
 
 import argparse
@@ -16,9 +16,12 @@ from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("python -m launch.embed_text", __doc__)
+    parser = common.parser("vdm data embed", __doc__)
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a configuration with a frozen text.encoder"
+        "--config",
+        required=True,
+        metavar="CONFIG",
+        help="with a frozen text.encoder: a name or a file",
     )
     parser.add_argument(
         "--shard",

@@ -165,7 +165,7 @@ def tiny_config(name: str) -> ConfigDict:
 
     All are trained on clips of 32 frames with two shapes, of which each makes its own: a
     combination of colour, shape and direction that only `held_out` shows is unseen by every stage.
-    Text is MiniLM's, computed beforehand: see `launch.embed_text`.
+    Text is MiniLM's, computed beforehand: see `vdm data embed`.
     """
     config = vdm.two_cores(stage_config("tiny", name)).unlock()
     upsamples = bool(config.stage.low_res)
@@ -214,7 +214,7 @@ def paper_config(name: str) -> ConfigDict:
 
     The paper gives resolutions, frame rates, parameters and steps; batch, learning rate and mesh
     are ours, as are channels and blocks. Clips are read from a folder of captioned videos, whose
-    captions T5-XXL has embedded beforehand (`launch.embed_text`).
+    captions T5-XXL has embedded beforehand (`vdm data embed`).
     """
     config = stage_config("paper", name)
     config.mesh.data = 1
