@@ -1,6 +1,6 @@
 """What each stage of a trained cascade is worth, alone and in its place.
 
-    python -m benchmarks.cascade --cascade=configs/imagen_video/tiny/cascade.py --workdir=DIR
+    python -m benchmarks.cascade --model=imagen_video_tiny
     python -m benchmarks.cascade --stage=DIR/ssr_64 --data_dir=DIR/shots/held_out --fvd
 
 Clips and captions of the data's split `held_out`, whose combinations no stage was trained on; with
@@ -18,7 +18,6 @@ Prints Markdown, and writes it and the figures to OUT/report.md and OUT/report.j
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -36,8 +35,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--cascade", metavar="FILE", help="of the cascade")
-    parser.add_argument("--workdir", metavar="DIR", help="with its stages")
+    parser.add_argument("--model", metavar="CASCADE", help="a shipped name, or a workdir")
     parser.add_argument(
         "--stage", action="append", default=[], metavar="SOURCE", help="a stage instead"
     )
@@ -49,16 +47,13 @@ def main() -> None:
     parser.add_argument("--fvd", action="store_true", help="also FVD (I3D, a second a clip)")
 
     sys.path.insert(0, str(ROOT))
-    from vdm_jax import config as config_lib
-
-    overrides, arguments = config_lib.split_overrides(sys.argv[1:])
-    options = parser.parse_args(arguments)
-    if bool(options.stage) == bool(options.cascade and options.workdir):
-        parser.error("give --cascade and --workdir, or --stage")
-    import launch
+    options = parser.parse_args()
+    if bool(options.stage) == bool(options.model):
+        parser.error("give --model or --stage")
+    from vdm_jax.cli import common
     from vdm_jax.pipelines import cascade as cascade_sampling
 
-    launch.setup("any")
+    common.setup("any")
     parts = options.parts.split(",")
     if options.stage:
         parts = ["alone"]
@@ -67,7 +62,7 @@ def main() -> None:
             for source in options.stage
         ]
     else:
-        steps = launch.cascade_steps(options.cascade, overrides, options.workdir)
+        steps = cascade_sampling.load(options.model).steps
     out, found = Path(options.out), {}
     if "alone" in parts:
         found["alone"] = alone(steps, options.clips, options.data_dir, options.fvd)
@@ -164,11 +159,14 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
 
 def chain(steps, captions: list[str], out: Path) -> list[dict]:
     """A row a stage: what the judge reads of its output, and its seconds a clip."""
+    import jax
+
     from vdm_jax.evaluation import judge
     from vdm_jax.pipelines import cascade as cascade_sampling
 
     rows = []
-    for output in cascade_sampling.sample(steps, 0, captions, out):
+    model = cascade_sampling.CascadeModel(steps=tuple(steps))
+    for output in model.stream(jax.random.key(0), captions, out):
         shares = judge.score(np.asarray(output.videos), captions)
         rows.append(
             {
@@ -184,18 +182,18 @@ def chain(steps, captions: list[str], out: Path) -> list[dict]:
 
 def noise(steps, captions, levels, out: Path, truth: np.ndarray, fvd: bool) -> list[dict]:
     """A row a level of noise on what every stage refines: the last output's judge and FVD."""
+    import jax
+
     from vdm_jax.evaluation import judge
     from vdm_jax.pipelines import cascade as cascade_sampling
 
     rows = []
+    model = cascade_sampling.CascadeModel(steps=tuple(steps))
     for level in levels:
-        changed = [
-            dataclasses.replace(step, changes={**step.changes, "augmentation": level})
-            for step in steps
-        ]
+        changed = {name: {"augmentation": level} for name in model.stages}
         started = time.monotonic()
-        outputs = list(cascade_sampling.sample(changed, 0, captions, out / f"noise_{level:g}"))
-        videos = np.asarray(outputs[-1].videos)
+        key, folder = jax.random.key(0), out / f"noise_{level:g}"
+        videos = model.sample(key, prompts=captions, changes=changed, out=folder)
         row = {"α²/σ²": level or "none", "all right": judge.score(videos, captions)["all"]}
         if fvd:
             row["fvd"] = frechet(videos, truth)

@@ -59,10 +59,17 @@ def measure(python: str | None, scratch: Path, quick: bool) -> dict[str, str]:
 
 
 def first_clip_of_shipped(device: str, scratch: Path) -> dict[str, str]:
-    """{what: seconds} from starting `launch.sample` to its end, with an empty compilation cache."""
+    """{what: seconds} from starting `vdm sample` to its end, with an empty compilation cache."""
     figures = {}
-    command = [sys.executable, "-m", "launch.sample", f"--prompt={PROMPT}", f"--device={device}"]
-    command.append(f"--out={scratch / 'samples'}")
+    command = [
+        sys.executable,
+        "-m",
+        "vdm_jax",
+        "sample",
+        f"--prompt={PROMPT}",
+        f"--device={device}",
+    ]
+    command += [f"--device={device}", f"--out={scratch / 'samples'}"]
     platforms = "cuda" if device == "gpu" else "cpu"
     with tempfile.TemporaryDirectory() as empty:
         for what in ("empty compilation cache", "again, from the cache"):

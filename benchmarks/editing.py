@@ -43,9 +43,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    import launch
+    from vdm_jax.cli import common
 
-    launch.setup("any")
+    common.setup("any")
 
     import numpy as np
 

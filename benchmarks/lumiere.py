@@ -2,7 +2,7 @@
 
     python -m benchmarks.lumiere --workdir=DIR
 
-DIR holds what launch.train_cascade made of cascade.py and keyframes_cascade.py of
+DIR holds the stages that vdm train made of cascade.py and keyframes_cascade.py of
 configs/lumiere/tiny/.
 
   motion  clips of 32 frames from captions that neither was trained on, in one pass, and by
@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("--frames", default="16,32,64", help="of memory (default 16,32,64)")
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
-    import launch
     from benchmarks.cascade import table
+    from vdm_jax.cli import common
 
-    launch.setup("any")
+    common.setup("any")
     out, found = Path(options.out), {}
     for part in options.parts.split(","):
         found[part] = {"motion": motion, "seams": seams, "memory": memory}[part](options)
@@ -60,8 +60,9 @@ def motion(options) -> list[dict]:
     """A row a pipeline."""
     import jax
 
-    import launch
+    from vdm_jax import config as config_lib
     from vdm_jax.evaluation import clips
+    from vdm_jax.pipelines import cascade as cascade_lib
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.training.state import count_parameters
 
@@ -71,7 +72,8 @@ def motion(options) -> list[dict]:
         ("one pass", "cascade", 1),
         ("keyframes and TSR", "keyframes_cascade", 2),
     ):
-        steps = launch.cascade_steps(str(CONFIGS / f"{file}.py"), {}, options.workdir)[:count]
+        config = config_lib.load_config(CONFIGS / f"{file}.py")
+        steps = cascade_lib.from_config(config, options.workdir).steps[:count]
         videos, parameters, started = None, 0, time.monotonic()
         for number, step in enumerate(steps):
             model = pretrained.load(step.source)
@@ -108,12 +110,14 @@ def seams(options) -> list[dict]:
     """A row a way to cut the clip into windows."""
     import jax
 
-    import launch
+    from vdm_jax import config as config_lib
     from vdm_jax.diffusion.windows import window_starts
     from vdm_jax.evaluation import clips, fidelity
+    from vdm_jax.pipelines import cascade as cascade_lib
     from vdm_jax.pipelines import model as pretrained
 
-    _, refining = launch.cascade_steps(str(CONFIGS / "cascade.py"), {}, options.workdir)
+    config = config_lib.load_config(CONFIGS / "cascade.py")
+    _, refining = cascade_lib.from_config(config, options.workdir).steps
     model = pretrained.load(refining.source)
     truth = clips.from_moving_shapes("32x32x32", "held_out", options.clips)
     coarse = model.stage.coarse(truth.videos)

@@ -189,9 +189,9 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     if options.cache:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = options.cache
-    import launch
+    from vdm_jax.cli import common
 
-    launch.setup(options.device, quiet=True)
+    common.setup(options.device, quiet=True)
     if options.what == "peak":
         result = measure_peak(tuple(options.sizes))
     else:

@@ -29,9 +29,9 @@ class Ours:
     def __init__(self, pair: Pair, *, batch: int, dtype: str, device: str, cache: str):
         import jax
 
-        import launch
+        from vdm_jax.cli import common
 
-        launch.setup(device, quiet=True)  # as every command of ours is run
+        common.setup(device, quiet=True)  # as every command of ours is run
         self._cache = Path(cache)
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -2,7 +2,7 @@
 
     bash launch/quickstart.sh [--minutes N] [--videos DIR] [--fresh] [--config.F=V ...]
 
-Trains configs/vdm/moving_shapes.py on the embedded data set, draws captions that were never
+Trains vdm/moving_shapes on the embedded data set, draws captions that were never
 trained on, and says where the videos are and what the judge reads in them. N minutes (default 15)
 are the wall time of everything after installing; training gets what the rest leaves. Run it again
 to go on: training that was interrupted resumes, training that is over is only sampled, and more
@@ -30,10 +30,11 @@ import sys
 import time
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = "configs/vdm/moving_shapes.py"
+PROGRAM = "vdm_jax"
+CONFIG = "vdm/moving_shapes"
 DEFAULT_MINUTES = 15.0
 # Wall time of all but training itself: the trainer's start and last save, sampling (compiled anew)
 # and judging. Measured on one core alone: 10 s, 50 s and 1 s.
@@ -61,7 +62,7 @@ class Stopped(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("bash launch/quickstart.sh", __doc__)
+    parser = common.parser("bash launch/quickstart.sh", __doc__)
     parser.add_argument(
         "--minutes",
         type=_minutes,
@@ -96,9 +97,9 @@ def main(arguments: list[str]) -> int:
         if options.videos is None:
             print("\ndata")
             _run(
-                "launch.prepare_data",
-                f"--data={config.data.name}",
-                f"--config={config.data.config}",
+                "data",
+                "prepare",
+                f"--data={config.data.name}/{config.data.config}",
                 f"--data_dir={config.data.data_dir}",
             )
         _train(workdir, options.minutes, started, [_steps(config, options.minutes), *overrides])
@@ -162,8 +163,8 @@ def _sample(workdir: Path, captions: list[str]) -> Path:
     each = max(SAMPLES_A_CAPTION, LEAST_SAMPLES // max(len(captions), 1))
     print("\nsamples")
     _run(
-        "launch.sample",
-        f"--workdir={_shown(workdir)}",
+        "sample",
+        f"--model={_shown(workdir)}",
         f"--prompts_file={_shown(prompts)}",
         f"--num_samples={each}",
         f"--steps={STEPS}",
@@ -188,7 +189,7 @@ def _train(workdir: Path, minutes: float, started: float, overrides: list[str]) 
     begun = time.monotonic()
     try:
         _run(
-            "launch.train",
+            "train",
             f"--config={CONFIG}",
             f"--workdir={_shown(workdir)}",
             f"--config.train.minutes={seconds / 60:.3f}",
@@ -226,14 +227,13 @@ def _report(out: Path, judged: bool) -> None:
     )
 
 
-def _run(module: str, *arguments: str) -> None:
-    """Runs `python -m module arguments` in the repository and shows it.
+def _run(*arguments: str) -> None:
+    """Runs `vdm ARGUMENTS` in the repository and shows it.
 
     Raises Stopped when it was interrupted; ends this process when it failed, having said why.
     """
-    command = ["-m", module, *arguments]
-    print(f"$ python {shlex.join(command)}", flush=True)
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+    print(f"$ vdm {shlex.join(arguments)}", flush=True)
+    process = subprocess.Popen([sys.executable, "-m", PROGRAM, *arguments], cwd=ROOT)
     stopped = False
 
     def stop(number: int, _) -> None:
@@ -277,4 +277,4 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    common.run(main, sys.argv[1:])

@@ -1,6 +1,5 @@
-"""Imports go one way: launch → pipelines → systems → {training, data, evaluation} → stage →
-{models, weights, parallel} → diffusion. Nothing imports upwards, so that a part can be used, and
-understood, on its own."""
+"""Imports go one way: cli → pipelines → systems → {training, data, evaluation} → stage → {models,
+weights, parallel} → diffusion. No module imports upwards, so that each part can be used alone."""
 
 import ast
 from pathlib import Path
@@ -21,7 +20,9 @@ HEIGHT = {
     "vdm_jax.systems": 6,
     "vdm_jax.pipelines": 7,
     "vdm_jax": 8,
-    "launch": 9,
+    "vdm_jax.cli": 9,
+    "vdm_jax.__main__": 9,
+    "launch": 10,
     "benchmarks": 9,
 }
 

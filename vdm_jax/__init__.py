@@ -1,6 +1,6 @@
 """Video diffusion models in JAX: text in, video out.
 
-As a library (command lines are in `launch/`):
+As a library (the command is `vdm`):
 
     import jax, vdm_jax
 
@@ -14,13 +14,14 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load", "save_model"]
 
 if TYPE_CHECKING:
-    from vdm_jax.pipelines.model import load, save_model
+    from vdm_jax.pipelines import load
+    from vdm_jax.pipelines.model import save_model
 
 
 def __getattr__(name: str):
     # On first use: data workers import this package and must not pay for networks and Orbax.
     if name in ("load", "save_model"):
-        from vdm_jax.pipelines import model as pretrained
+        from vdm_jax import pipelines
 
-        return getattr(pretrained, name)
+        return pipelines.load if name == "load" else pipelines.model.save_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,18 +1,26 @@
-"""Configurations: load a file, override fields from the command line, validate, save as JSON.
+"""Configurations: find a file by name, override fields, validate, save as JSON.
 
-A configuration is an `ml_collections.ConfigDict` returned by `get_config()` of a Python file
-under `configs/`. Every mistake that can be seen in it (a field that does not exist, a value of
-the wrong type, a choice that is not offered, a number out of range, sizes that do not divide) is
-a `ConfigError` raised before anything is compiled, naming the field, the value and what is
-allowed.
+A configuration is an `ml_collections.ConfigDict`, returned by `get_config()` of a Python file under
+`configs/`. Each mistake that is visible in it (an unknown field, a value of the wrong type, a
+choice that is not offered, a number out of range, sizes that do not divide) is a `ConfigError`. It
+is raised before anything is compiled, and names the field, the value and what is allowed.
+
+Files and flags (`--config=FILE[:ARGUMENT] --config.FIELD=VALUE`) are those of
+`ml_collections.config_flags`, which reads them too (tests/test_config.py). Its parser is not used
+here: it needs absl's global flags, stops at the first error without the nearest field's name, reads
+no tuple of plain texts (--config.train.sample_prompts="a red circle,a blue square"), and accepts a
+tuple of numbers of another type.
 """
 
 import ast
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import math
+import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,66 +54,117 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the field and what is allowed."""
 
 
-def load_config(path: str | Path, overrides: Mapping[str, str] | None = None):
-    """Runs `get_config()` of the file at `path`, applies `overrides`, validates and locks.
+def config_folder() -> Path:
+    """The directory of the configurations: the installed package's, or `configs/` of a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
-    `path` may end in `:argument`, which is passed to `get_config(argument)`. `overrides` maps
-    dotted fields to text as typed on a command line. Raises ConfigError.
+
+def config_names() -> list[str]:
+    """The names of the configurations, such as vdm/moving_shapes."""
+    found = config_folder().rglob("*.py")
+    return sorted(path.relative_to(config_folder()).with_suffix("").as_posix() for path in found)
+
+
+def find_config(config: str | Path) -> tuple[Path, str | None]:
+    """The file of a configuration and the argument of its `get_config`.
+
+    config: NAME or FILE, or either with `:ARGUMENT` behind it. A NAME is one of `config_names()`.
+    Raises ConfigError with the nearest name.
     """
-    path, argument = str(path), None
-    if not Path(path).exists() and ":" in path:
-        path, argument = path.rsplit(":", 1)
-    if not Path(path).is_file():
-        raise ConfigError(f"--config={path}: there is no such file{_files_near(path)}")
-    spec = importlib.util.spec_from_file_location(f"vdm_jax_config_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config={path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={path}: the file defines no get_config()")
-    config = module.get_config() if argument is None else module.get_config(argument)
+    text, argument = str(config), None
+    if not Path(text).exists() and ":" in text:
+        text, argument = text.rsplit(":", 1)
+    if Path(text).is_file():
+        return Path(text), argument
+    named = config_folder() / f"{text}.py"
+    if text in config_names():
+        return named, argument
+    known = text.removeprefix("configs/").removesuffix(".py")
+    near = difflib.get_close_matches(known, config_names(), n=1, cutoff=0.0)
+    nearest = f"; the nearest name is {near[0]}" if near else ""
+    raise ConfigError(f"--config={text}: there is no such file or configuration{nearest}")
+
+
+def load_config(config: str | Path, overrides: Mapping[str, str] | None = None):
+    """Runs `get_config()` of a configuration, applies `overrides`, validates and locks.
+
+    Args:
+      config: as in `find_config`.
+      overrides: dotted fields to text, as typed on a command line.
+
+    Raises ConfigError.
+    """
+    path, argument = find_config(config)
+    loaded = _run_file(path, argument, str(config))
     for field, text in (overrides or {}).items():
-        override(config, field, text)
-    validate(config)
-    return config.lock()
+        override(loaded, field, text)
+    validate(loaded)
+    return loaded.lock()
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _run_file(path: Path, argument: str | None, name: str):
+    spec = importlib.util.spec_from_file_location(f"vdm_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={name}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"--config={name}: the file defines no get_config()")
+        parameters = inspect.signature(module.get_config).parameters.values()
+        needed = [one.name for one in parameters if one.default is one.empty]
+        if needed and argument is None:
+            raise ConfigError(f"--config={name}: needs an argument: {name}:{needed[0].upper()}")
+        return module.get_config() if argument is None else module.get_config(argument)
+    except (AttributeError, KeyError, TypeError) as error:
+        if mistake := _mistake_in_file(path, error):
+            raise ConfigError(mistake) from error
+        raise
+
+
+def split_overrides(
+    arguments: Sequence[str], flag: str = "config"
+) -> tuple[dict[str, str], list[str]]:
     """Takes `--config.field=value` and `--config.field value` out of a command line.
 
-    Returns the overrides by dotted field, and the arguments that are left, in order.
+    flag: the name in the place of `config`. Returns the overrides by dotted field, and the
+    arguments that are left, in order.
     """
     overrides, rest = {}, []
     queue = list(arguments)
     while queue:
         argument = queue.pop(0)
-        if not argument.startswith("--config."):
+        if not argument.startswith(f"--{flag}."):
             rest.append(argument)
             continue
-        field, equals, value = argument.removeprefix("--config.").partition("=")
+        field, equals, value = argument.removeprefix(f"--{flag}.").partition("=")
         if not equals:
             if not queue or queue[0].startswith("--"):
-                raise ConfigError(f"--config.{field}: no value given; write --config.{field}=VALUE")
+                raise ConfigError(f"--{flag}.{field}: no value given; write --{flag}.{field}=VALUE")
             value = queue.pop(0)
         overrides[field] = value
     return overrides, rest
 
 
-def override(config, field: str, text: str) -> None:
-    """Sets the dotted `field` of `config` to `text`, read as the type of its present value."""
+def override(config, field: str, text: str, flag: str = "config") -> None:
+    """Sets the dotted `field` of `config` to `text`, read as the type of its present value.
+
+    flag: what a command line calls the configuration. Raises ConfigError.
+    """
     section = config
     names = field.split(".")
     for depth, name in enumerate(names):
         is_last = depth == len(names) - 1
         known = isinstance(section, ml_collections.ConfigDict) and name in section
         if not known or (is_last and isinstance(section[name], ml_collections.ConfigDict)):
-            raise ConfigError(_unknown_field(config, field))
+            raise ConfigError(_unknown_field(config, field, flag))
         if not is_last:
             section = section[name]
     expected = section.get_type(names[-1])
     with section.unlocked():
-        section[names[-1]] = _read(field, text, section[names[-1]], expected)
+        section[names[-1]] = _read(f"--{flag}.{field}", text, section[names[-1]], expected)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -287,9 +346,9 @@ def validate(config) -> None:
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _read(field: str, text: str, present: Any, expected: type) -> Any:
+def _read(flag: str, text: str, present: Any, expected: type) -> Any:
     def refuse(wanted: str) -> ConfigError:
-        return ConfigError(f"--config.{field}={text}: {text!r} is not {wanted}")
+        return ConfigError(f"{flag}={text}: {text!r} is not {wanted}")
 
     if expected is bool:
         if text.lower() not in _BOOLEANS:
@@ -309,7 +368,7 @@ def _read(field: str, text: str, present: Any, expected: type) -> Any:
         return text
     if expected in (tuple, list):
         return _read_sequence(text, present, refuse)
-    # The default is None, which says nothing of the type: read a literal, or else plain text.
+    # The default is None, which has no type: read a literal, or else plain text.
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -340,22 +399,35 @@ def _read_sequence(text: str, present: Sequence[Any], refuse) -> tuple[Any, ...]
 # --- messages -----------------------------------------------------------------------------------
 
 
-def _unknown_field(config, field: str) -> str:
+def _unknown_field(config, field: str, flag: str) -> str:
     fields = [name for name, _ in flatten(config)]
     inside = [name for name in fields if name.startswith(field + ".")]
     if inside:
-        return f"--config.{field} is a section; its fields are {', '.join(inside)}"
+        return f"--{flag}.{field} is a section; its fields are {', '.join(inside)}"
     # The same last name in another section is likelier meant than a similar whole path.
     last = field.rsplit(".", 1)[-1]
     same_name = [name for name in fields if name.rsplit(".", 1)[-1] == last]
     near = same_name or difflib.get_close_matches(field, fields, n=1, cutoff=0.0)
-    return f"--config.{field}: unknown field; the nearest is --config.{near[0]}"
+    return f"--{flag}.{field}: unknown field; the nearest is --{flag}.{near[0]}"
 
 
-def _files_near(path: str) -> str:
-    candidates = [str(found) for found in Path("configs").glob("*/*.py")]
-    near = difflib.get_close_matches(path, candidates, n=1, cutoff=0.0)
-    return f"; the nearest is {near[0]}" if near else ""
+def _mistake_in_file(path: Path, error: Exception) -> str:
+    """What a configuration file does wrong, with the line; "" where `error` is another one's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    if not lines or "ml_collections" not in frames[-1].filename:
+        return ""
+    # ml_collections quotes its own messages, some of them twice.
+    text = str(error).replace("\\n", "\n").replace("\\", "")
+    unknown = re.search(r"^['\"]*(?:Key \")?(\w+)['\"]", text)
+    meant = re.search(r'Did you mean "(\w+)"', text)
+    problem = text
+    if not isinstance(error, TypeError) and unknown:
+        fields = re.findall(r"['\"](\w+)['\"]: ", text)
+        near = difflib.get_close_matches(unknown[1], fields, n=1, cutoff=0.0)
+        nearest = meant[1] if meant else next(iter(near), "")
+        problem = f"unknown field {unknown[1]}" + (f"; the nearest is {nearest}" if nearest else "")
+    return f"{path}, line {lines[-1].lineno}: {lines[-1].line}: {problem}"
 
 
 def _may_change(field: str) -> bool:

@@ -1,7 +1,6 @@
 """VDM on Kinetics-600, 16 frames of 64 x 64 (Ho et al. 2022, table 3 and appendix A).
 
-Command: python -m launch.train --config=configs/vdm/kinetics600.py \
-    --workdir=DIR --config.data.data_dir=FOLDER_OF_VIDEOS
+Command: vdm train --config=vdm/kinetics600 --workdir=DIR --config.data.data_dir=FOLDER_OF_VIDEOS
 Hardware: the paper's is 256 TPU v4 chips; its time is not given.
 Published after 220k steps: FVD 18.6 with the ancestral sampler, when 11 frames are predicted from
 5 by reconstruction guidance.

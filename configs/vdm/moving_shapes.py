@@ -1,7 +1,6 @@
 """VDM on moving shapes, text to video, 8 frames of 16 x 16: the embedded default.
 
-Command: python -m launch.prepare_data --data=moving_shapes --config=16x16x8 --data_dir=data
-         python -m launch.train --config=configs/vdm/moving_shapes.py --workdir=DIR
+Command: vdm train --config=vdm/moving_shapes --workdir=DIR
 Hardware: 2 CPU cores are enough.
 
 What makes it learn within minutes: patches of 4 x 4 pixels, so that a step is cheap; each frame's

@@ -1,10 +1,9 @@
 """Distillation of the moving-shapes model: 64 steps with guidance to 1 without.
 
-Command: python -m launch.prepare_data --data=moving_shapes --config=16x16x8 --data_dir=data
-         python -m launch.distill --config=configs/vdm/moving_shapes_distill.py --workdir=DIR
+Command: vdm distill --config=vdm/moving_shapes_distill --workdir=DIR
 Hardware: 2 CPU cores are enough.
 
-The teacher is the shipped model unless --teacher names another. The student of 8 steps of this
+The teacher is the shipped model unless --model names another. The student of 8 steps of this
 ladder ships as moving_shapes_8step.
 """
 

@@ -1,6 +1,6 @@
 """VDM text-to-video at twice the width of the paper's large model: 5.2 billion parameters.
 
-Command: python -m launch.train --config=configs/vdm/t2v_5b.py \
+Command: vdm train --config=vdm/t2v_5b \
     --workdir=DIR --config.data.data_dir=FOLDER_OF_CAPTIONED_VIDEOS
 Hardware: a pod slice of 64 chips or more; docs/pods.md says of which kind. Not trained by anybody
 yet: it shows how the library scales.

@@ -1,6 +1,6 @@
 """VDM text-to-video, the large model: 16 frames of 64 x 64 (Ho et al. 2022, section 4.3).
 
-Command: python -m launch.train --config=configs/vdm/t2v_large.py \
+Command: vdm train --config=vdm/t2v_large \
     --workdir=DIR --config.data.data_dir=FOLDER_OF_CAPTIONED_VIDEOS
 Hardware: the paper's is 128 TPU v4 chips; its time is not given.
 

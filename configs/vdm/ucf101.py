@@ -1,6 +1,6 @@
 """VDM on UCF101, unconditional, 16 frames of 64 x 64 (Ho et al. 2022, table 1 and appendix A).
 
-Command: python -m launch.train --config=configs/vdm/ucf101.py --workdir=DIR
+Command: vdm train --config=vdm/ucf101 --workdir=DIR
 Hardware: the paper's is 128 TPU v4 chips; its time is not given.
 Published after 60k steps: FID 295, IS 57.
 """

@@ -84,7 +84,7 @@ def test_only_what_is_missing_is_computed(written):
     removed = sorted(folder.glob("*.safetensors"))[2]
     content = removed.read_bytes()
     removed.unlink()
-    with pytest.raises(DataError, match=r"lacks [45] captions, such as .*launch\.embed_text"):
+    with pytest.raises(DataError, match=r"lacks [45] captions, such as .*vdm data embed"):
         open_(data_dir)
     encoder = Encoder()
     write(folder, encoder, text_embeddings.missing(folder, captions))
@@ -124,10 +124,10 @@ def test_processes_share_the_captions(tmp_path):
 
 def test_what_is_not_there_is_named(written):
     data_dir, folder, captions = written
-    with pytest.raises(DataError, match=r"lacks the caption 'unheard of'.*launch\.embed_text"):
+    with pytest.raises(DataError, match=r"lacks the caption 'unheard of'.*vdm data embed"):
         open_(data_dir).encode(["unheard of"])
     for identity, max_length, message in (
-        ("", 7, "no embeddings .* with text.max_length = 7. Compute them: python -m launch.embed"),
+        ("", 7, "no embeddings .* with text.max_length = 7. Compute them: vdm data embed"),
         ("ffff", 6, "text.identity = 'ffff'; there are 0123456789abcdef"),
     ):
         with pytest.raises(DataError, match=message):

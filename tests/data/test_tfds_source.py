@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from launch import prepare_data
+from vdm_jax.cli import prepare_data
 from vdm_jax.data import moving_shapes, pipeline, shapes, tfds_source
 from vdm_jax.data.source import DataError
 from vdm_jax.data.tfds_source import DATASETS, TFDSSource, make_builder
@@ -178,7 +178,7 @@ def test_moving_shapes_from_disk_to_batch(shapes_dir):
 
 
 def test_the_command_prepares_once(shapes_dir, capsys):
-    arguments = ["--data=moving_shapes", "--config=16x16x8", f"--data_dir={shapes_dir}/new"]
+    arguments = ["--data=moving_shapes/16x16x8", f"--data_dir={shapes_dir}/new"]
     for done in ("took", "was there"):
         assert prepare_data.main(arguments) == 0
         out, err = capsys.readouterr()
@@ -199,7 +199,7 @@ def test_mistakes_say_what_to_do(shapes_dir, tmp_path):
 
     empty = str(tmp_path / "empty")
     assert (
-        f"python -m launch.prepare_data --data=moving_shapes --config=16x16x8 --data_dir={empty}"
+        f"vdm data prepare --data=moving_shapes/16x16x8 --data_dir={empty}"
     ) in error(data_dir=empty)
     assert "data.num_frames = 16: moving_shapes/16x16x8 has 8" in error(num_frames=16)
     assert "data.image_size = 32" in error(image_size=32)

@@ -2,13 +2,13 @@
 because the number of devices, and of processes, is fixed when JAX starts."""
 
 import dataclasses
+import sys
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import launch
-from launch import evaluate
+from vdm_jax.cli import common, evaluate
 from vdm_jax.evaluation import i3d, i3d_weights
 
 
@@ -43,4 +43,4 @@ def replace(set_attribute=setattr):
 
 if __name__ == "__main__":
     replace()
-    launch.run(evaluate.main)
+    common.run(evaluate.main, sys.argv[1:])

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import evaluate
+from tests.cli.test_many_processes import free_port
 from tests.evaluation import measuring
-from tests.launch.test_many_processes import free_port
+from vdm_jax.cli import evaluate
 from vdm_jax.evaluation import clips, i3d, kinetics, suite
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_processes_devices_and_batches(archives, tmp_path, monkeypatch, capsys):
     together = start(flags(archives, tmp_path / "together.json"), 2, 4)
     try:
         measuring.replace(monkeypatch.setattr)
-        monkeypatch.setattr(evaluate.launch, "setup", lambda *_, **__: None)
+        monkeypatch.setattr(evaluate.common, "setup", lambda *_, **__: None)
         assert evaluate.main(flags(archives, tmp_path / "alone.json")) == 0
         outputs = [process.communicate(timeout=120) for process in together]
     finally:

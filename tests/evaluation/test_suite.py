@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from launch import evaluate
+from vdm_jax.cli import evaluate
 from vdm_jax.data import video_io
 from vdm_jax.data.source import DataError
 from vdm_jax.evaluation import clips, i3d, i3d_weights, kinetics, protocol, suite
@@ -187,7 +187,7 @@ def test_clips_of_files_and_archives(folders, shapes):
 def test_evaluate_measures_folders_and_compares(folders, monkeypatch, capsys):
     monkeypatch.setattr(i3d_weights, "load_weights", lambda source=None: {})
     monkeypatch.setattr(i3d, "I3DFeatures", lambda params, filter: Projection())
-    monkeypatch.setattr(evaluate.launch, "setup", lambda *_, **__: None)
+    monkeypatch.setattr(evaluate.common, "setup", lambda *_, **__: None)
 
     def run(samples, out, *more):
         flags = [f"--samples={folders / samples}", f"--out={folders / out}", "--replicates=20"]

@@ -130,8 +130,8 @@ def test_the_report_judges_the_very_samples_that_were_written(tmp_path, capsys):
 
 def test_a_failing_command_ends_the_quickstart_with_its_status(monkeypatch):
     with pytest.raises(SystemExit) as stopped:
-        quickstart._run("launch.no_such_command")
-    assert stopped.value.code == 1
+        quickstart._run("no_such_command")
+    assert stopped.value.code == 2
 
 
 def test_a_termination_reaches_the_command_and_is_told(tmp_path, monkeypatch):
@@ -142,6 +142,7 @@ def test_a_termination_reaches_the_command_and_is_told(tmp_path, monkeypatch):
         "time.sleep(60)\n"
     )
     monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    monkeypatch.setattr(quickstart, "PROGRAM", "waits")
 
     def terminate():
         while not (tmp_path / "ready").exists():
@@ -150,7 +151,7 @@ def test_a_termination_reaches_the_command_and_is_told(tmp_path, monkeypatch):
 
     threading.Thread(target=terminate, daemon=True).start()
     with pytest.raises(quickstart.Stopped):
-        quickstart._run("waits")
+        quickstart._run()
 
 
 def test_help_needs_nothing_but_python():

@@ -446,19 +446,18 @@ def stages(tmp_path_factory):
         stage = systems.build(this)
         params = drawn(stage, 0.1)
         pretrained.save_model(folder / f"{name}.safetensors", params, this.lock())
-    return [
-        cascade_sampling.CascadeStep(
-            name=name, source=str(folder / f"{name}.safetensors"), changes={"batch_size": 2}
-        )
-        for name in ("base_8", "ssr_16")
-    ]
+    config_ = cascade_sampling.cascade_config(["base_8", "ssr_16"])
+    config_.sample.base_8.batch_size = config_.sample.ssr_16.batch_size = 2
+    cascade_sampling.save(folder, config_)
+    return cascade_sampling.load(folder)
 
 
 PROMPTS = ["red", "blue", "red blue"]
 
 
 def test_a_cascade_broken_off_goes_on_and_ends_the_same(stages, tmp_path):
-    whole = list(cascade_sampling.sample(stages, 7, PROMPTS, tmp_path / "whole"))
+    assert [step.changes for step in stages.steps] == [{"batch_size": 2}] * 2
+    whole = list(stages.stream(jax.random.key(7), PROMPTS, tmp_path / "whole"))
     assert [output.videos.shape for output in whole] == [(3, 8, 8, 8, 3), (3, 8, 16, 16, 3)]
 
     class Crash(Exception):
@@ -470,23 +469,19 @@ def test_a_cascade_broken_off_goes_on_and_ends_the_same(stages, tmp_path):
 
     broken = tmp_path / "broken"
     with pytest.raises(Crash):
-        list(
-            cascade_sampling.sample(stages, 7, PROMPTS, broken, progress=crash_in_the_second_stage)
-        )
+        list(stages.stream(jax.random.key(7), PROMPTS, broken, crash_in_the_second_stage))
     assert json.loads((broken / "stages/01_ssr_16.json").read_text())["done"] == 2
     seen = []
     resumed = list(
-        cascade_sampling.sample(
-            stages, 7, PROMPTS, broken, progress=lambda *done: seen.append(done)
-        )
+        stages.stream(jax.random.key(7), PROMPTS, broken, lambda *done: seen.append(done))
     )
     assert seen == [("ssr_16", 3, 3)]  # nothing else was computed again
     for one, other in zip(whole, resumed, strict=True):
         np.testing.assert_allclose(one.videos.astype(int), other.videos.astype(int), atol=1)
-    again = list(cascade_sampling.sample(stages, 8, PROMPTS, broken))
+    again = list(stages.stream(jax.random.key(8), PROMPTS, broken))
     assert (again[1].videos != whole[1].videos).any()  # another seed: nothing old is kept
 
 
 def test_stages_in_the_wrong_order_are_refused(stages, tmp_path):
     with pytest.raises(ValueError, match="ssr_16 refines"):
-        list(cascade_sampling.sample(stages[::-1], 0, PROMPTS, tmp_path))
+        dataclasses.replace(stages, steps=stages.steps[::-1]).sample(jax.random.key(0), "red")

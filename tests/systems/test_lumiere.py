@@ -15,6 +15,7 @@ from vdm_jax.diffusion.measurements import Mask
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.conditions.video import MaskedVideo
 from vdm_jax.systems import lumiere
 from vdm_jax.training import optimizer, state, step
 
@@ -62,7 +63,7 @@ def clip_stage(image, tmp_path_factory):
     config = short("base_32f_16", **{"train.accumulate": "2"})
     stage = systems.build(config)
     plan = sharding.make_plan(stage, config.mesh)
-    return stage, config, plan, pretrained.initial_params(path, stage, plan, new=stage.train_only)
+    return stage, config, plan, pretrained.initial_params(path, stage, plan)
 
 
 def batch(stage):
@@ -109,11 +110,15 @@ def test_a_model_that_lacks_image_layers_is_refused(image, clip_stage, tmp_path)
     kept = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(fewer.init, KEY))
     path = pretrained.save_model(tmp_path / "other.safetensors", kept, other)
     with pytest.raises(ValueError, match="lacks down_0_attention_0_"):
-        pretrained.initial_params(path, stage, plan, new=stage.train_only)
+        pretrained.initial_params(path, stage, plan)
 
 
 def test_a_stage_is_shown_clips_of_which_a_part_is_known(clip_stage):
-    stage = dataclasses.replace(clip_stage[0], masks=("first_frame",))
+    conditions = [
+        dataclasses.replace(c, kinds=("first_frame",)) if isinstance(c, MaskedVideo) else c
+        for c in clip_stage[0].conditions
+    ]
+    stage = dataclasses.replace(clip_stage[0], conditions=tuple(conditions))
     x, cond, _ = stage.example(batch(stage), KEY)
     assert cond["mask"].shape == (2, 4, 16, 16, 1)
     chex.assert_trees_all_equal(cond["masked_video"][:, 0], x[:, 0])

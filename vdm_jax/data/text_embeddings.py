@@ -118,7 +118,7 @@ def find(data_dir: str | Path, name: str, max_length: int, identity: str = "") -
     )
 
 
-_COMMAND = "Compute them: python -m launch.embed_text --config=FILE (the same configuration)"
+_COMMAND = "Compute them: vdm data embed --config=... (the same configuration)"
 
 
 class StoredText:
@@ -231,7 +231,7 @@ def _read(path: Path, name: str) -> np.ndarray:
             return file.get_tensor(name)
     except (safetensors.SafetensorError, OSError) as error:
         raise DataError(
-            f"{path}: damaged ({error}). Delete it; python -m launch.embed_text makes it anew"
+            f"{path}: damaged ({error}). Delete it; vdm data embed makes it anew"
         ) from error
 
 

@@ -152,7 +152,7 @@ class TFDSSource(ClipSource):
         self.video_shape = (num_frames, image_size, image_width or image_size, 3)
         self._check_shape(_feature(builder.info.features, self._dataset.video).shape)
         self._check_prepared(
-            builder, data_dir, f"--data={name}" + (f" --config={config}" if config else "")
+            builder, data_dir, f"--data={name}" + (f"/{config}" if config else "")
         )
         self._num_objects = getattr(builder.builder_config, "num_objects", 1)
         self._label_names = []
@@ -172,7 +172,7 @@ class TFDSSource(ClipSource):
         if not builder.info.splits:
             raise DataError(
                 f"{self.name} is not prepared in {data_dir}; prepare it with:\n"
-                f"  python -m launch.prepare_data {flags} --data_dir={data_dir}"
+                f"  vdm data prepare {flags} --data_dir={data_dir}"
             )
 
     def _check_shape(self, stored: tuple[int | None, ...]) -> None:

@@ -76,7 +76,7 @@ def from_path(
     """Clips of anyone's videos: a directory of video files, or an archive of arrays.
 
     path: a directory below which video files are, or .npz or .npy with `video`, uint8 n f h w c,
-    as launch.sample writes it; in a directory samples.npz goes before the files, which lose in
+    as vdm sample writes it; in a directory samples.npz goes before the files, which lose in
     compression. num_frames, stride: of a clip; a file gives as many as fit into it. size: pixels,
     of the centre square. Raises DataError.
     """

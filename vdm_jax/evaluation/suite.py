@@ -1,4 +1,4 @@
-"""From two sets of clips to figures, each with its protocol: what `launch.evaluate` computes."""
+"""From two sets of clips to figures, each with its protocol: what `vdm evaluate` computes."""
 
 import dataclasses
 import functools

@@ -10,7 +10,7 @@ def keep_freed() -> None:
 
     On the CPU every compiled call allocates its temporaries anew, as one buffer. Mapping, zeroing
     and unmapping it is a fifth of a training step. It is kept only in the heap of the main thread,
-    which has to be the one that allocates it: see `launch.setup`.
+    which has to be the one that allocates it: see `cli.common.setup`.
     """
     if mallopt := _glibc("mallopt"):
         trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h

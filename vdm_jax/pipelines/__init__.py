@@ -1,1 +1,25 @@
 """What users call: models and cascades that sample, edit, save and load."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vdm_jax.pipelines import cascade, model
+from vdm_jax.pipelines.cascade import CascadeModel
+from vdm_jax.pipelines.model import Model
+
+
+def load(
+    source: str | Path = model.DEFAULT, *, mesh: Mapping[str, int] | None = None
+) -> Model | CascadeModel:
+    """Loads a trained model or cascade.
+
+    Args:
+      source: a shipped name, a .safetensors file, or a working directory of training.
+      mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
+        process of the mesh calls this alike. None: the whole model on one device.
+
+    Raises FileNotFoundError, ValueError, CheckpointError, MeshError.
+    """
+    if model.find_cascade(source) is not None:
+        return cascade.load(source, mesh=mesh)
+    return model.load(source, mesh=mesh)

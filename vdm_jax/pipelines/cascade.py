@@ -1,13 +1,17 @@
-"""From prompts through the stages of a cascade to videos, each stage's output kept on disk.
+"""Cascades: several trained stages that sample together, one after the other.
 
-One stage at a time: its model is read, all samples are drawn, the model is let go. What a stage
-has made so far is in OUT/stages/NN_NAME.npy; after a crash, or when a later stage has been trained
-again, the same call goes on behind the last batch that is still right.
+A saved cascade is a directory with `cascade.json` (the order of the stages, and fields of their
+samplers) and the stages: STAGE.safetensors, or STAGE/ of training.
+
+While it is sampled, one stage at a time is in memory. Its videos so far are in
+OUT/stages/NN_STAGE.npy: the same call goes on after a crash, or after a later stage has been
+trained again, behind the last batch that is still right.
 """
 
 import dataclasses
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +21,14 @@ import jax
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import UInt8
+from jaxtyping import Array, Key, UInt8
 
 from vdm_jax import config as config_lib
 from vdm_jax.pipelines import model as pretrained
 
 # progress(stage's name, samples done, samples in all), called after each batch.
 Progress = Callable[[str, int, int], None]
+_FORMAT = "vdm_jax_cascade/1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class CascadeStep:
     Attributes:
       name: of the stage, and of its files.
       source: its model, see `pretrained.load`.
-      changes: fields of `sampling.Sampler` where they are to differ from its configuration.
+      changes: fields of `sampler.Sampler` that differ from the stage's own configuration.
     """
 
     name: str
@@ -43,8 +48,10 @@ class CascadeStep:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageOutput:
-    """What a stage has made: videos uint8 (n, f, h, w, c) in a file, and seconds it took, those of
-    compilation and of an earlier call included; fps of the videos."""
+    """The videos of a stage, uint8 (n, f, h, w, c) in the file `path`, and their frame rate.
+
+    seconds: the time that the stage took, with compilation and earlier calls.
+    """
 
     name: str
     path: Path
@@ -60,11 +67,14 @@ class StageOutput:
 def cascade_config(
     names: Sequence[str], init_from: Mapping[str, str] | None = None
 ) -> ml_collections.ConfigDict:
-    """The configuration of a cascade: the order of its stages, and fields of a stage's sampler that
-    are to differ from its own configuration, None = as it says.
+    """The configuration of a cascade.
 
-    init_from: of stages that start from another model's parameters, that model's name; it is
-    trained before.
+    Args:
+      names: the stages in order; each has a configuration file of this name beside the cascade's.
+      init_from: stage to the model whose parameters it starts from; that is trained before it.
+
+    Returns the fields `stages`, `init_from` and `sample`: {stage: {field of its sampler: value}},
+    None = as the stage's own configuration.
     """
     fields = ("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size")
     fields += ("tile", "tile_overlap", "window", "window_overlap")
@@ -74,45 +84,183 @@ def cascade_config(
             "init_from": dict(init_from or {}),
             "sample": {name: dict.fromkeys(fields) for name in names},
         }
-    )
+    ).lock()
 
 
-def sample(
-    steps: Sequence[CascadeStep],
-    seed: int,
-    prompts: Sequence[str],
-    out: str | Path,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CascadeModel:
+    """A trained cascade.
+
+    Attributes:
+      steps: the stages in order.
+      mesh: sizes of the mesh's axes for every stage, None = one device.
+    """
+
+    steps: tuple[CascadeStep, ...]
+    mesh: Mapping[str, int] | None = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages."""
+        return tuple(step.name for step in self.steps)
+
+    @property
+    def fps(self) -> float:
+        """The frame rate of the last stage's videos."""
+        return _frame_rate(pretrained.read_config(self.steps[-1].source))
+
+    def sample_config(self, stage: str) -> ml_collections.ConfigDict:
+        """The section `sample` of a stage's configuration, with the cascade's changes."""
+        step = self.steps[self._index(stage)]
+        section = pretrained.read_config(step.source).sample.copy_and_resolve_references()
+        with section.unlocked():
+            section.update(_plain(step.changes))
+        return section
+
+    def replace(self, changes: Mapping[str, Mapping[str, Any]]) -> "CascadeModel":
+        """The cascade with fields of its stages' samplers changed: {stage: {field: value}}."""
+        steps = list(self.steps)
+        for stage, fields in changes.items():
+            step = steps[self._index(stage)]
+            steps[self._index(stage)] = dataclasses.replace(
+                step, changes={**step.changes, **fields}
+            )
+        return dataclasses.replace(self, steps=tuple(steps))
+
+    def sample(
+        self,
+        key: Key[Array, ""],
+        prompt: str | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        num_samples: int = 1,
+        changes: Mapping[str, Mapping[str, Any]] | None = None,
+        out: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> UInt8[np.ndarray, "n f h w c"]:
+        """Draws videos: `num_samples` of each prompt, in the order of the prompts.
+
+        Args:
+          key: the same key and arguments give the same videos.
+          prompt, prompts: one text, or a list of texts; give one of both.
+          num_samples: of each prompt.
+          changes: as in `replace`.
+          out: where the videos of every stage are kept, see `stream`; None = nowhere.
+          progress: called after each batch.
+
+        Raises ValueError, and what `stream` raises.
+        """
+        texts = pretrained.as_prompts(prompt, prompts, num_samples)
+        model = self.replace(changes or {})
+        if out is not None:
+            return np.array(list(model.stream(key, texts, out, progress))[-1].videos)
+        if jax.process_count() > 1:
+            raise ValueError("out = None: several processes need a directory that all can see")
+        with tempfile.TemporaryDirectory(prefix="vdm_jax_cascade_") as scratch:
+            return np.array(list(model.stream(key, texts, scratch, progress))[-1].videos)
+
+    def stream(
+        self,
+        key: Key[Array, ""],
+        prompts: Sequence[str],
+        out: str | Path,
+        progress: Progress | None = None,
+    ) -> Iterator[StageOutput]:
+        """Draws one video a prompt through all stages; yields after each stage.
+
+        Sample i of stage k is drawn with a key of (key, k, i). Several processes all call this
+        alike, with an `out` that all can see; the first writes. Raises ValueError where a stage
+        cannot refine the videos of the one before, and what `pretrained.load` and `Sampler.stream`
+        raise.
+        """
+        folder = Path(out) / "stages"
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_chain(self.steps)
+        low_res, before = None, _digest([list(prompts), jax.random.key_data(key).tolist()])
+        for number, step in enumerate(self.steps):
+            # The videos of a stage depend on all stages before it.
+            before = _digest([before, step.name, _identity(step.source), _plain(step.changes)])
+            record = _Record(folder / f"{number:02d}_{step.name}", before)
+            if record.done < len(prompts):
+                of_stage = jax.random.fold_in(key, number)
+                _run(step, record, of_stage, prompts, low_res, self.mesh, progress)
+            output = StageOutput(
+                name=step.name,
+                path=record.path,
+                seconds=record.seconds,
+                fps=_frame_rate(pretrained.read_config(step.source)),
+            )
+            low_res = output.videos
+            yield output
+
+    def _index(self, stage: str) -> int:
+        if stage not in self.stages:
+            raise ValueError(f"{stage!r} is no stage of this cascade: {', '.join(self.stages)}")
+        return self.stages.index(stage)
+
+
+def load(source: str | Path, *, mesh: Mapping[str, int] | None = None) -> CascadeModel:
+    """Loads a cascade: a directory with `cascade.json`, or a shipped name.
+
+    mesh: as in `pretrained.load`. Raises FileNotFoundError and ValueError.
+    """
+    folder = pretrained.find_cascade(source)
+    if folder is None:
+        raise FileNotFoundError(
+            f"{str(source)!r} is no directory with {pretrained.CASCADE_FILE} and no cascade of the "
+            f"package, which has {', '.join(pretrained.shipped_cascades())}"
+        )
+    saved = json.loads((folder / pretrained.CASCADE_FILE).read_text(encoding="utf-8"))
+    if saved.get("format") != _FORMAT:
+        raise ValueError(
+            f"{folder / pretrained.CASCADE_FILE}: format = {saved.get('format')!r}: must be "
+            f"{_FORMAT!r}"
+        )
+    return _from_folder(folder, saved["stages"], saved["sample"], mesh)
+
+
+def from_config(
+    config: ml_collections.ConfigDict,
+    folder: str | Path,
     *,
     mesh: Mapping[str, int] | None = None,
-    progress: Progress | None = None,
-) -> Iterator[StageOutput]:
-    """Draws one video a prompt through all stages; yields after each stage.
+) -> CascadeModel:
+    """The cascade of a configuration (`cascade_config`) whose stages are in `folder`."""
+    return _from_folder(Path(folder), config.stages, config.sample.to_dict(), mesh)
 
-    Sample i of stage k is drawn with a key of (seed, k, i). Several processes all call this alike,
-    with an `out` that all can see; the first writes. Raises ValueError where a stage cannot refine
-    what the one before makes, where `out` holds samples of something else, and what
-    `pretrained.load` and `Sampler.stream` raise.
-    """
-    folder = Path(out) / "stages"
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_chain(steps)
-    low_res, before = None, _digest([list(prompts), seed])
-    for number, step in enumerate(steps):
-        # What a stage makes depends on all stages before it.
-        before = _digest([before, step.name, _identity(step.source), _plain(step.changes)])
-        record = _Record(folder / f"{number:02d}_{step.name}", before)
-        if record.done < len(prompts):
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            _run(step, record, key, prompts, low_res, mesh, progress)
-        stage = pretrained.read_config(step.source).stage
-        output = StageOutput(
-            name=step.name,
-            path=record.path,
-            seconds=record.seconds,
-            fps=_frame_rate(stage, pretrained.read_config(step.source).data),
-        )
-        low_res = output.videos
-        yield output
+
+def save(folder: str | Path, config: ml_collections.ConfigDict) -> Path:
+    """Writes `cascade.json` of a configuration (`cascade_config`) beside the stages."""
+    sample = {name: _plain(changes) for name, changes in config.sample.to_dict().items()}
+    saved = {
+        "format": _FORMAT,
+        "stages": list(config.stages),
+        "sample": {name: changes for name, changes in sample.items() if changes},
+    }
+    path = Path(folder) / pretrained.CASCADE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _from_folder(
+    folder: Path,
+    stages: Sequence[str],
+    sample: Mapping[str, Mapping[str, Any]],
+    mesh: Mapping[str, int] | None,
+) -> CascadeModel:
+    steps = []
+    for name in stages:
+        workdir, file = folder / name, folder / f"{name}.safetensors"
+        if not workdir.is_dir() and not file.is_file():
+            raise FileNotFoundError(
+                f"stage {name}: neither {workdir} nor {file} is there; train the cascade first: "
+                f"vdm train --config=... --workdir={folder}"
+            )
+        source = workdir if workdir.is_dir() else file
+        changes = _plain(sample.get(name, {}))
+        steps.append(CascadeStep(name=name, source=str(source), changes=changes))
+    return CascadeModel(steps=tuple(steps), mesh=mesh)
 
 
 def _run(step, record, key, prompts, low_res, mesh, progress) -> None:
@@ -177,26 +325,26 @@ class _Record:
 
 def _check_chain(steps: Sequence[CascadeStep]) -> None:
     """Raises ValueError unless each stage refines what the one before it makes."""
-    made: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
     for step in steps:
         config = pretrained.read_config(step.source)
         if "stage" not in config:
             raise ValueError(f"{step.name}: {step.source} is no stage of a cascade")
         wanted = tuple(config.stage.low_res)
-        if wanted != made:
+        if wanted != before:
             raise ValueError(
                 f"{step.name} refines {wanted or 'nothing'} (frames, height, width), but the stage "
-                f"before it makes {made or 'nothing'}"
+                f"before it makes {before or 'nothing'}"
             )
-        made = tuple(config.stage.shape)
+        before = tuple(config.stage.shape)
 
 
-def _frame_rate(stage, data) -> float:
-    return stage.data_fps * stage.shape[0] / data.num_frames
+def _frame_rate(config) -> float:
+    return config.stage.data_fps * config.stage.shape[0] / config.data.num_frames
 
 
 def _identity(source: str) -> list[Any]:
-    """What tells a model from the one that was there before under the same name."""
+    """Distinguishes a model from an earlier one of the same name."""
     path = Path(source)
     if path.is_dir():
         from vdm_jax.training import checkpoints

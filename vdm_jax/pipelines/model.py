@@ -24,6 +24,7 @@ from vdm_jax.training import checkpoints
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 DEFAULT = "moving_shapes"
 _FORMAT = "vdm_jax/1"
+CASCADE_FILE = "cascade.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Model:
         prompt: str | None = None,
         *,
         prompts: Sequence[str] | None = None,
-        negative: str | Sequence[str] | None = None,
+        negative: str | None = None,
         num_samples: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
@@ -75,34 +76,34 @@ class Model:
 
         Give `prompt` or `prompts`. What is None comes from the configuration (`config.sample`);
         `changes` are further fields of `sampling.FIELDS` (sampler, grid, eta, gamma, threshold,
-        batch_size). negative: what guidance leads away from, one text for all or one for each
-        prompt. callback(step, steps) is called as sampling goes on, preview(step, steps, videos)
-        now and then with the current estimates. The same key and arguments give the same videos.
+        batch_size). negative: a prompt that guidance leads away from. callback(step, steps) is
+        called as sampling goes on, preview(step, steps, videos) now and then with the current
+        estimates. The same key and arguments give the same videos.
         """
-        if (prompt is None) == (prompts is None):
-            raise ValueError("give either prompt (one text) or prompts (a list of texts)")
-        if num_samples < 1:
-            raise ValueError(f"num_samples = {num_samples}: must be at least 1")
-        texts = [prompt] if prompts is None else prompts
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f"prompts = {texts!r}: must be a list of one text or more")
-        sampler = self.sampler(steps=steps, guidance=guidance, num_frames=num_frames, **changes)
-        negatives = [negative] * len(texts) if isinstance(negative, str) else negative
-        if negatives is not None and len(negatives) != len(texts):
-            raise ValueError(f"negative has {len(negatives)} texts: must be {len(texts)}, or one")
-
-        def repeated(rows: Sequence[str] | None) -> list[str] | None:
-            return None if rows is None else [row for row in rows for _ in range(num_samples)]
-
+        repeated = as_prompts(prompt, prompts, num_samples)
+        sampler = self.sampler(
+            steps=steps, guidance=guidance, num_frames=num_frames, negative=negative, **changes
+        )
         stream = sampler.stream(
             self.params,
             key,
-            repeated(texts),
+            repeated,
             callback,
             preview=preview,
-            negatives=repeated(negatives),
         )
         return np.concatenate(list(stream))
+
+
+def as_prompts(prompt: str | None, prompts: Sequence[str] | None, num_samples: int) -> list[str]:
+    """The prompt of each sample, in order. Raises ValueError."""
+    if (prompt is None) == (prompts is None):
+        raise ValueError("give either prompt (one text) or prompts (a list of texts)")
+    if num_samples < 1:
+        raise ValueError(f"num_samples = {num_samples}: must be at least 1")
+    texts = [prompt] if prompts is None else prompts
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"prompts = {texts!r}: must be a list of one text or more")
+    return [text for text in texts for _ in range(num_samples)]
 
 
 def load(source: str | Path = DEFAULT, *, mesh: Mapping[str, int] | None = None) -> Model:
@@ -177,9 +178,22 @@ def initial_params(
 
 
 def shipped_names() -> list[str]:
-    """The names of the models that ship with the package; of a cascade's stages with its own."""
+    """The names of the models that ship with the package; CASCADE/STAGE for a cascade's stages."""
     files = SHIPPED.rglob("*.safetensors")
     return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in files)
+
+
+def shipped_cascades() -> list[str]:
+    """The names of the cascades that ship with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CASCADE_FILE}"))
+
+
+def find_cascade(source: str | Path) -> Path | None:
+    """The directory of a saved cascade (a directory or a shipped name), None = it is none."""
+    for folder in (Path(source), SHIPPED / source):
+        if (folder / CASCADE_FILE).is_file():
+            return folder
+    return None
 
 
 def save_model(path: str | Path, params: PyTree, config, *, half: bool = False) -> Path:
@@ -205,10 +219,18 @@ def save_model(path: str | Path, params: PyTree, config, *, half: bool = False) 
 
 def _find(source: str | Path) -> Path:
     path, shipped = Path(source), SHIPPED / f"{source}.safetensors"
+    if folder := find_cascade(source):
+        stages = json.loads((folder / CASCADE_FILE).read_text(encoding="utf-8"))["stages"]
+        raise ValueError(
+            f"{str(source)!r} is a cascade, and one model is needed here; its stages are "
+            + ", ".join(f"{source}/{name}" for name in stages)
+        )
     if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
         return path
-    if shipped.is_file():
-        return shipped
+    # A stage of a cascade's directory is either a directory or a file.
+    for file in (path.with_name(f"{path.name}.safetensors"), shipped):
+        if file.is_file():
+            return file
     raise FileNotFoundError(
         f"{str(source)!r} is no directory, no .safetensors file and no model of the package"
         f"{_nearest(str(source))}"
@@ -279,7 +301,7 @@ def _abstract_params(stage, plan: sharding.Plan | None) -> PyTree:
 
 
 def _nearest(name: str) -> str:
-    names = shipped_names()
+    names = [*shipped_names(), *shipped_cascades()]
     if not names:
         return " (none ships with this installation)"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)

@@ -22,7 +22,7 @@ from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import heap, sharding
 from vdm_jax.stage import guidance as guidance_lib
 from vdm_jax.stage.conditions.video import MaskedVideo
-from vdm_jax.stage.guidance import ClassifierFree, Guidance, StaticThreshold, Tiles, Windows
+from vdm_jax.stage.guidance import ClassifierFree, Guidance, Nested, StaticThreshold, Tiles, Windows
 from vdm_jax.stage.protocols import Frozen
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.stage import NO_FROZEN, Stage
@@ -39,7 +39,7 @@ _GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
 _SETTINGS = ("augmentation", "fps")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_DIRECT = ("batch_size", "num_frames", "remat", "plan")
+_DIRECT = ("negative", "batch_size", "num_frames", "remat", "plan")
 FIELDS = (*_RULE_FIELDS, *_GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
 
@@ -96,6 +96,7 @@ class Sampler:
       method: how what is known of a video is used, of `diffusion.conditional.METHODS`.
       settings: floats by the names that the stage's conditions list, such as the augmentation of a
         low-resolution video (α²/σ² of the noise on it) or fps.
+      negative: a prompt that guidance leads away from, in the place of the null condition.
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames: frames of a sample; None = as trained.
       remat: of the network, where a method differentiates it: "none", or "dots" or "full" to keep
@@ -111,6 +112,7 @@ class Sampler:
     threshold: Guidance | None = StaticThreshold()
     method: conditional.Method = conditional.ByReconstruction()
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    negative: str | None = None
     batch_size: int = 16
     num_frames: int | None = None
     remat: str = "none"
@@ -135,6 +137,14 @@ class Sampler:
         if isinstance(self.method, conditional.ByTraining) and self.stage.find(MaskedVideo) is None:
             raise ValueError(
                 "method = 'trained': this model was not trained with masked videos (stage.masks)"
+            )
+        unguided = self.stage.takes_guidance or (
+            self.guidance_scale == 1 and not any(isinstance(p, Nested) for p in self.guidance)
+        )
+        if self.negative is not None and unguided:
+            raise ValueError(
+                f"negative = {self.negative!r}: acts through classifier-free guidance, and this "
+                "sampler has none (guidance = 1, or a model that takes the guidance scale as input)"
             )
         jax.eval_shape(self.logsnrs)  # steps that the schedule cannot have are refused here
 
@@ -246,7 +256,6 @@ class Sampler:
         known: Known | None = None,
         preview: Preview | None = None,
         *,
-        negatives: Sequence[str] | None = None,
         inputs: Mapping[str, Any] | None = None,
         start: UInt8[np.ndarray, "n f h w c"] | None = None,
         first: int = 0,
@@ -261,7 +270,6 @@ class Sampler:
           callback, preview: called by the device's threads while sampling goes on. With either, the
             compiled function cannot be kept in the persistent compilation cache.
           known: what is known of the videos, a row a prompt.
-          negatives: prompts that guidance leads away from, one a prompt.
           inputs: of the stage's other conditions by name, a row a prompt, such as low_res: the
             videos that a super-resolution stage refines.
           start: videos that are noised to where the grid begins, one a prompt; without them
@@ -274,13 +282,7 @@ class Sampler:
         """
         if not prompts:
             raise ValueError("no prompts")
-        rows = {"known": known, "negatives": negatives, "start": start, **(inputs or {})}
-        self._check_rows(len(prompts), rows)
-        if negatives is not None and (self.stage.takes_guidance or self.guidance_scale == 1):
-            raise ValueError(
-                "negative: acts through classifier-free guidance, and this sampler has none "
-                "(guidance = 1, or a model that takes the guidance scale as an input)"
-            )
+        self._check_rows(len(prompts), {"known": known, "start": start, **(inputs or {})})
         if preview is not None and jax.process_count() > 1:
             raise ValueError("preview: no process of several has a whole batch")
         size = self._size(min(self.batch_size, len(prompts)))
@@ -293,7 +295,7 @@ class Sampler:
             indices = np.arange(first + at, first + at + size, dtype=np.uint32)
             cond = self.stage.encode(
                 [prompts[i] for i in places],
-                negatives=None if negatives is None else [negatives[i] for i in places],
+                negatives=None if self.negative is None else [self.negative] * size,
                 inputs={name: rows[places] for name, rows in (inputs or {}).items()},
             )
             begin, part = jax.tree.map(lambda leaf, places=places: leaf[places], (start, known))
@@ -311,8 +313,7 @@ class Sampler:
 
     def _check_rows(self, count: int, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
-            leaves = [value] if isinstance(value, list | tuple) else jax.tree.leaves(value)
-            rows = {len(leaf) for leaf in leaves}
+            rows = {len(leaf) for leaf in jax.tree.leaves(value)}
             if rows - {count}:
                 raise ValueError(f"{name} has {sorted(rows)} rows: must be {count}, one a prompt")
 

@@ -175,7 +175,7 @@ def default_config() -> ConfigDict:
                 "guidance": 2.0,
             },
         }
-    )
+    ).lock()
 
 
 def rounds(distill: ConfigDict) -> list[Round]:

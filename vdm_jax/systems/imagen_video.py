@@ -93,7 +93,7 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
     specs = CASCADES[cascade]
     number = [spec.name for spec in specs].index(name)
     this = specs[number]
-    config = vdm.default_config()
+    config = vdm.default_config().unlock()
     config.system = "imagen_video"
     config.stage = stage_section(
         name=this.name,
@@ -118,7 +118,7 @@ def stage_config(cascade: str, name: str) -> ConfigDict:
     config.sample.threshold = "dynamic"
     config.sample.augmentation = 0.0 if this.kind == "base" else 3.0
     config.sample.guidance = 15.0 if number < 4 else 5.0
-    return config
+    return config.lock()
 
 
 def tiny_config(name: str) -> ConfigDict:
@@ -126,9 +126,9 @@ def tiny_config(name: str) -> ConfigDict:
 
     All are trained on clips of 32 frames with two shapes, of which each makes its own: a
     combination of colour, shape and direction that only `held_out` shows is unseen by every stage.
-    Text is MiniLM's, computed beforehand: see `launch.embed_text`.
+    Text is MiniLM's, computed beforehand: see `vdm data embed`.
     """
-    config = vdm.two_cores(stage_config("tiny", name))
+    config = vdm.two_cores(stage_config("tiny", name)).unlock()
     upsamples = bool(config.stage.low_res)
     config.stage.data_fps = 24.0
     # Beyond half of the times the condition is all but noise, and sampling uses a tenth of them.
@@ -152,7 +152,7 @@ def tiny_config(name: str) -> ConfigDict:
     # Each stage makes clips so like the data's that noise on them only takes away.
     config.sample.augmentation = 0.0
     config.sample.guidance = 1.0 if upsamples else 2.0
-    return config
+    return config.lock()
 
 
 def about_blends(config: ConfigDict) -> None:
@@ -175,7 +175,7 @@ def paper_config(name: str) -> ConfigDict:
 
     The paper gives resolutions, frame rates, parameters and steps; batch, learning rate and mesh
     are ours, as are channels and blocks. Clips are read from a folder of captioned videos, whose
-    captions T5-XXL has embedded beforehand (`launch.embed_text`).
+    captions T5-XXL has embedded beforehand (`vdm data embed`).
     """
     config = stage_config("paper", name)
     config.mesh.data = 1

@@ -57,7 +57,7 @@ def stage_config(
 ) -> ConfigDict:
     """The configuration of an image model that makes or refines frames of `shape` (f, h, w), all
     but the size of its network; `inflate` makes a space-time U-Net of it."""
-    config = vdm.default_config()
+    config = vdm.default_config().unlock()
     config.system = "lumiere"
     config.stage = stage_section(
         name=name,
@@ -78,7 +78,7 @@ def stage_config(
         }
     )
     config.data.image_width = shape[2]
-    return config
+    return config.lock()
 
 
 def inflate(config: ConfigDict, *, resize: tuple[int, ...]) -> ConfigDict:

@@ -188,4 +188,4 @@ def default_config() -> ConfigDict:
             "checkpoint": {"every": 5000, "keep": 3, "fallback": False},
             "sample": sampler.default_section(),
         }
-    )
+    ).lock()

@@ -1,7 +1,7 @@
 """Imagen Video, the base: text to 16 frames of 40 x 24 at 3 fps, 5.6B (Ho et al. 2022).
 
-Command: python -m launch.train --config=configs/imagen_video/paper/base_40x24.py --workdir=DIR
-Hardware: a TPU pod; python -m launch.compile --config=… says what fits. The paper's is not given.
+Command: vdm train --config=imagen_video/paper/base_40x24 --workdir=DIR
+Hardware: a TPU pod; vdm compile --config=… shows what fits. The paper's is not given.
 """
 
 from vdm_jax.systems import imagen_video

@@ -1,7 +1,7 @@
 """Imagen Video, 128 frames of 320 x 192 to 1280 x 768, all convolution, 340M (Ho et al. 2022).
 
-Command: python -m launch.train --config=configs/imagen_video/paper/ssr_1280x768.py --workdir=DIR
-Hardware: a TPU pod; python -m launch.compile --config=… says what fits. The paper's is not given.
+Command: vdm train --config=imagen_video/paper/ssr_1280x768 --workdir=DIR
+Hardware: a TPU pod; vdm compile --config=… shows what fits. The paper's is not given.
 """
 
 from vdm_jax.systems import imagen_video

@@ -1,7 +1,7 @@
 """Imagen Video, 32 frames of 80 x 48 to 320 x 192, 1.2B (Ho et al. 2022).
 
-Command: python -m launch.train --config=configs/imagen_video/paper/ssr_320x192.py --workdir=DIR
-Hardware: a TPU pod; python -m launch.compile --config=… says what fits. The paper's is not given.
+Command: vdm train --config=imagen_video/paper/ssr_320x192 --workdir=DIR
+Hardware: a TPU pod; vdm compile --config=… shows what fits. The paper's is not given.
 """
 
 from vdm_jax.systems import imagen_video

@@ -1,7 +1,7 @@
 """Imagen Video, 32 frames of 320 x 192 at 6 fps to 64 at 12 fps, 780M (Ho et al. 2022).
 
-Command: python -m launch.train --config=configs/imagen_video/paper/tsr_12fps.py --workdir=DIR
-Hardware: a TPU pod; python -m launch.compile --config=… says what fits. The paper's is not given.
+Command: vdm train --config=imagen_video/paper/tsr_12fps --workdir=DIR
+Hardware: a TPU pod; vdm compile --config=… shows what fits. The paper's is not given.
 """
 
 from vdm_jax.systems import imagen_video

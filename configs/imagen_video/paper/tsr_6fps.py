@@ -1,7 +1,7 @@
 """Imagen Video, 16 frames of 40 x 24 at 3 fps to 32 at 6 fps, 1.7B (Ho et al. 2022).
 
-Command: python -m launch.train --config=configs/imagen_video/paper/tsr_6fps.py --workdir=DIR
-Hardware: a TPU pod; python -m launch.compile --config=… says what fits. The paper's is not given.
+Command: vdm train --config=imagen_video/paper/tsr_6fps --workdir=DIR
+Hardware: a TPU pod; vdm compile --config=… shows what fits. The paper's is not given.
 """
 
 from vdm_jax.systems import imagen_video

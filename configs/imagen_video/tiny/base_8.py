@@ -1,8 +1,8 @@
 """Imagen Video on moving shapes, the base: text to 4 frames of 8 x 8.
 
-Command: python -m launch.train --config=configs/imagen_video/tiny/base_8.py --workdir=DIR
+Command: vdm train --config=imagen_video/tiny/base_8 --workdir=DIR
 Hardware: 7 minutes of a GPU, shared with ten trainings, or 4 hours of 2 CPU cores; the whole
-cascade: configs/imagen_video/tiny/cascade.py.
+cascade: imagen_video/tiny/cascade.
 
 Most of the time goes into which of two objects moves where, and into shapes of 4 x 4 pixels.
 """

@@ -1,8 +1,7 @@
 """The seven stages of Imagen Video on moving shapes, 4 frames of 8 x 8 to 32 frames of 64 x 64.
 
-Command: python -m launch.train_cascade --cascade=configs/imagen_video/tiny/cascade.py --workdir=DIR
-         python -m launch.sample --cascade=configs/imagen_video/tiny/cascade.py --workdir=DIR \\
-             --prompt="a red circle moving left and a blue square moving up"
+Command: vdm train --config=imagen_video/tiny/cascade --workdir=DIR
+         vdm sample --model=DIR --prompt="a red circle moving left and a blue square moving up"
 """
 
 from vdm_jax.pipelines import cascade as cascade_sampling

@@ -1,7 +1,7 @@
 """Distillation of the stages of Imagen Video on moving shapes: to 8 steps, guidance folded in.
 
-Command: python -m launch.train_cascade --cascade=configs/imagen_video/tiny/cascade.py \\
-             --distill=configs/imagen_video/tiny/distill.py --workdir=DIR
+Command: vdm train --config=imagen_video/tiny/cascade \\
+             --distill=imagen_video/tiny/distill --workdir=DIR
 Hardware: 2 CPU cores are enough.
 
 The base is guided, the others are not: they need no round for it.

@@ -1,7 +1,7 @@
 """Imagen Video on moving shapes, 8 frames of 8 x 8 to 16 x 16.
 
-Command: python -m launch.train --config=configs/imagen_video/tiny/ssr_16.py --workdir=DIR
-Hardware: 2 CPU cores are enough; the whole cascade: configs/imagen_video/tiny/cascade.py.
+Command: vdm train --config=imagen_video/tiny/ssr_16 --workdir=DIR
+Hardware: 2 CPU cores are enough; the whole cascade: imagen_video/tiny/cascade.
 """
 
 from vdm_jax.systems import imagen_video

@@ -1,7 +1,7 @@
 """Imagen Video on moving shapes, 32 frames of 32 x 32 to 64 x 64, fully convolutional.
 
-Command: python -m launch.train --config=configs/imagen_video/tiny/ssr_64.py --workdir=DIR
-Hardware: 2 CPU cores are enough; the whole cascade: configs/imagen_video/tiny/cascade.py.
+Command: vdm train --config=imagen_video/tiny/ssr_64 --workdir=DIR
+Hardware: 2 CPU cores are enough; the whole cascade: imagen_video/tiny/cascade.
 """
 
 from vdm_jax.systems import imagen_video

@@ -1,8 +1,8 @@
 """Imagen Video on moving shapes, 16 frames of 32 x 32 to 32 frames.
 
-Command: python -m launch.train --config=configs/imagen_video/tiny/tsr_24fps.py --workdir=DIR
+Command: vdm train --config=imagen_video/tiny/tsr_24fps --workdir=DIR
 Hardware: 4 minutes of a GPU that others share, or 2 hours of 2 CPU cores; the
-whole cascade: configs/imagen_video/tiny/cascade.py.
+whole cascade: imagen_video/tiny/cascade.
 """
 
 from vdm_jax.systems import imagen_video

@@ -1,6 +1,6 @@
 """Lumiere's base: 80 frames of 128 x 128 at 16 frames a second, in one pass.
 
-Command: python -m launch.train --config=configs/lumiere/paper/base_80f_128.py \\
+Command: vdm train --config=lumiere/paper/base_80f_128 \\
              --workdir=DIR/base_80f_128 --config.train.init_from=DIR/t2i_base
 Hardware: a pod; see docs/pods.md.
 

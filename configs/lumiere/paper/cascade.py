@@ -1,8 +1,7 @@
 """Lumiere at the paper's frames and resolutions: two image models, and what is inflated from them.
 
-Command: python -m launch.train_cascade --cascade=configs/lumiere/paper/cascade.py --workdir=DIR
-         python -m launch.sample --cascade=configs/lumiere/paper/cascade.py --workdir=DIR \\
-             --prompt="a dog that runs over a beach"
+Command: vdm train --config=lumiere/paper/cascade --workdir=DIR
+         vdm sample --model=DIR --prompt="a dog that runs over a beach"
 """
 
 from vdm_jax.pipelines import cascade as cascade_sampling

@@ -1,10 +1,10 @@
 """Lumiere's super-resolution model: 128 x 128 to 1024 x 1024 pixels, in windows of 16 frames.
 
-Command: python -m launch.train --config=configs/lumiere/paper/ssr_1024.py --workdir=DIR/ssr_1024 \\
+Command: vdm train --config=lumiere/paper/ssr_1024 --workdir=DIR/ssr_1024 \\
              --config.train.init_from=DIR/t2i_ssr
 Hardware: a pod; see docs/pods.md.
 
-Its image model is configs/lumiere/paper/t2i_ssr.py. Windows overlap by 2 frames; their length, and
+Its image model is lumiere/paper/t2i_ssr. Windows overlap by 2 frames; their length, and
 that it is trained on crops of 256 x 256, is our choice.
 """
 

@@ -1,6 +1,6 @@
 """Lumiere's image model, 128 x 128, of the size that its paper does not give.
 
-Command: python -m launch.train --config=configs/lumiere/paper/t2i_base.py --workdir=DIR/t2i_base
+Command: vdm train --config=lumiere/paper/t2i_base --workdir=DIR/t2i_base
 Hardware: a pod; see docs/pods.md.
 
 1.5 billion parameters, 1.95 inflated: near Imagen's base model (2 billion), a cascaded image model

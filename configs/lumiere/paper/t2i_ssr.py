@@ -1,6 +1,6 @@
 """Lumiere's image super-resolution model: 128 x 128 to 1024 x 1024 pixels.
 
-Command: python -m launch.train --config=configs/lumiere/paper/t2i_ssr.py --workdir=DIR/t2i_ssr
+Command: vdm train --config=lumiere/paper/t2i_ssr --workdir=DIR/t2i_ssr
 Hardware: a pod; see docs/pods.md.
 """
 

@@ -1,6 +1,6 @@
 """Lumiere on moving shapes, the base: 32 frames of 16 x 16 in one pass, an image model inflated.
 
-Command: python -m launch.train --config=configs/lumiere/tiny/base_32f_16.py \\
+Command: vdm train --config=lumiere/tiny/base_32f_16 \\
              --workdir=DIR/base_32f_16 --config.train.init_from=DIR/t2i_base
 Hardware: 2 CPU cores are enough.
 

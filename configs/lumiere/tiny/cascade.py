@@ -1,8 +1,7 @@
 """Lumiere on moving shapes: two image models, and what is inflated from them.
 
-Command: python -m launch.train_cascade --cascade=configs/lumiere/tiny/cascade.py --workdir=DIR
-         python -m launch.sample --cascade=configs/lumiere/tiny/cascade.py --workdir=DIR \\
-             --prompt="a red circle moving left"
+Command: vdm train --config=lumiere/tiny/cascade --workdir=DIR
+         vdm sample --model=DIR --prompt="a red circle moving left"
 """
 
 from vdm_jax.pipelines import cascade as cascade_sampling

@@ -1,7 +1,7 @@
 """What Lumiere is compared with, first half: 8 keyframes of 16 x 16, a quarter of the clip's.
 
-Command: python -m launch.train --config=configs/lumiere/tiny/keyframes.py --workdir=DIR/keyframes
-Hardware: 2 CPU cores are enough; with tsr.py: configs/lumiere/tiny/keyframes_cascade.py.
+Command: vdm train --config=lumiere/tiny/keyframes --workdir=DIR/keyframes
+Hardware: 2 CPU cores are enough; with tsr: lumiere/tiny/keyframes_cascade.
 """
 
 from vdm_jax.systems import lumiere

@@ -1,7 +1,6 @@
 """What Lumiere is compared with: keyframes, and a model that fills in the frames between them.
 
-Command: python -m launch.train_cascade --workdir=DIR \\
-             --cascade=configs/lumiere/tiny/keyframes_cascade.py
+Command: vdm train --config=lumiere/tiny/keyframes_cascade --workdir=DIR
 """
 
 from vdm_jax.pipelines import cascade as cascade_sampling

@@ -1,6 +1,6 @@
 """Lumiere on moving shapes: clips of 16 x 16 to 32 x 32, in windows of 8 frames that overlap.
 
-Command: python -m launch.train --config=configs/lumiere/tiny/ssr_32.py --workdir=DIR/ssr_32 \\
+Command: vdm train --config=lumiere/tiny/ssr_32 --workdir=DIR/ssr_32 \\
              --config.train.init_from=DIR/t2i_ssr
 Hardware: 2 CPU cores are enough.
 

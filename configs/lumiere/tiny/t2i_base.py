@@ -1,7 +1,6 @@
 """Lumiere on moving shapes, first: text to images of 16 x 16.
 
-Command: python -m launch.prepare_data --data=moving_shapes --config=16x16x32 --data_dir=data
-         python -m launch.train --config=configs/lumiere/tiny/t2i_base.py --workdir=DIR/t2i_base
+Command: vdm train --config=lumiere/tiny/t2i_base --workdir=DIR/t2i_base
 Hardware: 2 CPU cores are enough.
 """
 

@@ -1,7 +1,6 @@
 """Lumiere on moving shapes: images of 16 x 16 to 32 x 32.
 
-Command: python -m launch.prepare_data --data=moving_shapes --config=32x32x32 --data_dir=data
-         python -m launch.train --config=configs/lumiere/tiny/t2i_ssr.py --workdir=DIR/t2i_ssr
+Command: vdm train --config=lumiere/tiny/t2i_ssr --workdir=DIR/t2i_ssr
 Hardware: 2 CPU cores are enough.
 """
 

@@ -1,7 +1,7 @@
 """What Lumiere is compared with, second half: 32 frames of 8 keyframes.
 
-Command: python -m launch.train --config=configs/lumiere/tiny/tsr.py --workdir=DIR/tsr
-Hardware: 2 CPU cores are enough; with keyframes.py: configs/lumiere/tiny/keyframes_cascade.py.
+Command: vdm train --config=lumiere/tiny/tsr --workdir=DIR/tsr
+Hardware: 2 CPU cores are enough; with keyframes: lumiere/tiny/keyframes_cascade.
 """
 
 from vdm_jax.systems import lumiere

@@ -9,16 +9,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from launch import distill
 from tests.evaluation import measuring
 from vdm_jax import config as config_lib
+from vdm_jax.cli import distill
 from vdm_jax.data import video_io
 from vdm_jax.evaluation import protocol
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
-CONFIG = "configs/vdm/moving_shapes_distill.py"
+CONFIG = "vdm/moving_shapes_distill"
 
 
 def arguments(teacher, workdir, **changes):
@@ -41,7 +41,7 @@ def arguments(teacher, workdir, **changes):
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     flags = [f"--config.{name}={value}" for name, value in values.items()]
-    return [f"--config={ROOT / CONFIG}", f"--teacher={teacher}", f"--workdir={workdir}", *flags]
+    return [f"--config={CONFIG}", f"--model={teacher}", f"--workdir={workdir}", *flags]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def preempted(model_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("ladder")
     flags = arguments(model_file, workdir, distill__guidance_updates=100_000)
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "launch.distill", *flags],
+        [sys.executable, "-u", "-m", "vdm_jax", "distill", *flags],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -140,7 +140,7 @@ def test_metrics_that_cannot_be_are_refused(model_file, tmp_path):
 
 
 def test_a_configuration_of_training_is_refused(model_file, config_file, tmp_path):
-    flags = [f"--config={config_file}", f"--teacher={model_file}", f"--workdir={tmp_path}"]
+    flags = [f"--config={config_file}", f"--model={model_file}", f"--workdir={tmp_path}"]
     with pytest.raises(config_lib.ConfigError, match="has no section distill"):
         distill.main(flags)
 

@@ -1,33 +1,38 @@
 """Edits videos with a trained model: longer, slower, larger, whole, endless.
 
-    python -m launch.edit extend --prompt="a red circle moving left" --frames=64
-    python -m launch.edit interpolate --input=clip.mp4 --prompt="a red circle moving left"
+    vdm edit extend --prompt="a red circle moving left" --frames=64 [--model=MODEL] [--out=DIR]
+    vdm edit interpolate --input=clip.mp4 --prompt="a red circle moving left"
+    vdm edit stylise --model=MODEL --style=IMAGE_MODEL --amount=0.7 --out=FILE.safetensors
 
 JOB is one of
-  extend         goes on until there are --frames frames, each clip beginning with the last
-                 --context frames of what there is; --then are the prompts of the clips that follow,
-                 in turn
-  interpolate    makes --factor − 1 frames between each two
+  extend         adds clips until there are --frames frames; each clip begins with the last
+                 --context frames so far; --then gives the prompts of the added clips, in turn
+  interpolate    makes --factor - 1 new frames between each two
   super_resolve  enlarges from 1/--factor of the model's size
   inpaint        makes --box anew
   outpaint       makes all but --box anew
   animate        makes a clip that begins with the first frame
   cinemagraph    makes a clip of the first frame in which only --box moves
-  restyle        begins again at a noisy version, --strength of the way back, after --then
-  loop           appends the way back to the first frame, described by --then
+  restyle        starts again from a noisy version, --strength of the way back, with prompt --then
+  loop           appends a way back to the first frame, with prompt --then
+  stylise        writes a model: a space-time U-Net whose image layers are --amount of the way to
+                 those of --style, an image model that its own image model was fine-tuned to (vdm
+                 train with --config.train.init_from=IMAGE_MODEL on images of the style; Lumiere,
+                 section 4.1). Sample it with vdm sample --model=FILE.
 
-Without --input each prompt's clip is sampled first, and what the job may know is taken from it.
-An --input is brought to the size that the job works on, its middle square resized, and must have a
---prompt, or one for each. OUT receives what launch.sample writes, and given.gif and given.npz: what
-was known. --method says how it is used (docs/conditional.md).
+Without --input a clip of each prompt is sampled first, and the job's known frames or pixels are
+taken from it. An --input is resized to the job's size (its middle square) and needs one --prompt,
+or one for each video. OUT receives the files of vdm sample, and the known pixels as given.gif and
+given.npz. --method chooses how known pixels guide sampling (docs/conditional.md).
 """
 
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
-JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop")
+JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop", "stylise")
+_SAMPLING = JOBS[:-1]
 _FLAGS = {
     "frames": ("extend",),
     "context": ("extend", "loop"),
@@ -35,13 +40,65 @@ _FLAGS = {
     "box": ("inpaint", "outpaint", "cinemagraph"),
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop"),
+    **dict.fromkeys(("input", "prompt", "method", "weight", *common.SAMPLER_FLAGS), _SAMPLING),
+    **dict.fromkeys(("style", "amount"), ("stylise",)),
 }
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.edit", __doc__)
+    options = _parse(arguments)
+    if options.job == "stylise":
+        return _stylise(options)
+    common.setup(options.device, options)
+
+    import jax
+    import numpy as np
+    from rich.progress import Progress
+
+    from vdm_jax.data import video_io
+    from vdm_jax.stage.conditions.video import MaskedVideo
+
+    model = common.load_model(options)
+    masked = options.job in _MASKED and model.stage.find(MaskedVideo) is not None
+    sampler = model.sampler(
+        method=options.method or ("trained" if masked else "reconstruction"),
+        weight=options.weight,
+        remat=options.remat,
+        **common.sampler_changes(options),
+    )
+    key, start_key = jax.random.split(jax.random.key(options.seed))
+    given, prompts, fps = _inputs(options, sampler)
+    model.stage.check_prompts([*prompts, *options.then])  # refuses an unknown word
+    if given is None:
+        given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
+        given = _part_known(options, given, sampler)
+        fps = model.config.data.fps or 8
+    first = jax.process_index() == 0
+    with Progress(transient=True, disable=not first) as bar:
+        task = bar.add_task(options.job, total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        videos = _run(options, sampler, model.params, key, given, prompts, progress)
+    if not first:
+        return 0
+    out = Path(options.out or "edited")
+    shown = _shown(options, given, sampler)
+    common.write_samples(out, [videos], prompts, fps)
+    rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
+    watchable = video_io.enlarge(shown[: common.AT_A_GLANCE], videos.shape[2] * 4)
+    print(video_io.write_gif(out / "given.gif", video_io.grid(watchable), fps=rate))
+    np.savez_compressed(out / "given.npz", video=given, prompts=np.array(prompts, dtype=str))
+    print(out / "given.npz")
+    return 0
+
+
+def _parse(arguments: list[str]):
+    """The flags, checked as far as they can be without the model."""
+    parser = common.parser("vdm edit", __doc__)
     parser.add_argument("job", metavar="JOB", choices=JOBS, help=", ".join(JOBS))
-    launch.add_model_arguments(parser)
+    common.add_model_arguments(parser)
     parser.add_argument(
         "--input", action="append", default=[], metavar="FILE", help="a video, or samples.npz"
     )
@@ -49,8 +106,8 @@ def main(arguments: list[str]) -> int:
         "--prompt", action="append", default=[], metavar="TEXT", help="one for each video, or one"
     )
     parser.add_argument("--then", action="append", default=[], metavar="TEXT", help="see above")
-    job = parser.add_argument_group("of the job")
-    number = {"type": launch.positive, "metavar": "N"}
+    job = parser.add_argument_group("for some jobs")
+    number = {"type": common.positive, "metavar": "N"}
     job.add_argument("--frames", **number, help="extend: in all (default: 4 clips' worth)")
     job.add_argument(
         "--context", **number, help="extend, loop: known frames (default: half a clip, 1)"
@@ -66,74 +123,51 @@ def main(arguments: list[str]) -> int:
     job.add_argument(
         "--strength", type=float, metavar="X", help="restyle: above 0, at most 1 (default 0.6)"
     )
+    job.add_argument("--style", metavar="MODEL", help="stylise: a fine-tuned image model")
+    job.add_argument("--amount", type=float, metavar="X", help="stylise: from 0 to 1 (default 0.7)")
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help="reconstruction, replacement, pigdm, projection, or trained, for models that were "
-        "trained to be told what is known (default: trained where that can be, else "
-        "reconstruction)",
+        help="reconstruction, replacement, pigdm, projection, or trained, for models that take "
+        "masked videos (default: trained for such models, else reconstruction)",
     )
-    parser.add_argument("--weight", type=float, metavar="X", help="of reconstruction and pigdm")
+    parser.add_argument("--weight", type=float, metavar="X", help="for reconstruction and pigdm")
     parser.add_argument(
         "--remat",
         default="none",
         metavar="NAME",
-        help="what is computed twice to save memory where the network is differentiated: none "
-        "(default), dots or full",
+        help="activations that are computed twice to save memory, where a method differentiates "
+        "the network: none (default), dots or full",
     )
-    launch.add_sampler_arguments(parser)
+    common.add_sampler_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    parser.add_argument("--out", default="edited", metavar="OUT", help="default edited/")
+    parser.add_argument(
+        "--out", metavar="OUT", help="a directory (default edited/); stylise: a .safetensors file"
+    )
     options = parser.parse_args(arguments)
     for name, jobs in _FLAGS.items():
-        if getattr(options, name) and options.job not in jobs:
+        if getattr(options, name) not in (None, []) and options.job not in jobs:
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
-    launch.setup(options.device, options)
+    if options.job == "stylise":
+        if not options.model or not options.style:
+            parser.error("stylise needs --model, a space-time U-Net, and --style, an image model")
+        if not (options.out or "").endswith(".safetensors"):
+            parser.error(f"--out={options.out}: must end in .safetensors for stylise")
+    elif not options.input and not options.prompt:
+        parser.error("neither --input nor --prompt")
+    return options
 
-    import jax
-    import numpy as np
-    from rich.progress import Progress
 
-    from vdm_jax.data import video_io
-    from vdm_jax.stage.conditions.video import MaskedVideo
+def _stylise(options) -> int:
+    common.setup(options.device, options)
 
-    model = launch.load_model(options)
-    told = options.job in _MASKED and model.stage.find(MaskedVideo) is not None
-    sampler = model.sampler(
-        method=options.method or ("trained" if told else "reconstruction"),
-        weight=options.weight,
-        remat=options.remat,
-        **launch.sampler_changes(options),
-    )
-    key, start_key = jax.random.split(jax.random.key(options.seed))
-    given, prompts, fps = _inputs(options, sampler)
-    if given is None:
-        if not prompts:
-            parser.error("neither --input nor --prompt")
-        model.stage.check_prompts([*prompts, *options.then])
-        given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
-        given = _part_known(options, given, sampler)
-        fps = model.config.data.fps or 8
-    else:
-        model.stage.check_prompts([*prompts, *options.then])
-    first = jax.process_index() == 0
-    with Progress(transient=True, disable=not first) as bar:
-        task = bar.add_task(options.job, total=None)
+    from vdm_jax.pipelines import model as pretrained
+    from vdm_jax.systems import lumiere
 
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        videos = _run(options, sampler, model.params, key, given, prompts, progress)
-    if not first:
-        return 0
-    out = Path(options.out)
-    shown = _shown(options, given, sampler)
-    launch.write_samples(out, [videos], prompts, fps)
-    rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
-    watchable = video_io.enlarge(shown[: launch.AT_A_GLANCE], videos.shape[2] * 4)
-    print(video_io.write_gif(out / "given.gif", video_io.grid(watchable), fps=rate))
-    np.savez_compressed(out / "given.npz", video=given, prompts=np.array(prompts, dtype=str))
-    print(out / "given.npz")
+    model, style = pretrained.load(options.model), pretrained.load(options.style)
+    amount = 0.7 if options.amount is None else options.amount
+    params = lumiere.stylise(model.params, style.params, amount)
+    print(pretrained.save_model(options.out, params, model.config))
     return 0
 
 
@@ -179,7 +213,7 @@ def _run(options, sampler, params, key, given, prompts, progress):
 
 
 def _inputs(options, sampler):
-    """The videos that were named, uint8 `n f h w c` or None, their prompts and frame rate."""
+    """The videos of --input, uint8 `n f h w c` or None, their prompts and frame rate."""
     import numpy as np
 
     from vdm_jax.data import source, video_io
@@ -218,7 +252,7 @@ def _inputs(options, sampler):
 
 
 def _part_known(options, videos, sampler):
-    """What a job is given of clips that were sampled."""
+    """The part of sampled clips that a job takes as known."""
     if options.job == "interpolate":
         return videos[:, :: options.factor or 2]
     if options.job == "super_resolve":
@@ -234,7 +268,7 @@ def _part_known(options, videos, sampler):
 
 
 def _still(options, videos, sampler):
-    """The first frame, for as long as a clip is, where a job knows only that."""
+    """The first frame repeated over the clip, for jobs that know only that."""
     if options.job not in ("animate", "cinemagraph"):
         return videos
     return videos[:, :1].repeat(sampler.video_shape[0], axis=1)
@@ -248,7 +282,7 @@ def _low_size(options, sampler) -> int:
 
 
 def _known(options, sampler):
-    """bool `f h w`, or with axes of 1: which pixels a job of `_MASKED` knows."""
+    """bool `f h w`, or with axes of 1: the known pixels of a job of `_MASKED`."""
     import numpy as np
 
     first = (np.arange(sampler.video_shape[0]) == 0)[:, None, None]
@@ -273,10 +307,10 @@ def _inside(options, sampler):
 
 
 def _shown(options, given, sampler):
-    """What was given, grey where nothing was."""
+    """The known pixels, and grey where nothing is known."""
     if options.job not in _MASKED:
         return given
-    return launch.greyed(given, _known(options, sampler))
+    return common.greyed(given, _known(options, sampler))
 
 
 def _box(text: str) -> tuple[int, ...]:
@@ -286,7 +320,3 @@ def _box(text: str) -> tuple[int, ...]:
     if len(parts) != 4 or not all(part.isdigit() for part in parts) or "0" in parts[2:]:
         raise argparse.ArgumentTypeError(f"{text!r} is not TOP,LEFT,HEIGHT,WIDTH")
     return tuple(map(int, parts))
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -1,20 +1,20 @@
 """Distils a guided model into one that needs few steps and no guidance.
 
-    python -m launch.distill --config=configs/vdm/moving_shapes_distill.py --workdir=DIR
-        [--teacher=DIR] [--config.FIELD=VALUE ...]
+    vdm distill --config=vdm/moving_shapes_distill --workdir=DIR [--model=TEACHER]
+        [--config.FIELD=VALUE ...]
 
-The ladder: first a student that is told the guidance scale (Meng et al. 2023), then rounds that
-halve the number of steps (Salimans & Ho 2022), then, if distill.consistency_updates is not 0,
-consistency distillation of the first student. The teacher is a working directory of launch.train, a
-.safetensors file or a shipped model (the default is the shipped one); network, process, text and
-data set are the teacher's. Running the command again goes on where it stopped, within a round too.
+The ladder begins with a student that takes the guidance scale as an input (Meng et al. 2023). Then
+rounds halve the number of steps (Salimans & Ho 2022). If distill.consistency_updates is not 0,
+consistency distillation of the first student follows. TEACHER is a working directory of vdm train,
+a .safetensors file or a shipped model (default: moving_shapes). Network, process, text and data set
+are the teacher's. The same command goes on where it stopped, within a round too.
 
-DIR receives a working directory a round (guidance/, progressive_32/, ...), each student as
-NAME.safetensors for --model of launch.sample, and the report: report.md, report.json, curve.png,
-ladder.gif and ladder.png, the same noise in ever fewer steps. With --metrics=judge,fvd its table
-has these metrics of launch.evaluate, held against clips of the teacher's data set.
+DIR receives a working directory for each round (guidance/, progressive_32/, ...), each student as
+NAME.safetensors, and the report: report.md, report.json, curve.png, ladder.gif and ladder.png, the
+same noise in fewer and fewer steps. With --metrics=judge,fvd its table has these metrics of vdm
+evaluate, measured against clips of the teacher's data set.
 
-Exit status: as of launch.train.
+Exit status: as of vdm train.
 """
 
 import itertools
@@ -22,28 +22,30 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common, prepare_data
 
 _SHOWN = 8  # clips of each model in ladder.gif
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.distill", __doc__)
-    parser.add_argument("--config", required=True, metavar="FILE", help="of the distillation")
+    parser = common.parser("vdm distill", __doc__)
+    parser.add_argument(
+        "--config", required=True, metavar="CONFIG", help="a distillation: a name or a file"
+    )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
     parser.add_argument(
-        "--teacher", metavar="SOURCE", help="the model to distil (default: moving_shapes)"
+        "--model", metavar="TEACHER", help="the model to distil (default: moving_shapes)"
     )
     parser.add_argument(
         "--metrics",
         type=lambda text: text.split(","),
         default=["judge"],
         metavar="NAMES",
-        help="of the report: of launch.evaluate's, without psnr and ssim (default: judge, where "
-        "the data set is moving_shapes)",
+        help="metrics of the report: those of vdm evaluate, without psnr and ssim (default: judge, "
+        "where the data set is moving_shapes)",
     )
-    launch.add_process_arguments(parser)
-    # Read when NumPy is imported, for the metrics: see launch.evaluate.
+    common.add_process_arguments(parser)
+    # Read when NumPy is imported, for the metrics: see evaluate.py.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from vdm_jax import config as config_lib
@@ -53,8 +55,7 @@ def main(arguments: list[str]) -> int:
     config = config_lib.load_config(options.config, overrides)
     if "distill" not in config:
         raise config_lib.ConfigError(
-            f"--config={options.config}: has no section distill; "
-            "such as configs/vdm/moving_shapes_distill.py has"
+            f"--config={options.config}: has no section distill, as vdm/moving_shapes_distill has"
         )
     from vdm_jax.evaluation import suite
 
@@ -63,19 +64,22 @@ def main(arguments: list[str]) -> int:
         raise config_lib.ConfigError(
             f"--metrics={','.join(paired)}: samples have no reference each that shows the same"
         )
-    launch.setup(config.device, options)
+    common.setup(config.device, options)
 
     from vdm_jax import systems
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import distillation
 
     ladder = distillation.rounds(config.distill)
-    source = options.teacher or pretrained.DEFAULT
+    source = options.model or pretrained.DEFAULT
     teacher_config = pretrained.read_config(source)
     if systems.build(teacher_config).takes_guidance:
         raise config_lib.ConfigError(
-            f"--teacher={source}: has been distilled already; the ladder begins at a guided model"
+            f"--model={source}: has been distilled already; the ladder begins at a guided model"
         )
+    data = teacher_config.data.copy_and_resolve_references().unlock()
+    data.data_dir = config.data.data_dir
+    prepare_data.render_missing(data)
     workdir = Path(options.workdir)
     for number, this in enumerate(ladder, 1):
         say(f"round {number} of {len(ladder)}: {this.name}, {this.updates} updates")
@@ -159,7 +163,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     )
     if result.reason in ("SIGINT", "SIGTERM"):
         say("the same command goes on from there")
-        return launch.PREEMPTED if result.reason == "SIGTERM" else 0
+        return common.PREEMPTED if result.reason == "SIGTERM" else 0
     return None
 
 
@@ -281,7 +285,3 @@ def _figures(model, metrics: list[str], count: int) -> Callable | None:
         return evaluation.of(samples, subject).measure(metrics)
 
     return figures
-
-
-if __name__ == "__main__":
-    launch.run(main)

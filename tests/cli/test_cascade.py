@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from launch import sample, train_cascade
+import vdm_jax
 from tests import tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
+from vdm_jax.cli import cascade as cascade_cli
+from vdm_jax.cli import sample, train
+from vdm_jax.pipelines import cascade as cascade_lib
 from vdm_jax.pipelines import model as pretrained
 
 STAGE = """
@@ -56,8 +59,8 @@ def cascade(tmp_path):
 
 def test_a_cascade_is_trained_and_sampled(cascade, tmp_path, capsys):
     workdir, out = tmp_path / "runs", tmp_path / "out"
-    flags = [f"--cascade={cascade}", f"--workdir={workdir}"]
-    assert train_cascade.main([*flags, "--stages=base_8", "--config.train.seed=3"]) == 0
+    flags = [f"--config={cascade}", f"--workdir={workdir}"]
+    assert train.main([*flags, "--stages=base_8", "--config.train.seed=3"]) == 0
     saved = json.loads((workdir / "base_8" / "config.json").read_text())
     assert saved["train"]["seed"] == 3 and saved["stage"]["shape"] == [2, 8, 8]
     assert "base_8: done" in capsys.readouterr().out
@@ -68,16 +71,30 @@ def test_a_cascade_is_trained_and_sampled(cascade, tmp_path, capsys):
     params = systems.build(config).init(jax.random.key(0))
     pretrained.save_model(workdir / "tsr_6fps.safetensors", params, config)
 
-    prompts = ["--prompt=a red square", "--num_samples=2", f"--out={out}"]
-    assert sample.main([*flags, *prompts, "--config.sample.tsr_6fps.steps=1"]) == 0
+    flags = [f"--model={workdir}", "--prompt=a red square", "--num_samples=2", "--device=cpu"]
+    assert sample.main([*flags, f"--out={out}", "--stage.tsr_6fps.steps=1"]) == 0
     with np.load(out / "samples.npz") as found:
         assert found["video"].shape == (2, 4, 8, 8, 3)
     assert np.load(out / "stages" / "00_base_8.npy").shape == (2, 2, 8, 8, 3)
     assert (out / "samples.gif").exists()
     assert "tsr_6fps: 4 x 8 x 8" in capsys.readouterr().out
 
-    with pytest.raises(ValueError, match="--steps: of a cascade, set --config.sample.STAGE"):
-        sample.main([*flags, *prompts, "--steps=2"])
+    # The same cascade from Python.
+    model = vdm_jax.load(workdir)
+    assert model.stages == ("base_8", "tsr_6fps") and model.fps == 6.0
+    changes = {"tsr_6fps": {"steps": 1}}
+    key = jax.random.key(0)
+    videos = model.sample(key, prompt="a red square", num_samples=2, changes=changes)
+    with np.load(out / "samples.npz") as found:
+        np.testing.assert_array_equal(videos, found["video"])
+
+    with pytest.raises(ValueError, match="--steps: for a cascade, set --stage.NAME.FIELD"):
+        sample.main([*flags, "--steps=2"])
+    with pytest.raises(config_lib.ConfigError, match=r"nearest is --stage\.base_8\.steps"):
+        sample.main([*flags, "--stage.base_8.step=2"])
+    with pytest.raises(ValueError, match="is a cascade.*its stages are .*/base_8, .*/tsr_6fps"):
+        pretrained.load(workdir)
+    assert pretrained.load(workdir / "tsr_6fps").config.stage.name == "tsr_6fps"
 
 
 DISTILL = """
@@ -102,8 +119,8 @@ def test_a_trained_stage_is_distilled(cascade, tmp_path, capsys):
     file = tmp_path / "distill.py"
     file.write_text(DISTILL)
     workdir = tmp_path / "runs"
-    flags = [f"--cascade={cascade}", f"--workdir={workdir}", "--stages=tsr_6fps"]
-    assert train_cascade.main([*flags, f"--distill={file}"]) == 0
+    flags = [f"--config={cascade}", f"--workdir={workdir}", "--stages=tsr_6fps"]
+    assert train.main([*flags, f"--distill={file}"]) == 0
     told = capsys.readouterr().out
     assert told.index("training") < told.index("distilling")
     student = pretrained.load(workdir / "distilled" / "tsr_6fps.safetensors")
@@ -153,8 +170,8 @@ def test_what_a_stage_starts_from_is_trained_before_it_and_kept(tmp_path, capsys
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "cascade.py").write_text(INFLATED)
     workdir = tmp_path / "runs"
-    flags = [f"--cascade={tmp_path / 'cascade.py'}", f"--workdir={workdir}", "--jobs=2"]
-    assert train_cascade.main(flags) == 0
+    flags = [f"--config={tmp_path / 'cascade.py'}", f"--workdir={workdir}", "--jobs=2"]
+    assert train.main(flags) == 0
     told = capsys.readouterr().out
     assert told.index("image: done") < told.index("clip: training")
     image, clip = (pretrained.load(workdir / name) for name in ("image", "clip"))
@@ -169,13 +186,28 @@ def test_stages_that_train_at_once_share_a_gpu_s_memory(tmp_path, monkeypatch):
     commands = {name: [sys.executable, "-c", tell] for name in ("first", "second")}
     for jobs, told in ((2, "false"), (1, "None")):
         logs = tmp_path / str(jobs)
-        assert train_cascade._run_all("asking", commands, logs, jobs) == 0
+        assert cascade_cli._run_all("asking", commands, logs, jobs) == 0
         assert {(logs / f"{name}.log").read_text() for name in commands} == {f"{told}\n"}
 
 
-def test_what_is_not_there_is_told(cascade, tmp_path):
-    flags = [f"--cascade={cascade}", f"--workdir={tmp_path / 'none'}"]
-    with pytest.raises(FileNotFoundError, match="stage base_8: .*train_cascade"):
-        sample.main([*flags, "--prompt=a red square"])
+def test_what_is_not_there_is_told(cascade, tmp_path, capsys):
+    workdir = tmp_path / "none"
+    flags = [f"--config={cascade}", f"--workdir={workdir}"]
+    assert train.main([*flags, "--stages="]) == 0
+    with pytest.raises(FileNotFoundError, match="stage base_8: .*vdm train"):
+        sample.main([f"--model={workdir}", "--prompt=a red square", "--device=cpu"])
     with pytest.raises(ValueError, match="--stages: ssr_64; there are base_8, tsr_6fps"):
-        train_cascade.main([*flags, "--stages=ssr_64"])
+        train.main([*flags, "--stages=ssr_64"])
+    single = [f"--config={cascade.with_name('base_8.py')}", f"--workdir={workdir}"]
+    with pytest.raises(SystemExit):
+        train.main([*single, "--jobs=2"])
+    assert "is no cascade" in capsys.readouterr().err
+
+
+def test_shipped_cascades_are_whole_and_in_order():
+    """What is checked before a sample is drawn; sampling one is the same code as above."""
+    for name in pretrained.shipped_cascades():
+        model = vdm_jax.load(name)
+        cascade_lib._check_chain(model.steps)
+        assert model.fps == 24.0
+    assert {"imagen_video_tiny", "lumiere_tiny"} <= set(pretrained.shipped_cascades())

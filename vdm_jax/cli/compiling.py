@@ -1,107 +1,31 @@
-"""Will it fit, and how fast can it be? Compiles for a pod that is not here.
+"""Compiles the real training update or sampler of a configuration for devices that are not here.
 
-    python -m launch.compile --config=configs/vdm/t2v_large.py --topology=v5p:4x4x4 [--mesh=fsdp=64]
-
-Compiles the real training update (or, with --what, the real sampler) for every device of the
-topology with the compiler that runs there, and reports memory a device against its capacity,
-collectives, and the least time that a step can take by the peak of the device, its memory and its
-network. What does not fit is said, with changes that were compiled and do. No accelerator is used:
-TPUs need the package libtpu (pip install -e ".[compile]").
-
-    python -m launch.compile --pages                # writes docs/pods.md anew
-
-Results are kept by the hash of the lowered program in ~/.cache/vdm_jax/compile.
+`vdm compile` prints the reports of this module, and its page of tables.
 """
 
 import dataclasses
 import gc
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
-
-import launch
 
 CACHE = Path("~/.cache/vdm_jax/compile")
 # XLA's levels of effort, as numbers of its option.
 EFFORT = {"0": 9, "1": 19, "2": 29, "3": 39}
 
 
-def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.compile", __doc__)
-    parser.add_argument("--config", metavar="FILE", help="such as configs/vdm/t2v_large.py")
-    parser.add_argument(
-        "--topology", metavar="NAME", help="v5e:16x16, v5p:4x4x4, v6e:16x16, v4:4x4x4, ..."
-    )
-    parser.add_argument(
-        "--slices", type=launch.positive, default=1, metavar="N", help="of that shape (default 1)"
-    )
-    parser.add_argument(
-        "--what",
-        default="train",
-        choices=("train", "sample", "guided"),
-        help="train (default); sample; guided: sampling with known frames and gradient guidance",
-    )
-    parser.add_argument(
-        "--mesh",
-        metavar="AXES",
-        help="sizes of the mesh's axes, for example fsdp=64 or data=-1,fsdp=16 "
-        "(default: the configuration's)",
-    )
-    parser.add_argument(
-        "--batch", type=launch.positive, metavar="N", help="clips (default: the configuration's)"
-    )
-    parser.add_argument(
-        "--remat", choices=("none", "dots", "full"), help="default: the configuration's"
-    )
-    parser.add_argument(
-        "--effort",
-        default="0",
-        choices=tuple(EFFORT),
-        help="of the compiler; 0 (default) is several times faster and uses no less memory",
-    )
-    parser.add_argument(
-        "--tries",
-        type=int,
-        default=3,
-        metavar="N",
-        help="changes to compile where it does not fit (default 3)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    parser.add_argument("--no_cache", action="store_true", help="compile anew")
-    parser.add_argument("--pages", action="store_true", help="write docs/pods.md")
-
-    from vdm_jax import config as config_lib
-
-    overrides, arguments = config_lib.split_overrides(arguments)
-    options = parser.parse_args(arguments)
-    if options.pages:
-        from launch import pods
-
-        return pods.write(effort=options.effort, use_cache=not options.no_cache)
-    if not options.config or not options.topology:
-        parser.error("--config and --topology are needed")
-    overrides |= _as_overrides(options)
-    request = Request(
-        config=options.config,
-        overrides=overrides,
-        topology=options.topology,
-        slices=options.slices,
-        what=options.what,
-        effort=options.effort,
-    )
-    report = run(request, tries=options.tries, use_cache=not options.no_cache, quiet=options.json)
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        _print(report)
-    return 0 if report["fits"] else 2
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be compiled for what."""
+    """A configuration, and the devices to compile it for.
+
+    Attributes:
+      config: a name or a file.
+      overrides: dotted fields to text.
+      topology, slices: as in `parallel.topology.parse_topology`.
+      what: train, sample, or guided (sampling with known frames and gradient guidance).
+      effort: one of `EFFORT`.
+    """
 
     config: str
     topology: str
@@ -114,8 +38,8 @@ class Request:
 def run(request: Request, *, tries: int = 3, use_cache: bool = True, quiet: bool = False) -> dict:
     """Compiles `request`, and where it does not fit, up to `tries` changes of it.
 
-    Returns {"fits", "estimate" or "error", "needed", "capacity", "suggestions": what was tried, in
-    order, each with its changes and whether it fits, ...}. Raises ConfigError, ValueError.
+    Returns {"fits", "estimate" or "error", "needed", "capacity", "suggestions": the tried changes
+    in order, each with whether it fits, ...}. Raises ConfigError, ValueError.
     """
     from vdm_jax.parallel import topology
 
@@ -131,15 +55,15 @@ def run(request: Request, *, tries: int = 3, use_cache: bool = True, quiet: bool
             break
         tried = dataclasses.replace(tried, overrides=tried.overrides | changes)
         attempt = _compile(tried, target, use_cache, quiet)
-        made = {k: v for k, v in tried.overrides.items() if request.overrides.get(k) != v}
-        report["suggestions"].append({"changes": made, **attempt})
+        added = {k: v for k, v in tried.overrides.items() if request.overrides.get(k) != v}
+        report["suggestions"].append({"changes": added, **attempt})
         if attempt["fits"]:
             break
     return report
 
 
 def _changes(request: Request, devices: int) -> list[dict[str, str]]:
-    """What saves memory, cheapest first; each is tried on top of those before it."""
+    """Changes that save memory, cheapest first; each is tried on top of those before it."""
     from vdm_jax import config as config_lib
 
     config = config_lib.load_config(request.config, request.overrides)
@@ -164,21 +88,6 @@ def _changes(request: Request, devices: int) -> list[dict[str, str]]:
         else:
             changes.append({"sample.batch_size": str(shards)})
     return changes
-
-
-def _as_overrides(options) -> dict[str, str]:
-    """The flags that are fields of the configuration."""
-    from vdm_jax.parallel import mesh
-
-    overrides = {}
-    if options.mesh:
-        overrides |= {f"mesh.{k}": str(v) for k, v in mesh.parse_mesh(options.mesh).items()}
-    if options.batch:
-        section = "train" if options.what == "train" else "sample"
-        overrides[f"{section}.batch_size"] = str(options.batch)
-    if options.remat:
-        overrides["model.remat"] = options.remat
-    return overrides
 
 
 def _compile(request: Request, target, use_cache: bool, quiet: bool) -> dict:
@@ -249,7 +158,7 @@ def _compile(request: Request, target, use_cache: bool, quiet: bool) -> dict:
 
 
 def lower(config, target, what: str):
-    """The program of `config` lowered for `target`, and the figures that `estimate` wants of it."""
+    """The program of `config` lowered for `target`, and the figures that `estimate` needs."""
     import jax
 
     from vdm_jax import systems
@@ -324,81 +233,3 @@ def _libtpu_version() -> str:
         return importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _print(report: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    target = f"{report['topology']}" + (f" x {report['slices']}" if report["slices"] > 1 else "")
-    console.print(
-        f"{report['config']} on {target}: {report['parameters']:,} parameters, "
-        f"{report['batch']} clips a step ({report['what']})"
-    )
-    if not report["fits"]:
-        console.print(report["error"], style="bold red")
-        if not report["suggestions"]:
-            console.print("no change of mesh, remat, accumulation or batch is left to try")
-        for attempt in report["suggestions"]:
-            flags = " ".join(
-                f"--config.{name}={value}" for name, value in attempt["changes"].items()
-            )
-            if attempt["fits"]:
-                found = attempt["estimate"]
-                console.print(f"try: {flags}", style="bold", soft_wrap=True)
-                console.print(
-                    f"     fits (compiled): {_gib(found['memory'])} of {_gib(found['capacity'])} a "
-                    f"device, at least {_seconds(found['step_seconds'])} a step"
-                )
-            else:
-                console.print(f"not enough: {flags}: {attempt['error']}", soft_wrap=True)
-        return
-    found = report["estimate"]
-    traffic = found["memory_traffic"]
-    per = "step" if report["what"] == "train" else "denoising step"
-    table = Table(show_header=False)
-    rows = [
-        ("devices", f"{found['devices']}"),
-        ("model operations", f"{found['model_flops'] / 1e12:,.2f} TFLOP a {per}, analytic"),
-        ("operations of a device", f"{found['flops'] / 1e12:,.2f} TFLOP a {per}"),
-        ("memory of a device", f"{_gib(found['memory'])} of {_gib(found['capacity'])}"),
-        ("  arguments", _gib(found["arguments"])),
-        ("  temporaries", _gib(found["temporaries"])),
-        ("roofline: compute", _seconds(found["compute_seconds"])),
-        ("roofline: memory", _seconds(found["memory_seconds"]) if traffic else "not told for GPUs"),
-        ("roofline: network", _seconds(found["network_seconds"])),
-        (f"a {per} takes", f"{_seconds(found['step_seconds'])} or more: {found['bound']} bound"),
-        ("MFU at most", f"{found['mfu']:.0%}"),
-    ]
-    if report["what"] == "train":
-        rows.append(("clips a second at most", f"{found['clips_per_second']:,.1f}"))
-    rows.append(("compiled in", f"{found['compile_seconds']:.0f} s"))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    collectives = Table(title="collectives of the whole program, of a device")
-    for name in ("kind", "devices", "network", "count", "GiB", "sent, GiB"):
-        collectives.add_column(name, justify="left" if name == "kind" else "right")
-    for row in found["collectives"]:
-        collectives.add_row(
-            row["kind"],
-            str(row["group_size"]),
-            row["network"],
-            str(row["count"]),
-            f"{row['bytes'] / 2**30:.3f}",
-            f"{row['wire_bytes'] / 2**30:.3f}",
-        )
-    console.print(collectives)
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
-
-
-if __name__ == "__main__":
-    launch.run(main)

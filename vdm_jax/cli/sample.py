@@ -1,72 +1,73 @@
 """Samples videos from prompts.
 
-    python -m launch.sample --workdir=DIR --prompt="a red circle moving left" --num_samples=4
+    vdm sample --prompt="a red circle moving left" --num_samples=4 [--model=MODEL] [--out=DIR]
 
 OUT receives an MP4 a sample, samples.gif (all side by side), contact_sheet.png (each sample's
-frames with its prompt) and samples.npz: `video`, uint8 b f h w c, and `prompts`, b texts. What OUT
-holds already is overwritten where the names agree, and else stays. Without --workdir and --model
-the model that ships with the package is used. A sample depends on its place in the list of samples
-and on the seed, not on the batch size.
+frames with its prompt) and samples.npz: `video`, uint8 b f h w c, and `prompts`, b texts. Files
+that are in OUT already are overwritten where the names agree, and else stay. A sample depends on
+its place in the list of samples and on the seed, not on the batch size.
 
-    python -m launch.sample --cascade=configs/imagen_video/tiny/cascade.py --workdir=DIR --prompt=…
-
-samples a cascade, whose stages are in DIR/STAGE or DIR/STAGE.safetensors; OUT also receives what
-each stage made (stages/), and a second call goes on where one was broken off. A field of a stage's
-sampler is set by --config.sample.STAGE.FIELD=VALUE.
+MODEL may be a cascade: a shipped one, such as imagen_video_tiny, or the working directory of one.
+OUT then also receives the videos of each stage (stages/), and the same command goes on where it
+was interrupted. --stage.NAME.FIELD=VALUE sets a field of one stage's sampler, such as
+--stage.base_8.steps=32; the other sampler flags are for single models.
 """
 
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.sample", __doc__)
-    launch.add_model_arguments(parser)
-    parser.add_argument("--cascade", metavar="FILE", help="the configuration of a cascade")
+    parser = common.parser("vdm sample", __doc__)
+    common.add_model_arguments(parser)
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
     )
     parser.add_argument("--prompts_file", metavar="FILE", help="further prompts, one a line")
     parser.add_argument(
         "--num_samples",
-        type=launch.positive,
+        type=common.positive,
         default=1,
         metavar="N",
         help="samples of each prompt (default 1)",
     )
-    launch.add_sampler_arguments(parser)
+    common.add_sampler_arguments(parser)
     parser.add_argument(
         "--preview",
         action="store_true",
-        help="rewrite OUT/preview.png as sampling goes on: what the batch looks like so far",
+        help="rewrite OUT/preview.png while sampling: the current estimate of the batch",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--out", default="samples", metavar="OUT", help="default samples/")
 
     from vdm_jax import config as config_lib
 
-    overrides, arguments = config_lib.split_overrides(arguments)
+    overrides, arguments = config_lib.split_overrides(arguments, "stage")
     options = parser.parse_args(arguments)
     prompts = _prompts(options)
-    if overrides and options.cascade is None:
-        parser.error("--config.FIELD=VALUE is for the stages of a --cascade")
-    launch.setup(options.device, options)
-    if options.cascade is not None:
-        if options.workdir is None or not prompts:
-            parser.error("--cascade needs --workdir and --prompt or --prompts_file")
-        return _sample_cascade(options, overrides, prompts)
+    common.setup(options.device, options)
 
     import jax
     from rich.progress import track
 
-    model = launch.load_model(options)
+    from vdm_jax import pipelines
+    from vdm_jax.parallel import mesh
+
+    source = options.model or pipelines.model.DEFAULT
+    model = pipelines.load(source, mesh=mesh.parse_mesh(options.mesh))
+    if isinstance(model, pipelines.CascadeModel):
+        if not prompts:
+            parser.error("no prompt: give --prompt or --prompts_file")
+        return _sample_cascade(model, options, overrides, prompts)
+    if overrides:
+        parser.error(f"--stage.{next(iter(overrides))}: --model={source} is no cascade")
     if not prompts:
         if model.stage.text_encoder is not None:
             parser.error("no prompt: give --prompt or --prompts_file")
         prompts = [""]
-    sampler = model.sampler(**launch.sampler_changes(options))
-    model.stage.check_prompts(prompts)  # an unknown word is told before anything is compiled
+    sampler = model.sampler(**common.sampler_changes(options))
+    model.stage.check_prompts(prompts)  # refuses an unknown word before compiling
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
     if jax.process_index() == 0:
         print(
@@ -87,21 +88,28 @@ def main(arguments: list[str]) -> int:
             pass
         return 0
     batches = track(stream, "sampling", total=batches, transient=True)
-    launch.write_samples(Path(options.out), batches, repeated, fps)
+    common.write_samples(Path(options.out), batches, repeated, fps)
     return 0
 
 
-def _sample_cascade(options, overrides, prompts) -> int:
+def _sample_cascade(cascade, options, overrides: dict[str, str], prompts: list[str]) -> int:
     import jax
 
-    from vdm_jax.parallel import mesh
-    from vdm_jax.pipelines import cascade as cascade_sampling
+    from vdm_jax import config as config_lib
 
-    flags = {k: v for k, v in launch.sampler_changes(options).items() if v is not None}
+    flags = {k: v for k, v in common.sampler_changes(options).items() if v is not None}
     if flags or options.preview:
-        given = ", ".join([f"--{name}" for name in flags] + ["--preview"] * options.preview)
-        raise ValueError(f"{given}: of a cascade, set --config.sample.STAGE.FIELD=VALUE instead")
-    steps = launch.cascade_steps(options.cascade, overrides, options.workdir)
+        names = ", ".join([f"--{name}" for name in flags] + ["--preview"] * options.preview)
+        raise ValueError(f"{names}: for a cascade, set --stage.NAME.FIELD=VALUE instead")
+    if overrides:
+        sections = {name: cascade.sample_config(name) for name in cascade.stages}
+        fields = config_lib.from_dict({name: part.to_dict() for name, part in sections.items()})
+        changes = {}
+        for field, text in overrides.items():
+            config_lib.override(fields, field, text, flag="stage")
+            stage, name = field.split(".")
+            changes.setdefault(stage, {})[name] = fields[stage][name]
+        cascade = cascade.replace(changes)
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
     out, first = Path(options.out), jax.process_index() == 0
 
@@ -109,20 +117,12 @@ def _sample_cascade(options, overrides, prompts) -> int:
         if first:
             print(f"{name}: {done} of {total}", flush=True)
 
-    outputs = cascade_sampling.sample(
-        steps,
-        options.seed,
-        repeated,
-        out,
-        mesh=mesh.parse_mesh(options.mesh),
-        progress=progress,
-    )
-    for output in outputs:
+    for output in cascade.stream(jax.random.key(options.seed), repeated, out, progress):
         if first:
             shape = " x ".join(map(str, output.videos.shape[1:4]))
             print(f"{output.name}: {shape}, {output.seconds:.1f} s", flush=True)
     if first:
-        launch.write_samples(out, [output.videos], repeated, output.fps)
+        common.write_samples(out, [output.videos], repeated, output.fps)
     return 0
 
 
@@ -133,7 +133,7 @@ def _write_preview(out: Path):
         partial = video_io.contact_sheet(
             out / ".preview.png", videos, [f"step {step} of {steps}"] * len(videos), max_clips=8
         )
-        partial.replace(out / "preview.png")  # whoever looks sees a whole picture
+        partial.replace(out / "preview.png")  # never half a picture
 
     return write
 
@@ -146,7 +146,3 @@ def _prompts(options) -> list[str]:
             raise FileNotFoundError(f"--prompts_file={path}: there is no such file")
         prompts += [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [prompt for prompt in prompts if prompt]
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -1,8 +1,7 @@
-"""Command lines: `python -m launch.NAME --help`.
+"""What the subcommands of `vdm` share: parsers, flags, the start of JAX, and the files they write.
 
-What all of them share is here. Heavy imports are inside the functions: `--help` answers at once,
-and the worker processes of the data pipeline, which import the module that was launched, start
-without JAX.
+Heavy imports are inside the functions: `--help` answers at once, and the worker processes of the
+data pipeline start without JAX.
 """
 
 import argparse
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 CACHE = Path("~/.cache/vdm_jax/xla")
-# A run that was told to stop (SIGTERM, a preemption notice) and saved: the same command goes on.
-# EX_TEMPFAIL of sysexits.h; launch/supervise.sh starts it again.
+# The exit status of a run that was stopped (SIGTERM, a preemption notice) and saved: the same
+# command goes on. EX_TEMPFAIL of sysexits.h; launch/supervise.sh starts it again.
 PREEMPTED = 75
-# A GIF of more clips than this is not looked at any more; the MP4s and the npz are always complete.
+# A GIF of more clips than this is too large to look at; the MP4s and the npz are always complete.
 AT_A_GLANCE = 64
 _MEASURED_JAXLIB = "0.10.2"
 _CPU_FLAGS = {
@@ -39,7 +38,7 @@ _LEAST_SIDE = 64  # pixels, of a clip in the GIF
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
     """A parser that shows `doc` as it is written, and takes no abbreviated flags.
 
-    program: what is typed to run it, as the usage line and the mistakes show it.
+    program: the text that runs it, for the usage line and for errors.
     """
     return argparse.ArgumentParser(
         prog=program,
@@ -49,13 +48,14 @@ def parser(program: str, doc: str) -> argparse.ArgumentParser:
     )
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs `main(arguments)` as a process: a mistake of the user is told without a traceback.
+def run(main: Callable[[list[str]], int | None], arguments: list[str]) -> None:
+    """Runs `main(arguments)` and ends the process with its exit status.
 
-    With VDM_JAX_TRACEBACK=1 in the environment it is told with one.
+    A mistake of the user is printed without a traceback; with VDM_JAX_TRACEBACK=1 in the
+    environment, with one.
     """
     try:
-        code = main(sys.argv[1:])
+        code = main(arguments)
     except KeyboardInterrupt:
         print("aborted", file=sys.stderr)
         sys.exit(130)
@@ -73,9 +73,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def _leave_others() -> None:
-    """Ends a process of several at once.
+    """Ends this process at once where it is one of several.
 
-    Leaving in order waits for the others, and they wait for what this one does no more: nobody
+    An orderly exit waits for the other processes, and they wait for this one's next step. None
     would be started again before all have timed out.
     """
     if (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
@@ -87,9 +87,12 @@ def _leave_others() -> None:
 def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool = False) -> None:
     """Prepares JAX: processes, the device that was asked for, the compilation cache, quiet logs.
 
-    device: "any" (what JAX finds), "cpu", "gpu" or "tpu". processes: with the flags of
-    `add_process_arguments`. Raises ConfigError when an accelerator is asked for and there is none.
-    The first process prints one line that names the devices, unless `quiet`.
+    Args:
+      device: "any" (the best that JAX finds), "cpu", "gpu" or "tpu".
+      processes: has the flags of `add_process_arguments`.
+      quiet: print nothing; else the first process prints one line that names the devices.
+
+    Raises ConfigError when the accelerator `device` is missing.
     """
     import absl.flags
     import absl.logging
@@ -108,10 +111,10 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     if processes is not None:
         names = ("coordinator", "num_processes", "process_id")
         found = distributed.find(*(getattr(processes, name) for name in names))
-    # Calls of the CPU run in the thread that makes them. In one of JAX's they would have their
-    # temporaries mapped anew each time: the heap of a thread holds no large buffer. And of several
-    # CPU devices, which share the threads of a process, two updates under way at once could each
-    # hold threads that the other's collectives wait for.
+    # Calls on the CPU run in the calling thread. In a thread of JAX every call would map its
+    # temporaries anew, because that thread's heap holds no large buffer. And several CPU devices
+    # share the threads of a process: two concurrent updates could each hold threads that the
+    # other's collectives wait for.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     _set_cpu_flags()
     distributed.initialize(found)
@@ -121,7 +124,7 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
         raise ConfigError(
             f"device {device!r} is asked for, but JAX finds none here: {_first_line(error)}\n"
             f'Install its support (pip install -e ".[{device}]"), or go on without it: '
-            "--config.device=cpu (launch.sample and launch.evaluate: --device=cpu)"
+            "--config.device=cpu where a command has --config, else --device=cpu"
         ) from error
     backend = devices[0].platform
     if device != "any" and jax.default_backend() != backend:
@@ -139,10 +142,10 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
 
 
 def _only_cpu() -> bool:
-    """Whether JAX would find nothing but the CPU here, and say so at length.
+    """Whether this machine has only a CPU, as far as installed plugins show.
 
-    Where libtpu is installed for launch.compile and there is no TPU, JAX loads it, prints a page,
-    and keeps other processes from loading it.
+    Where libtpu is installed for `vdm compile` and there is no TPU, JAX would load it, print a
+    page, and keep other processes from loading it.
     """
     from vdm_jax.parallel import topology
 
@@ -152,10 +155,10 @@ def _only_cpu() -> bool:
 
 
 def _compilation_cache(backend: str) -> Path:
-    """Where compiled programs are kept: on the CPU apart for each number of cores.
+    """Where compiled programs are kept: on the CPU, one directory for each number of cores.
 
-    JAX would find a program that was compiled for one core, under taskset say, and run it on one
-    of many.
+    JAX would otherwise run a program that was compiled for one core, under taskset say, on a
+    machine of many.
     """
     folder = CACHE.expanduser()
     if backend != "cpu":
@@ -167,8 +170,8 @@ def _compilation_cache(backend: str) -> Path:
 def _set_cpu_flags() -> None:
     """Sets `_CPU_FLAGS` of XLA's CPU backend.
 
-    XLA ends the process at a flag that it does not know, so only the version that was measured is
-    told; what the user's own XLA_FLAGS say of a flag stays. Without effect once JAX has devices.
+    XLA ends the process at an unknown flag, so they are set for the measured version only. The
+    user's own XLA_FLAGS go before them. Without effect once JAX has devices.
     """
     import jaxlib
 
@@ -181,20 +184,22 @@ def _set_cpu_flags() -> None:
 
 def add_model_arguments(arguments: argparse.ArgumentParser) -> None:
     """The flags that choose a trained model and where it runs."""
-    source = arguments.add_mutually_exclusive_group()
-    source.add_argument(
-        "--workdir", metavar="DIR", help="working directory of launch.train: its last checkpoint"
-    )
-    source.add_argument(
+    arguments.add_argument(
         "--model",
-        metavar="NAME",
-        help="a model that ships with the package, or a .safetensors file (default: moving_shapes)",
+        metavar="MODEL",
+        help="a model that ships with the package (vdm describe lists them), a .safetensors file, "
+        "or the working directory of vdm train (default: moving_shapes)",
     )
+    add_device_arguments(arguments)
+
+
+def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The flags that choose where a trained model runs."""
     arguments.add_argument(
         "--device",
         default="any",
         choices=("any", "cpu", "gpu", "tpu"),
-        help="where to compute (default: what is found)",
+        help="where to compute (default: the best that is found)",
     )
     arguments.add_argument(
         "--mesh",
@@ -207,19 +212,23 @@ def add_model_arguments(arguments: argparse.ArgumentParser) -> None:
 
 
 _SAMPLER_NUMBERS = ("steps", "num_frames", "batch_size")
-_SAMPLER_FLAGS = (*_SAMPLER_NUMBERS, "guidance", "sampler", "grid", "eta", "churn", "corrector")
+SAMPLER_FLAGS = (*_SAMPLER_NUMBERS, "guidance", "negative", "sampler", "grid")
+SAMPLER_FLAGS += ("eta", "churn", "corrector")
 
 
 def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
     """The flags that choose how a model is sampled; `sampler_changes` reads them."""
     helps = (
         "denoising steps*",
-        "of a clip (default: as trained)",
+        "frames of a clip (default: as trained)",
         "clips computed at once*",
     )
     for name, text in zip(_SAMPLER_NUMBERS, helps, strict=True):
         arguments.add_argument(f"--{name}", type=positive, metavar="N", help=text)
     arguments.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 = none*")
+    arguments.add_argument(
+        "--negative", metavar="TEXT", help="a prompt that guidance leads away from"
+    )
     arguments.add_argument(
         "--sampler",
         metavar="NAME",
@@ -233,30 +242,30 @@ def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
         "log-SNRs: --grid=-8,-2,0,2,inf*",
     )
     for name, text in (
-        ("eta", "of ddim: 0 deterministic to 1 ancestral*"),
-        ("churn", "of euler and heun: noise added, 0 = none*"),
+        ("eta", "for ddim: 0 deterministic to 1 ancestral*"),
+        ("churn", "for euler and heun: noise added, 0 = none*"),
         ("corrector", "step of a Langevin corrector after each step: 0.1 in VDM, 0 = none*"),
     ):
         arguments.add_argument(f"--{name}", type=float, metavar="X", help=text)
-    arguments.epilog = "* default: what the model's configuration says (its section `sample`)"
+    arguments.epilog = "* default: the model's own (the section `sample` of its configuration)"
 
 
 def sampler_changes(options: argparse.Namespace) -> dict:
-    """What `add_sampler_arguments`'s flags were given, as fields of `sampling.Sampler`; None where
-    a flag was not."""
-    return {name: getattr(options, name) for name in _SAMPLER_FLAGS}
+    """The flags of `add_sampler_arguments` as fields of `sampler.Sampler`; None where a flag is
+    missing."""
+    return {name: getattr(options, name) for name in SAMPLER_FLAGS}
 
 
 def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
-    """The flags that tell a process of its peers; needed on no TPU pod and under no Slurm."""
+    """The flags that connect a process with its peers; not needed on TPU pods and under Slurm."""
     group = arguments.add_argument_group(
-        "many processes", "found by themselves on TPU pods and under Slurm; else for each process"
+        "many processes", "not needed on TPU pods and under Slurm; else each process is given them"
     )
     group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of process 0 (or VDM_JAX_COORDINATOR)"
+        "--coordinator", metavar="HOST:PORT", help="process 0 (or VDM_JAX_COORDINATOR)"
     )
     group.add_argument(
-        "--num_processes", type=positive, metavar="N", help="(or VDM_JAX_NUM_PROCESSES)"
+        "--num_processes", type=positive, metavar="N", help="in all (or VDM_JAX_NUM_PROCESSES)"
     )
     group.add_argument(
         "--process_id", type=int, metavar="I", help="0 to N - 1 (or VDM_JAX_PROCESS_ID)"
@@ -264,41 +273,18 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
 
 
 def load_model(options: argparse.Namespace):
-    """The model that `add_model_arguments`'s flags name, without any the shipped default, laid over
-    the devices as `--mesh` says."""
+    """The model of the flags of `add_model_arguments`, laid over the devices as `--mesh` says.
+
+    Raises ValueError for a cascade, and what `pretrained.load` raises.
+    """
     from vdm_jax.parallel import mesh
     from vdm_jax.pipelines import model as pretrained
 
-    if options.workdir is not None and not Path(options.workdir).is_dir():
-        raise FileNotFoundError(f"--workdir={options.workdir}: there is no such directory")
-    source = options.workdir or options.model or pretrained.DEFAULT
-    return pretrained.load(source, mesh=mesh.parse_mesh(options.mesh))
-
-
-def cascade_steps(path: str, overrides: dict[str, str], workdir: str) -> list:
-    """The stages of the cascade's configuration at `path`, whose models are in `workdir`."""
-    from vdm_jax import config as config_lib
-    from vdm_jax.pipelines import cascade as cascade_sampling
-
-    config = config_lib.load_config(path, overrides)
-    if "stages" not in config:
-        raise config_lib.ConfigError(f"--cascade={path}: is no cascade (has no field stages)")
-    steps = []
-    for name in config.stages:
-        folder, file = Path(workdir) / name, Path(workdir) / f"{name}.safetensors"
-        if not folder.is_dir() and not file.is_file():
-            raise FileNotFoundError(
-                f"stage {name}: neither {folder} nor {file} is there; train it first: "
-                f"python -m launch.train_cascade --cascade={path} --workdir={workdir}"
-            )
-        source = folder if folder.is_dir() else file
-        changes = config.sample[name].to_dict() if name in config.sample else {}
-        steps.append(cascade_sampling.CascadeStep(name=name, source=str(source), changes=changes))
-    return steps
+    return pretrained.load(options.model or pretrained.DEFAULT, mesh=mesh.parse_mesh(options.mesh))
 
 
 def greyed(videos: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
-    """Videos, uint8 `... h w c`, to be looked at: grey where `known`, bool `... h w`, is False."""
+    """Videos, uint8 `... h w c`, with grey pixels where `known`, bool `... h w`, is False."""
     import numpy as np
 
     return np.where(known[..., None], videos, np.uint8(96))
@@ -307,10 +293,10 @@ def greyed(videos: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
 def write_samples(
     out: Path, batches: Iterable["np.ndarray"], prompts: Sequence[str], fps: float
 ) -> "np.ndarray":
-    """Writes videos, uint8 `n f h w c` a batch, as they come, and prints what was written.
+    """Writes videos, uint8 `n f h w c` a batch, as they come, and prints the files' names.
 
-    OUT receives an MP4 a sample, samples.gif, contact_sheet.png and samples.npz: `video`, uint8
-    b f h w c, and `prompts`, b texts. Returns the videos.
+    The directory `out` receives an MP4 a sample, samples.gif, contact_sheet.png and samples.npz:
+    `video`, uint8 b f h w c, and `prompts`, b texts. Returns the videos.
     """
     import numpy as np
 

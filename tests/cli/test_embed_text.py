@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from launch import embed_text, train
 from tests import tiny
 from tests.models.text import test_minilm
 from vdm_jax import config as config_lib
 from vdm_jax import systems
+from vdm_jax.cli import embed_text, train
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import DataError
 from vdm_jax.stage import frozen_text

@@ -1,14 +1,13 @@
-"""Makes a page of everything the shipped models can do: static HTML, to be opened from the disk.
+"""Makes a page of what the shipped models can do: static HTML, to be opened from the disk.
 
-    python -m launch.gallery [--out=docs/gallery] [--ladder=DIR]
-                             [--lumiere=MODEL [--style=IMAGE_MODEL]]
+    vdm gallery [--out=gallery] [--ladder=DIR] [--lumiere=MODEL [--style=IMAGE_MODEL]]
 
-Text to video, extension to 64 frames, interpolation, inpainting, super-resolution, loops, and the
-ladder of distillation: the shipped student, or with --ladder=DIR all of a launch.distill workdir.
-With --lumiere=MODEL, of configs/lumiere/tiny/base_32f_16.py, also image to video, inpainting and
-cinemagraphs by a model that was trained for them, and with --style=IMAGE_MODEL, to which its image
-model was fine-tuned, stylisation. Captions are held out from training; what has a truth is
-rendered. OUT receives index.html and a GIF for each clip.
+The page shows text to video, extension to 64 frames, interpolation, inpainting, super-resolution,
+loops, and distillation: the shipped student, or with --ladder=DIR all students of a workdir of vdm
+distill. With --lumiere=MODEL, a model of configuration lumiere/tiny/base_32f_16, it also shows
+image to video, inpainting and cinemagraphs by a model that was trained for them. With
+--style=IMAGE_MODEL, a fine-tuned copy of that model's image model, it shows stylisation. Captions
+are held out from training. OUT receives index.html and a GIF for each clip.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ import html
 import itertools
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 CLIPS = 6
 ROUNDS_TO = 64  # frames of the extension
@@ -53,17 +52,17 @@ class Section:
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.gallery", __doc__)
-    parser.add_argument("--out", default="docs/gallery", metavar="OUT", help="default docs/gallery")
-    parser.add_argument("--ladder", metavar="DIR", help="workdir of launch.distill")
+    parser = common.parser("vdm gallery", __doc__)
+    parser.add_argument("--out", default="gallery", metavar="OUT", help="default gallery/")
+    parser.add_argument("--ladder", metavar="DIR", help="workdir of vdm distill")
     parser.add_argument("--lumiere", metavar="MODEL", help="workdir or file of base_32f_16")
     parser.add_argument("--style", metavar="MODEL", help="workdir or file of an image model")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    parser.add_argument("--clips", type=launch.positive, default=CLIPS, metavar="N", help="a row")
+    parser.add_argument("--clips", type=common.positive, default=CLIPS, metavar="N", help="a row")
     options = parser.parse_args(arguments)
     if options.style and not options.lumiere:
         parser.error("--style: is for the model of --lumiere, which was not given")
-    launch.setup("any")
+    common.setup("any")
 
     from rich.progress import track
 
@@ -115,7 +114,7 @@ def _text_to_video(model, options) -> Section:
         name="text",
         title="Text to video",
         text="64 steps of DDIM, guidance 2; captions that were held out from training.",
-        command=f'python -m launch.sample --guidance=2 --prompt="{captions[0]}"',
+        command=f'vdm sample --guidance=2 --prompt="{captions[0]}"',
         captions=[f"{a} / {b}" for a, b in zip(captions[:half], captions[half:], strict=True)],
         rows=[("", videos[:half]), ("", videos[half:])],
     )
@@ -141,7 +140,7 @@ def _extension(model, options) -> Section:
         title=f"Extension to {ROUNDS_TO} frames",
         text="Each clip of 8 frames begins with the last two of the one before. The direction of "
         "the prompt turns from clip to clip, since a shape that went on would leave the frame.",
-        command=f'python -m launch.edit extend --prompt="{captions[0]}" --then="{turned[0]}" '
+        command=f'vdm edit extend --prompt="{captions[0]}" --then="{turned[0]}" '
         f'--then="{captions[0]}" --frames={ROUNDS_TO} --context=2 --guidance=2',
         captions=captions,
         rows=rows,
@@ -163,8 +162,7 @@ def _interpolation(model, options) -> Section:
         name="interpolation",
         title="Interpolation",
         text="The first and the last frame are known; the six between are made.",
-        command="python -m launch.edit interpolate --factor=7 "
-        f'--input=two_frames.mp4 --prompt="{captions[0]}"',
+        command=f'vdm edit interpolate --factor=7 --input=two_frames.mp4 --prompt="{captions[0]}"',
         captions=captions,
         rows=[("known", known), ("blended", blend), ("made", made), ("truth", truth)],
     )
@@ -178,12 +176,12 @@ def _inpainting(model, options) -> Section:
     hole = _middle(model)
     sampler = model.sampler(guidance=1.0, batch_size=options.clips)
     made = editing.inpaint(sampler, model.params, _key(options, 3), truth, captions, known=~hole)
-    given = launch.greyed(truth, ~hole)
+    given = common.greyed(truth, ~hole)
     return Section(
         name="inpainting",
         title="Inpainting",
         text="The middle of every frame is made anew.",
-        command=f'python -m launch.edit inpaint --input=clip.mp4 --prompt="{captions[0]}"',
+        command=f'vdm edit inpaint --input=clip.mp4 --prompt="{captions[0]}"',
         captions=captions,
         rows=[("known", given), ("made", made), ("truth", truth)],
     )
@@ -211,8 +209,7 @@ def _super_resolution(model, options) -> Section:
         title="Super-resolution",
         text="By guidance alone: the model of 16 x 16 pixels samples clips whose means over blocks "
         "are the small ones.",
-        command="python -m launch.edit super_resolve --factor=4 "
-        f'--input=small.mp4 --prompt="{captions[0]}"',
+        command=f'vdm edit super_resolve --factor=4 --input=small.mp4 --prompt="{captions[0]}"',
         captions=captions,
         rows=[*rows, ("truth", truth)],
     )
@@ -232,8 +229,7 @@ def _loop(model, options) -> Section:
         title="Loops",
         text="A second clip, of which the first and the last frame are known, leads from the end "
         "back to the beginning.",
-        command=f'python -m launch.edit loop --prompt="{captions[0]}" --then="{back[0]}" '
-        "--guidance=2",
+        command=f'vdm edit loop --prompt="{captions[0]}" --then="{back[0]}" --guidance=2',
         captions=captions,
         rows=[("clip", start), ("loop", made)],
     )
@@ -264,8 +260,7 @@ def _distillation(model, options) -> Section:
         title="Distillation",
         text="The same noise in ever fewer steps. Students take one evaluation of the network a "
         "step, the guided teacher two.",
-        command="python -m launch.distill --config=configs/vdm/moving_shapes_distill.py "
-        "--workdir=runs/distilled",
+        command="vdm distill --config=vdm/moving_shapes_distill --workdir=runs/distilled",
         captions=captions,
         rows=rows,
     )
@@ -287,7 +282,7 @@ def _told(model, options, index: int, known, still: bool = False):
     made = editing.inpaint(
         sampler, model.params, _key(options, index), shown, captions, known=known
     )
-    given = launch.greyed(shown, known)
+    given = common.greyed(shown, known)
     return captions, [("given", given), ("made", made), *([] if still else [("truth", truth)])]
 
 
@@ -301,7 +296,7 @@ def _image_to_video(model, options) -> Section:
         name="image_to_video",
         title="Image to video",
         text=f"Lumiere: the first of {frames} frames is known, all others are made in one pass.",
-        command="python -m launch.edit animate --workdir=DIR/base_32f_16 --input=still.mp4 "
+        command="vdm edit animate --model=DIR/base_32f_16 --input=still.mp4 "
         f'--prompt="{captions[0]}"',
         captions=captions,
         rows=rows,
@@ -314,7 +309,7 @@ def _completion(model, options) -> Section:
         name="completion",
         title="Inpainting by a model that was trained for it",
         text="Lumiere: the middle of every frame is made anew, told what surrounds it.",
-        command="python -m launch.edit inpaint --workdir=DIR/base_32f_16 --input=clip.mp4 "
+        command="vdm edit inpaint --model=DIR/base_32f_16 --input=clip.mp4 "
         f'--prompt="{captions[0]}"',
         captions=captions,
         rows=rows,
@@ -330,7 +325,7 @@ def _cinemagraph(model, options) -> Section:
         name="cinemagraph",
         title="Cinemagraphs",
         text="Lumiere: a still of which only the middle moves; all else is told to stand still.",
-        command="python -m launch.edit cinemagraph --workdir=DIR/base_32f_16 --input=still.mp4 "
+        command="vdm edit cinemagraph --model=DIR/base_32f_16 --input=still.mp4 "
         f'--prompt="{captions[0]}"',
         captions=captions,
         rows=rows,
@@ -353,7 +348,7 @@ def _stylisation(model, options) -> Section:
         title="Stylisation",
         text="Lumiere: the image layers lean to those of an image model that was fine-tuned to "
         "frames in pastel; the layers that mix frames are as they were. The same noise.",
-        command="python -m launch.stylise --model=DIR/base_32f_16 --style=DIR/style --amount=0.75 "
+        command="vdm edit stylise --model=DIR/base_32f_16 --style=DIR/style --amount=0.75 "
         "--out=DIR/styled.safetensors",
         captions=captions,
         rows=rows,
@@ -400,13 +395,9 @@ def _write(out: Path, sections: list[Section], fps: float) -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>vdm_jax gallery</title>\n<style>{_STYLE}</style></head>\n<body>\n"
         "<h1>vdm_jax gallery</h1>\n<p>Made by the models that ship with the package, 8 frames of "
-        "16 x 16 pixels, by <code>python -m launch.gallery</code>; Lumiere's by one that does "
+        "16 x 16 pixels, by <code>vdm gallery</code>; Lumiere's by one that does "
         "not ship.</p>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
     path = out / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -1,13 +1,15 @@
-"""Describes the network of a configuration: parameters, and a table a level.
+"""Shows the network of a configuration, or lists configurations and models.
 
-    python -m launch.describe --config=configs/vdm/t2v_large.py [--json] [--config.F=V ...]
+    vdm describe
+    vdm describe --config=vdm/t2v_large [--json] [--config.FIELD=VALUE ...]
 
-Shapes only: nothing is allocated or compiled, so a network of billions takes seconds. FLOPs are
-of one evaluation of one video.
+The first lists the configurations, and the models and cascades that ship with the package. The
+second shows parameters and a table of levels, from shapes alone: nothing is allocated or compiled,
+so a network of billions takes seconds. FLOPs count one evaluation of one video.
 
-With --sharding it lists instead where every parameter lives on the mesh of the configuration, how
-many bytes of it each device holds, and what could not be cut as the rules say. --devices=N lays it
-on N devices (default 64), --slices=N on N slices.
+With --sharding it lists where every parameter lives on the mesh of the configuration, how many
+bytes of it each device holds, and which parameters could not be sharded as the rules say.
+--devices=N is the number of devices (default 64), --slices=N the number of slices.
 """
 
 import collections
@@ -17,28 +19,34 @@ import json
 import math
 import sys
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.describe", __doc__)
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="a configuration, such as configs/vdm/moving_shapes.py",
-    )
+    parser = common.parser("vdm describe", __doc__)
+    parser.add_argument("--config", metavar="CONFIG", help="a configuration: a name or a file")
     parser.add_argument("--json", action="store_true", help="print JSON, with key `parameters`")
-    parser.add_argument("--sharding", action="store_true", help="where parameters live on a mesh")
-    number = functools.partial(parser.add_argument, type=launch.positive, metavar="N")
-    number("--devices", default=64, help="with --sharding: of the mesh (default 64)")
-    number("--slices", default=1, help="with --sharding: that the devices are in (default 1)")
+    parser.add_argument("--sharding", action="store_true", help="list where parameters live")
+    number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
+    number("--devices", default=64, help="with --sharding: devices of the mesh (default 64)")
+    number("--slices", default=1, help="with --sharding: slices of the mesh (default 1)")
 
     from vdm_jax import config as config_lib
 
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
+    if not options.config:
+        if overrides or options.sharding:
+            parser.error("--config is missing")
+        report = inventory()
+        print(json.dumps(report, indent=2) if options.json else _listed(report))
+        return 0
     config = config_lib.load_config(options.config, overrides)
+    if "stages" in config:
+        parser.error(
+            f"--config={options.config} is a cascade; describe one of its stages, which are "
+            f"configurations beside it: {', '.join(config.stages)}"
+        )
     if options.sharding:
         report = sharding(config, options.devices, options.slices)
         print(json.dumps(report, indent=2)) if options.json else _print_sharding(report)
@@ -69,6 +77,26 @@ def main(arguments: list[str]) -> int:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"parameters: {report['parameters']:,}")
     return 0
+
+
+def inventory() -> dict[str, list[str]]:
+    """{"configurations", "models", "cascades": names} that --config and --model take."""
+    from vdm_jax import config as config_lib
+    from vdm_jax.pipelines import model
+
+    return {
+        "configurations": config_lib.config_names(),
+        "models": model.shipped_names(),
+        "cascades": model.shipped_cascades(),
+    }
+
+
+def _listed(report: dict[str, list[str]]) -> str:
+    flags = {"configurations": "--config", "models": "--model", "cascades": "--model"}
+    return "\n\n".join(
+        "\n".join([f"{title} ({flags[title]}=NAME)", *(f"  {name}" for name in names)])
+        for title, names in report.items()
+    )
 
 
 def describe(config) -> dict:
@@ -162,7 +190,3 @@ def _print_sharding(report: dict) -> None:
         f"{report['state_bytes'] / 2**20:,.1f} MiB with moving average and moments.",
         soft_wrap=True,
     )
-
-
-if __name__ == "__main__":
-    launch.run(main)

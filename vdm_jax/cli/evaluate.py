@@ -1,24 +1,24 @@
-"""Measures a model, or anyone's videos.
+"""Measures a model, or videos.
 
-    python -m launch.evaluate --workdir=DIR [--steps=64] [--guidance=2]
-    python -m launch.evaluate --workdir=DIR --metrics=fvd,kvd,judge --reference=DATASET
-    python -m launch.evaluate --samples=DIR --reference=DIR --metrics=fvd,psnr
-    python -m launch.evaluate --compare A.json B.json
+    vdm evaluate --model=MODEL [--steps=64] [--guidance=2]
+    vdm evaluate --model=MODEL --metrics=fvd,kvd,judge --reference=DATASET --out=FILE.json
+    vdm evaluate --samples=DIR --reference=DIR --metrics=fvd,psnr
+    vdm evaluate --compare A.json B.json
 
-The first samples held-out captions of the embedded data set and lets the judge, which measures
-colour, shape and direction from the pixels, read them; `all` is the share of samples with every one
-of them right. Without --workdir and --model the model that ships with the package is scored.
+The first samples held-out captions of the embedded data set. The judge reads the samples: it
+measures colour, shape and direction from the pixels, and `all` is the share of samples with all
+three right.
 
-With --metrics every figure comes with its interval and with its protocol: everything that it
-depends on but the model. --out=FILE keeps them as JSON, and --compare, which refuses figures of
-different protocols, makes a table of two such files.
+With --metrics every figure comes with its interval and its protocol: everything that it depends on
+except the model. --out=FILE keeps the figures as JSON. --compare makes a table of two such files,
+and refuses figures of different protocols.
 
-DATASET is NAME[/CONFIG][:SPLIT], such as moving_shapes/16x16x8:held_out, which is rendered, or
-ucf101:test, which is in --data_dir. DIR holds video files, or samples.npz as launch.sample writes
-it. A model is sampled with its references' captions, by default the clips of its own data set.
+DATASET is NAME[/VARIANT][:SPLIT], such as moving_shapes/16x16x8:held_out, which is rendered, or
+ucf101:test, which is in --data_dir. DIR holds video files, or samples.npz of vdm sample. A model is
+sampled with the captions of its references, by default clips of its own data set.
 
 Several processes sample together and measure a share of the clips each; all must find the same
-files. The figures are those of one process.
+files. The figures equal those of one process.
 """
 
 import functools
@@ -28,25 +28,15 @@ import os
 import time
 from pathlib import Path
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.evaluate", __doc__)
-    launch.add_model_arguments(parser)
-    number = functools.partial(parser.add_argument, type=launch.positive, metavar="N")
-    number("--num_samples", default=128, help="samples, over all captions (default 128)")
-    number("--steps", help="denoising steps (default 64; of a distilled model its own)")
-    parser.add_argument(
-        "--guidance", type=float, default=2.0, metavar="G", help="scale; 1 = none (default 2)"
-    )
-    parser.add_argument(
-        "--sampler", metavar="NAME", help="as of launch.sample (default: the model's configuration)"
-    )
-    parser.add_argument(
-        "--grid", metavar="GRID", help="as of launch.sample (default: the model's configuration)"
-    )
-    number("--batch_size", help="samples computed at once (default: the model's configuration)")
+    parser = common.parser("vdm evaluate", __doc__)
+    common.add_model_arguments(parser)
+    number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
+    number("--num_samples", default=128, help="samples over all captions (default 128)")
+    common.add_sampler_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON only")
     more = parser.add_argument_group("figures with protocols")
@@ -54,34 +44,44 @@ def main(arguments: list[str]) -> int:
         "--metrics",
         type=lambda text: text.split(","),
         metavar="NAMES",
-        help="of fvd, ffd, kvd, precision, recall, is, accuracy, action_text, consistency, psnr, "
-        "ssim, warp and judge",
+        help="any of fvd, ffd, kvd, precision, recall, is, accuracy, action_text, consistency, "
+        "psnr, ssim, warp and judge",
     )
     more.add_argument("--samples", metavar="PATH", help="videos, instead of a model's")
     more.add_argument("--reference", metavar="PATH", help="a directory, an archive or a DATASET")
-    number = functools.partial(more.add_argument, type=launch.positive, metavar="N")
+    number = functools.partial(more.add_argument, type=common.positive, metavar="N")
     number("--num_references", help="default: as many as samples")
-    number("--num_frames", help="of a clip (default: the model's, or all of the first sample)")
-    number("--size", help="pixels, of a clip (default: the model's, or the first sample's)")
+    number("--size", help="pixels of a clip's side (default: the model's, or the first sample's)")
     more.add_argument(
-        "--stride", type=launch.positive, default=1, metavar="N", help="of frames (default 1)"
+        "--stride",
+        type=common.positive,
+        default=1,
+        metavar="N",
+        help="every N-th frame (default 1)",
     )
-    more.add_argument("--data_dir", default="data", metavar="DIR", help="TFDS's (default data)")
+    more.add_argument(
+        "--data_dir",
+        default="data",
+        metavar="DIR",
+        help="where TFDS keeps data sets (default data)",
+    )
     more.add_argument(
         "--resize",
         default="bilinear",
         choices=("bilinear", "bilinear_antialias", "bicubic"),
         help="filter to I3D's 224 x 224 (default bilinear, as the authors of FVD)",
     )
-    more.add_argument("--i3d", metavar="FILE", help="its weights, where they cannot be fetched")
+    more.add_argument("--i3d", metavar="FILE", help="weights of I3D, where they cannot be fetched")
     more.add_argument(
         "--replicates",
         type=int,
         default=1000,
         metavar="N",
-        help="of the bootstrap of intervals; 0 = none (default 1000)",
+        help="bootstrap replicates of an interval; 0 = none (default 1000)",
     )
-    more.add_argument("--out", metavar="FILE", help="JSON of the figures with their protocols")
+    more.add_argument(
+        "--out", metavar="FILE", help="write the figures with their protocols as JSON"
+    )
     more.add_argument("--compare", nargs=2, metavar="FILE", help="two such files, as a table")
     options = parser.parse_args(arguments)
     # Read when NumPy is imported. On matrices of a few hundred rows BLAS's threads mostly wait for
@@ -93,8 +93,8 @@ def main(arguments: list[str]) -> int:
         first, second = (protocol.load(Path(name)) for name in options.compare)
         print(protocol.compare(first, second), end="")
         return 0
-    if options.samples and (options.workdir or options.model):
-        parser.error("--samples are measured, or a model: give one of them")
+    if options.samples and options.model:
+        parser.error("give --samples, which are measured, or --model, which is sampled")
     if options.samples and not options.metrics:
         parser.error("--samples needs --metrics")
     if not options.metrics and (options.reference or options.out):
@@ -103,21 +103,10 @@ def main(arguments: list[str]) -> int:
         from vdm_jax.evaluation import suite
 
         suite.check(options.metrics, reference=bool(options.reference) or not options.samples)
-    launch.setup(options.device, options, quiet=options.json)
+    common.setup(options.device, options, quiet=options.json)
     if options.metrics:
         return _measure(options)
     return _judge(options)
-
-
-def _sampler(options, model):
-    default = model.config.sample.steps if model.stage.takes_guidance else 64
-    return model.sampler(
-        steps=options.steps or default,
-        guidance=options.guidance,
-        sampler=options.sampler,
-        grid=options.grid,
-        batch_size=options.batch_size,
-    )
 
 
 def _sample(options, sampler, params, prompts):
@@ -142,7 +131,7 @@ def _judge(options) -> int:
     from vdm_jax.data import moving_shapes
     from vdm_jax.evaluation import judge
 
-    model = launch.load_model(options)
+    model = common.load_model(options)
     if model.config.data.name != "moving_shapes":
         raise ValueError(
             f"data.name = {model.config.data.name!r}: the judge reads moving_shapes only; "
@@ -151,7 +140,7 @@ def _judge(options) -> int:
     objects = 2 if model.config.data.config.endswith("_two") else 1
     captions = moving_shapes.captions("held_out", objects)
     prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
-    sampler = _sampler(options, model)
+    sampler = model.sampler(**common.sampler_changes(options))
     started = time.monotonic()
     videos = _sample(options, sampler, model.params, prompts)
     seconds = time.monotonic() - started
@@ -159,9 +148,9 @@ def _judge(options) -> int:
         return 0
     scores = {name: float(value) for name, value in judge.score(videos, prompts).items()}
     scores["n"] = len(prompts)
-    scores |= {"steps": sampler.steps, "guidance": options.guidance, "seconds": round(seconds, 1)}
-    given = {"sampler": options.sampler, "grid": options.grid}
-    scores |= {name: value for name, value in given.items() if value is not None}
+    scores |= {"steps": sampler.steps, "guidance": sampler.guidance_scale}
+    scores["seconds"] = round(seconds, 1)
+    scores |= {k: v for k, v in common.sampler_changes(options).items() if v is not None}
     if options.json:
         print(json.dumps(scores))
         return 0
@@ -174,7 +163,8 @@ def _judge(options) -> int:
     Console().print(table)
     print(
         f"sampling took {seconds:.0f} s ({sampler.steps} steps"
-        f"{f' of {options.sampler}' if options.sampler else ''}, guidance {options.guidance:g})"
+        f"{f' of {options.sampler}' if options.sampler else ''}, "
+        f"guidance {sampler.guidance_scale:g})"
     )
     return 0
 
@@ -201,9 +191,9 @@ def _measure(options) -> int:
             reference = _reference(options, options.reference, count, cut)
         subject = {"model": Path(options.samples).name}
     else:
-        model = launch.load_model(options)
+        model = common.load_model(options)
         data = model.config.data
-        sampler = _sampler(options, model)
+        sampler = model.sampler(**common.sampler_changes(options))
         cut = {
             "num_frames": sampler.video_shape[0],
             "size": sampler.video_shape[1],
@@ -223,10 +213,10 @@ def _measure(options) -> int:
             description={"data": "samples", "split": "", "resize": "none"},
         )
         subject = {
-            "model": options.workdir or options.model or "moving_shapes",
+            "model": options.model or "moving_shapes",
             "sampler": sampler.rule_name,
             "steps": sampler.steps,
-            "guidance": options.guidance,
+            "guidance": sampler.guidance_scale,
         }
     first = jax.process_index() == 0
     network = None
@@ -304,7 +294,3 @@ def _reference(options, spec: str, count: int, cut: dict):
     )
     source = pipeline.make_source(section)
     return clips.from_source(source, count, options.seed, spec, section.split)
-
-
-if __name__ == "__main__":
-    launch.run(main)

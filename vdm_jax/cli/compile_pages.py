@@ -1,21 +1,19 @@
-"""docs/pods.md: what the paper-scale configurations take on TPU pods, compiled for each of them.
+"""The page docs/pods.md: what the paper-scale configurations take on TPU pods.
 
-python -m launch.compile --pages
+`vdm compile --pages` writes it.
 """
 
 import functools
 from pathlib import Path
 
-from launch import compile as compile_
+from vdm_jax.cli import compiling
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "pods.md"
 TOPOLOGIES = ("v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 # Networks of the paper, and one beyond it. kinetics600 has the network of ucf101.
 CONFIGS = ("bair", "t2v_small", "ucf101", "t2v_large", "t2v_5b")
 # The others on v5e only, which has the least memory and the slowest network.
 BY_TOPOLOGY = ("t2v_large", "t2v_5b")
-LARGE, LARGER = "configs/vdm/t2v_large.py", "configs/vdm/t2v_5b.py"
+LARGE, LARGER = "vdm/t2v_large", "vdm/t2v_5b"
 # The models of cascades, on chips that have the memory for their clips.
 IMAGEN_VIDEO = ("base_40x24", "tsr_6fps", "ssr_80x48", "ssr_320x192", "tsr_12fps", "tsr_24fps")
 IMAGEN_VIDEO += ("ssr_1280x768",)
@@ -24,53 +22,53 @@ LUMIERE = ("t2i_base", "base_80f_128", "t2i_ssr", "ssr_1024")
 INTRODUCTION = """# Pods
 
 Whether a configuration fits a pod, and how fast it can be at best, before paying for one. Every row
-is the real training update (of the last table, the real sampler), compiled by the compiler that
-runs on the TPU for every chip of the topology, on a machine without any. Written by
+is the real training update (in the last table, the real sampler), compiled by the TPU's compiler
+for every chip of the topology, on a machine without a TPU. Written by
 
-    python -m launch.compile --pages
+    vdm compile --pages
 
 and one row, with its collectives, by
 
-    python -m launch.compile --config=configs/vdm/t2v_large.py --topology=v5p:4x4x4
+    vdm compile --config=vdm/t2v_large --topology=v5p:4x4x4
 
 ## How to read it
 
-- **memory**: what the program takes, of what the chip has (XLA's own limit), and of that the train
-  state (parameters, moving average and two moments, float32, cut up over all chips
-  where the configuration says `mesh.fsdp = -1`).
-- **step**: the largest of three times, each as if it were alone: operations at the peak of the
-  matrix units, bytes at the bandwidth of the memory, bytes at that of the network. No step is
-  faster; a real one is slower, by how much no compiler tells.
-- **bound**: which of the three it is. **MFU** is what it leaves: with `model.remat = "full"` the
-  forward pass is computed twice, so at most 75%.
+- **memory**: the memory of the program, out of the chip's (XLA's own limit). **state**: the part of
+  it that is the train state (parameters, moving average and two moments, float32, sharded over all
+  chips where the configuration has `mesh.fsdp = -1`).
+- **step**: the largest of three times, each alone: operations at the peak of the matrix units,
+  bytes at the bandwidth of the memory, bytes at the bandwidth of the network. No step is faster. A
+  real step is slower; a compiler cannot say by how much.
+- **bound**: which of the three it is. **MFU** is the utilisation that this bound allows: with
+  `model.remat = "full"` the forward pass is computed twice, so at most 75%.
 - Operations are counted analytically, layer by layer: XLA counts the body of a loop once. Bytes of
   the memory are XLA's count before fusion across kernels, so "memory" is the least certain.
-- **sent** is what a chip sends a step, in rings, by the collectives of the compiled program, and
-  how many times the least that sharded parameters take: gathered twice and their gradients summed
-  once, in bfloat16. On `v5p:4x4x4` and other whole cubes the compiler sums gradients whole
-  (all-reduce, twice the bytes of a reduce-scatter).
-- Cut over fewer chips (`mesh.data = 4`, `mesh.fsdp = 16`) the pieces of the narrower layers fill
-  the tiles of the chip's memory: on v5e that sends less and takes less memory than cutting over all
-  64, where the compiler gathers small pieces by all-reduces.
-- Compiled with `--effort=0`, which is several times faster than the compiler's default and may take
-  more memory and a few per cent more time than what runs in the end.
+- **sent**: the bytes that a chip sends a step, in rings, by the collectives of the compiled
+  program, and in brackets the ratio to the least that sharded parameters need: gathered twice and
+  their gradients summed once, in bfloat16. On `v5p:4x4x4` and other whole cubes the compiler sums
+  whole gradients (all-reduce, twice the bytes of a reduce-scatter).
+- Sharded over fewer chips (`mesh.data = 4`, `mesh.fsdp = 16`) the shards of the narrower layers
+  fill the tiles of the chip's memory. On v5e this sends less and takes less memory than sharding
+  over all 64, where the compiler gathers small shards by all-reduces.
+- Compiled with `--effort=0`, which is several times faster than the compiler's default, and may
+  take more memory and a few per cent more time than the program of a real run.
 
 Peaks, bandwidths and memory of the chips, with their sources, are in `vdm_jax/parallel/chips.py`.
 """
 
 
-def requests(effort: str) -> dict[str, list[compile_.Request]]:
+def requests(effort: str) -> dict[str, list[compiling.Request]]:
     """The rows of each table, in order."""
-    make = functools.partial(compile_.Request, effort=effort)
+    make = functools.partial(compiling.Request, effort=effort)
     training = [
-        make(config=f"configs/vdm/{name}.py", topology=topology)
+        make(config=f"vdm/{name}", topology=topology)
         for name in CONFIGS
         for topology in (TOPOLOGIES if name in BY_TOPOLOGY else TOPOLOGIES[:1])
     ]
     keep_all = {"model.remat": "none"}
     cut_by_16 = {"mesh.data": "4", "mesh.fsdp": "16"}
     imagen_video, lumiere = (
-        [make(config=f"configs/{system}/paper/{name}.py", topology="v5p:4x4x4") for name in names]
+        [make(config=f"{system}/paper/{name}", topology="v5p:4x4x4") for name in names]
         for system, names in (("imagen_video", IMAGEN_VIDEO), ("lumiere", LUMIERE))
     )
     return {
@@ -89,15 +87,16 @@ def requests(effort: str) -> dict[str, list[compile_.Request]]:
     }
 
 
-def write(effort: str = "0", use_cache: bool = True) -> int:
-    """Compiles every row and writes the page."""
+def write(page: Path, *, effort: str = "0", use_cache: bool = True) -> int:
+    """Compiles every row and writes the page. Returns the exit status."""
     parts = [INTRODUCTION]
     for title, rows in requests(effort).items():
-        reports = [compile_.run(row, tries=2, use_cache=use_cache) for row in rows]
+        reports = [compiling.run(row, tries=2, use_cache=use_cache) for row in rows]
         parts.append(f"## {title}\n")
         parts += _fits(reports) if reports[0]["fits"] else _does_not_fit(reports)
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
-    print(PAGE)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(parts), encoding="utf-8")
+    print(page)
     return 0
 
 

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import launch
-from launch import compile as compile_
-from launch import describe, evaluate, sample, train
+from vdm_jax import cli
 from vdm_jax import config as config_lib
+from vdm_jax.cli import common, describe, evaluate, sample, train
 from vdm_jax.data import shapes, video_io
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.training import checkpoints
@@ -30,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(module, *arguments):
-    return [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
+    return [sys.executable, "-m", "vdm_jax", module, *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +139,7 @@ def test_sample_writes_every_output(trained, environment, tmp_path):
     done = run(
         environment,
         "sample",
-        f"--workdir={workdir}",
+        f"--model={workdir}",
         "--prompt=a red square",
         f"--prompts_file={prompts}",
         "--num_samples=2",
@@ -168,7 +167,7 @@ def test_sample_writes_every_output(trained, environment, tmp_path):
 def test_mistakes_are_told_before_anything_is_compiled(trained, config_file, environment, tmp_path):
     workdir, _, _ = trained
     started = time.monotonic()
-    unknown = run(environment, "sample", f"--workdir={workdir}", "--prompt=a pink square")
+    unknown = run(environment, "sample", f"--model={workdir}", "--prompt=a pink square")
     assert unknown.returncode == 1 and "Traceback" not in unknown.stderr
     assert "'pink'" in unknown.stderr and "red" in unknown.stderr
     changed = run(
@@ -189,15 +188,15 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, config_file, env
         train.main([*arguments, "--config.train.steps=many"])
     with pytest.raises(config_lib.ConfigError, match=r"must divide by train\.accumulate = 2"):
         train.main([*arguments, "--config.train.batch_size=3", "--config.train.accumulate=2"])
-    with pytest.raises(FileNotFoundError, match="--workdir=nowhere"):
-        sample.main(["--workdir=nowhere", "--prompt=x", "--device=cpu"])
+    with pytest.raises(FileNotFoundError, match="'nowhere' is no directory"):
+        sample.main(["--model=nowhere", "--prompt=x", "--device=cpu"])
     with pytest.raises(FileNotFoundError, match="nobody.txt"):
-        sample.main([f"--workdir={workdir}", "--prompts_file=nobody.txt"])
+        sample.main([f"--model={workdir}", "--prompts_file=nobody.txt"])
 
 
 def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(capsys):
     with pytest.raises(config_lib.ConfigError) as error:
-        launch.setup("tpu")
+        common.setup("tpu")
     message = str(error.value)
     assert "'tpu' is asked for" in message and "--config.device=cpu" in message
     assert 'pip install -e ".[tpu]"' in message
@@ -206,8 +205,9 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(cap
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc only")
 def test_temporaries_on_the_cpu_are_not_mapped_anew_by_every_call(environment):
     program = """
-        import launch, resource
-        launch.setup("cpu")
+        import resource
+        from vdm_jax.cli import common
+        common.setup("cpu")
         import jax, jax.numpy as jnp
         call = jax.jit(lambda x: (jnp.tanh(x @ x.T) @ x).sum())
         x = jnp.ones((6000, 2))  # of 36 million products, which do not fit an arena
@@ -233,20 +233,20 @@ def test_programs_for_another_number_of_cores_are_not_found(monkeypatch):
     folders = []
     for cores in ({0}, {0, 1}):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False)
-        folders.append(launch._compilation_cache("cpu"))
+        folders.append(common._compilation_cache("cpu"))
     assert folders[0] != folders[1]
-    assert folders[0].parent == folders[1].parent == launch._compilation_cache("gpu")
+    assert folders[0].parent == folders[1].parent == common._compilation_cache("gpu")
 
 
 @pytest.mark.parametrize(
     ("version", "given", "told"),
     [
-        ("measured", "", set(launch._CPU_FLAGS)),
-        ("measured", "--xla_dump_to=there", set(launch._CPU_FLAGS)),
+        ("measured", "", set(common._CPU_FLAGS)),
+        ("measured", "--xla_dump_to=there", set(common._CPU_FLAGS)),
         (
             "measured",
             "--xla_cpu_experimental_ynn_fusion_type=",
-            set(launch._CPU_FLAGS) - {"xla_cpu_experimental_ynn_fusion_type"},
+            set(common._CPU_FLAGS) - {"xla_cpu_experimental_ynn_fusion_type"},
         ),
         ("0.0.1", "", set()),
     ],
@@ -255,22 +255,62 @@ def test_xla_is_told_only_flags_that_it_knows(monkeypatch, version, given, told)
     """An unknown flag would end the process; what the user says stays."""
     import jaxlib
 
-    known = launch._MEASURED_JAXLIB
+    known = common._MEASURED_JAXLIB
     monkeypatch.setattr(jaxlib, "__version__", known if version == "measured" else version)
     monkeypatch.setenv("XLA_FLAGS", given)
-    launch._set_cpu_flags()
+    common._set_cpu_flags()
     flags = os.environ["XLA_FLAGS"]
     assert flags.startswith(given)
     added = flags.removeprefix(given).split()
     assert {flag.split("=")[0] for flag in added} == {f"--{name}" for name in told}
 
 
-@pytest.mark.parametrize("module", [train, sample, describe, evaluate, compile_])
-def test_help(module, capsys):
+@pytest.mark.parametrize(
+    "name", [*cli.COMMANDS, "data prepare", "data embed"], ids=lambda name: name.replace(" ", "_")
+)
+def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        module.main(["--help"])
+        cli.main([*name.split(), "--help"])
     assert stop.value.code == 0
-    assert f"python -m {module.__name__} --" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: vdm {name} ") and "launch" not in told
+    assert len(told.splitlines()) > 5
+
+
+def test_the_command_lists_its_subcommands_without_jax():
+    program = "import sys; from vdm_jax import cli\ntry: cli.main(['--help'])\nfinally: " + (
+        "print(sorted({'jax', 'numpy', 'ml_collections'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *lines, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    for name, text in cli.COMMANDS.items():
+        assert any(line.split() == [name, *text.split()] for line in lines)
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(capsys):
+    for arguments, nearest in ((["sampel"], "sample"), (["data", "prepar"], "prepare")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+        assert f"the nearest is {nearest}" in capsys.readouterr().err
+
+
+def test_launch_train_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.train", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("usage: vdm train ")
+
+
+def test_describe_lists_configurations_and_models(capsys):
+    assert describe.main([]) == 0
+    told = capsys.readouterr().out.split()
+    assert {"vdm/moving_shapes", "moving_shapes", "lumiere_tiny"} <= set(told)
+    with pytest.raises(SystemExit):
+        describe.main(["--config=lumiere/tiny/cascade"])
+    assert "base_32f_16, ssr_32" in capsys.readouterr().err
 
 
 def test_describe_counts_what_the_stage_initialises(config_file, trained, capsys):
@@ -324,12 +364,14 @@ class FakeModel:
     stage = types.SimpleNamespace(takes_guidance=False)
 
     def sampler(self, **changes):
-        return FakeSampler(steps=changes["steps"])
+        assert set(changes.values()) == {None}
+        return FakeSampler()
 
 
 @dataclasses.dataclass
 class FakeSampler:
-    steps: int
+    steps: int = 64
+    guidance: float = 2.0
     batch_size: int = 4
 
     def stream(self, params, key, prompts):
@@ -342,8 +384,8 @@ class FakeSampler:
 
 
 def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
-    monkeypatch.setattr(launch, "load_model", lambda options: FakeModel())
-    monkeypatch.setattr(launch, "setup", lambda device, options, quiet=False: None)
+    monkeypatch.setattr(common, "load_model", lambda options: FakeModel())
+    monkeypatch.setattr(common, "setup", lambda device, options, quiet=False: None)
     evaluate.main(["--num_samples=8", "--json"])
     scores = json.loads(capsys.readouterr().out)
     assert (scores["color"], scores["shape"], scores["n"]) == (1.0, 1.0, 8)

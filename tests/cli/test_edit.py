@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from launch import edit, gallery
+from vdm_jax.cli import edit, gallery
 from vdm_jax.data import video_io
 
 PROMPT = "--prompt=a red square"

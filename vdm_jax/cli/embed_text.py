@@ -1,24 +1,27 @@
 """Embeds the captions of a data set by the frozen text encoder of a configuration.
 
-    python -m launch.embed_text --config=FILE [--config.F=V ...]
+    vdm data embed --config=CONFIG [--config.FIELD=VALUE ...]
 
-The embeddings of every distinct caption, of every split, are written to
-DATA_DIR/text_embeddings/ENCODER-IDENTITY/, in half precision; training reads them there and needs
-no encoder. What is there already is kept, so the command can be stopped at any time and run again:
-only what is missing is computed. It may be run by many processes at once, each of which embeds its
-share: --shard=0/8 to --shard=7/8, under Slurm --shard=$SLURM_PROCID/$SLURM_NTASKS.
+The embeddings of every distinct caption of every split are written to
+DATA_DIR/text_embeddings/ENCODER-IDENTITY/, in half precision. Training reads them there and needs
+no encoder. Embeddings that are there already are kept, so the command can be stopped at any time
+and run again. Many processes can run it at once, each for its share: --shard=0/8 to --shard=7/8,
+under Slurm --shard=$SLURM_PROCID/$SLURM_NTASKS.
 """
 
 import argparse
 import time
 
-import launch
+from vdm_jax.cli import common
 
 
 def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.embed_text", __doc__)
+    parser = common.parser("vdm data embed", __doc__)
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a configuration with a frozen text.encoder"
+        "--config",
+        required=True,
+        metavar="CONFIG",
+        help="with a frozen text.encoder: a name or a file",
     )
     parser.add_argument(
         "--shard",
@@ -29,14 +32,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--batch_size",
-        type=launch.positive,
+        type=common.positive,
         default=32,
         metavar="N",
         help="captions embedded at once (default 32)",
     )
     parser.add_argument(
         "--captions_per_file",
-        type=launch.positive,
+        type=common.positive,
         default=1024,
         metavar="N",
         help="what is lost at most when the command is stopped (default 1024)",
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> int:
             f"text.encoder = {config.text.encoder!r}: is not a frozen text encoder, there is "
             "nothing to embed"
         )
-    launch.setup(config.device)
+    common.setup(config.device)
 
     from rich.progress import Progress
 
@@ -118,7 +121,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
     return int(part), int(parts)
-
-
-if __name__ == "__main__":
-    launch.run(main)

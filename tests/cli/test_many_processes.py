@@ -37,14 +37,14 @@ def free_port():
 
 @contextlib.contextmanager
 def start(module, processes, devices, *arguments):
-    """`processes` running launch.`module` together, with `devices` devices each."""
+    """`processes` running `vdm {module}` together, with `devices` devices each."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     # A cache that several processes write is theirs to quarrel about.
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
     port = free_port()
     running = []
     for index in range(processes):
-        command = [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
+        command = [sys.executable, "-m", "vdm_jax", module, *map(str, arguments)]
         if processes > 1:
             command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
             command += [f"--process_id={index}"]
@@ -158,7 +158,7 @@ def test_a_notice_of_preemption_stops_all_at_the_same_step(config_file, tmp_path
 
 def test_processes_sample_together(together, tmp_path):
     workdir, _ = together
-    arguments = (f"--workdir={workdir}", "--prompt=a red square", "--num_samples=3", "--device=cpu")
+    arguments = (f"--model={workdir}", "--prompt=a red square", "--num_samples=3", "--device=cpu")
     [(status, _, err)] = run("sample", 1, 1, *arguments, f"--out={tmp_path / 'one'}")
     assert status == 0, err
     results = run("sample", 2, 2, *arguments, "--mesh=fsdp=2", f"--out={tmp_path / 'two'}")

@@ -1,4 +1,4 @@
-"""launch.compile, with the compiler of TPUs: what fits, what does not, and what is kept."""
+"""vdm compile, with the compiler of TPUs: what fits, what does not, and what is kept."""
 
 import importlib.util
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import compile as compile_
-from launch import describe
+from vdm_jax.cli import compile as compile_
+from vdm_jax.cli import compiling, describe
 
 ROOT = Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -20,12 +20,12 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def run(config_file, tmp_path_factory):
-    """A function (arguments) -> the finished process of launch.compile, with a cache of its own."""
+    """A function (arguments) -> the finished process of vdm compile, with a cache of its own."""
     home = tmp_path_factory.mktemp("home")
 
     def run_(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "launch.compile", f"--config={config_file}", *arguments],
+            [sys.executable, "-m", "vdm_jax", "compile", f"--config={config_file}", *arguments],
             cwd=ROOT,
             env={**os.environ, "HOME": str(home)},
             capture_output=True,
@@ -78,8 +78,8 @@ def test_the_sampler_is_compiled_a_step(run):
 
 def test_changes_save_memory_and_keep_the_batch_first(config_file):
     overrides = {"train.batch_size": "16", "mesh.data": "-1"}
-    request = compile_.Request(config=str(config_file), topology="v5e:2x2", overrides=overrides)
-    changes = compile_._changes(request, devices=4)
+    request = compiling.Request(config=str(config_file), topology="v5e:2x2", overrides=overrides)
+    changes = compiling._changes(request, devices=4)
     assert changes[:4] == [
         {"mesh.fsdp": "-1", "mesh.data": "1"},
         {"model.remat": "full"},

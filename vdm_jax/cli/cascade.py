@@ -1,16 +1,6 @@
-"""Trains the stages of a cascade, one after the other or several at once.
+"""Training of a cascade: a process of `vdm train` for each stage, some at once.
 
-    python -m launch.train_cascade --cascade=configs/imagen_video/tiny/cascade.py --workdir=DIR
-
-Each stage is a run of launch.train of its own, with the configuration STAGE.py beside the
-cascade's, in DIR/STAGE; what it prints is in DIR/STAGE.log. Image models that stages start from are
-trained before them. Data of moving shapes, and embeddings of captions, are made first where they
-are missing. --config.FIELD=VALUE sets a field of every stage. Running the command again goes on
-where it stopped; stages that are done are left alone.
-
-With --distill=FILE every trained stage is then distilled, as get_config(STAGE) of FILE says, by
-launch.distill in DIR/distilled/rounds/STAGE; its last student is DIR/distilled/STAGE.safetensors,
-so that --workdir=DIR/distilled samples the distilled cascade.
+`vdm train` calls this where its configuration is a cascade.
 """
 
 import os
@@ -21,48 +11,32 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import launch
 
+def train(config, options, overrides: dict[str, str]) -> int:
+    """Trains the stages of a cascade's configuration, and distils them with `options.distill`.
 
-def main(arguments: list[str]) -> int:
-    parser = launch.parser("python -m launch.train_cascade", __doc__)
-    parser.add_argument("--cascade", required=True, metavar="FILE", help="of the whole")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
-    parser.add_argument(
-        "--stages", metavar="NAMES", help="some of the stages, separated by commas (default: all)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=launch.positive,
-        default=1,
-        metavar="N",
-        help="stages that train at once, on one machine's devices (default 1)",
-    )
-    parser.add_argument(
-        "--distill", metavar="FILE", help="of the stages' distillation, with get_config(STAGE)"
-    )
-
+    options: the flags of `vdm train`. overrides: of every stage's configuration. Returns the first
+    exit status that is not 0. Raises ConfigError and ValueError before anything is trained.
+    """
     from vdm_jax import config as config_lib
+    from vdm_jax.pipelines import cascade as cascade_lib
     from vdm_jax.systems import distillation
 
-    overrides, arguments = config_lib.split_overrides(arguments)
-    options = parser.parse_args(arguments)
-    config = config_lib.load_config(options.cascade)
-    if "stages" not in config:
-        raise config_lib.ConfigError(
-            f"--cascade={options.cascade}: is no cascade (has no field stages)"
-        )
     origins = config.init_from.to_dict() if "init_from" in config else {}
-    # What a stage starts from comes before it.
+    # The model that a stage starts from comes before it.
     names = [model for name in config.stages for model in (origins.get(name), name) if model]
-    chosen = options.stages.split(",") if options.stages else names
+    chosen = names
+    if options.stages is not None:
+        chosen = [name for name in options.stages.split(",") if name]
     unknown = [name for name in chosen if name not in names]
     if unknown:
         raise ValueError(f"--stages: {', '.join(unknown)}; there are {', '.join(names)}")
-    files = {name: Path(options.cascade).with_name(f"{name}.py") for name in chosen}
+    own_file, _ = config_lib.find_config(options.config)
+    files = {name: own_file.with_name(f"{name}.py") for name in chosen}
     configs = {name: config_lib.load_config(file, overrides) for name, file in files.items()}
     workdir = Path(options.workdir)
     distilled = workdir / "distilled"
+    jobs = options.jobs or 1
     of_distillation = {
         name: config_lib.load_config(f"{options.distill}:{name}")
         for name in (config.stages if options.distill else ())
@@ -70,6 +44,7 @@ def main(arguments: list[str]) -> int:
     }
     for name, this in configs.items():
         _prepare(this, files[name], overrides)
+    cascade_lib.save(workdir, config)
     training = {}
     for name, file in files.items():
         flags = _flags(overrides)
@@ -78,22 +53,23 @@ def main(arguments: list[str]) -> int:
         training[name] = _command(
             "train", f"--config={file}", f"--workdir={workdir / name}", *flags
         )
-    code = _run_all("training", training, workdir, options.jobs, origins)
+    code = _run_all("training", training, workdir, jobs, origins)
     if code or not options.distill:
         return code
     distilling = {
         name: _command(
             "distill",
             f"--config={options.distill}:{name}",
-            f"--teacher={workdir / name}",
+            f"--model={workdir / name}",
             f"--workdir={distilled / 'rounds' / name}",
             f"--config.data.data_dir={configs[name].data.data_dir}",
         )
         for name in of_distillation
     }
-    code = _run_all("distilling", distilling, distilled, options.jobs)
-    for name, config in of_distillation.items():
-        last = distillation.rounds(config.distill)[-1].name
+    cascade_lib.save(distilled, config)
+    code = _run_all("distilling", distilling, distilled, jobs)
+    for name, this in of_distillation.items():
+        last = distillation.rounds(this.distill)[-1].name
         student = distilled / "rounds" / name / f"{last}.safetensors"
         if student.is_file():
             shutil.copy(student, distilled / f"{name}.safetensors")
@@ -101,17 +77,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _prepare(config, file: Path, overrides: dict[str, str]) -> None:
-    """Makes a stage's data and the embeddings of its captions, where they are missing."""
+    """Prepares a stage's data and the embeddings of its captions, where they are missing."""
     data = config.data
     if data.name != "video_folder":
-        _run(
-            "prepare_data",
-            f"--data={data.name}",
-            f"--config={data.config}",
-            f"--data_dir={data.data_dir}",
-        )
+        _run("data", "prepare", f"--config={file}", *_flags(overrides))
     if config.text.encoder not in ("none", "words"):
-        _run("embed_text", f"--config={file}", *_flags(overrides))
+        _run("data", "embed", f"--config={file}", *_flags(overrides))
 
 
 def _run_all(
@@ -121,9 +92,9 @@ def _run_all(
     jobs: int,
     after: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs a command for each stage, `jobs` at once; the first exit status that is not 0.
+    """Runs a command for each stage, `jobs` at once; returns the first exit status that is not 0.
 
-    after: the stage that one waits for, if that is among them.
+    logs: a directory that receives STAGE.log. after: stage to the stage that it waits for.
     """
     logs.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
@@ -149,29 +120,25 @@ def _run_all(
                 if process.poll() is None:
                     continue
                 del running[name]
-                said = "done" if process.returncode == 0 else f"ended with {process.returncode}"
-                print(f"{name}: {said} after {time.monotonic() - started:.0f} s", flush=True)
+                end = "done" if process.returncode == 0 else f"ended with {process.returncode}"
+                print(f"{name}: {end} after {time.monotonic() - started:.0f} s", flush=True)
                 code = code or process.returncode
     except KeyboardInterrupt:
-        for process, _ in running.values():  # a terminal has told them already
+        for process, _ in running.values():  # the terminal has interrupted them too
             process.wait()
         raise
     return code
 
 
-def _run(module: str, *arguments: str) -> None:
-    done = subprocess.run(_command(module, *arguments))
+def _run(*arguments: str) -> None:
+    done = subprocess.run(_command(*arguments))
     if done.returncode:
         sys.exit(done.returncode)
 
 
-def _command(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"launch.{module}", *arguments]
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "vdm_jax", *arguments]
 
 
 def _flags(overrides: dict[str, str]) -> list[str]:
     return [f"--config.{field}={value}" for field, value in overrides.items()]
-
-
-if __name__ == "__main__":
-    launch.run(main)

@@ -1,0 +1,22 @@
+"""`vdm data prepare` and `vdm data embed`."""
+
+import importlib
+
+from vdm_jax import cli
+
+_MODULES = {"prepare": "prepare_data", "embed": "embed_text"}
+_COMMANDS = {
+    "prepare": "render, or download, a data set",
+    "embed": "embed the captions of a data set by a frozen text encoder",
+}
+_HEAD = """usage: vdm data COMMAND [FLAGS]
+
+Data sets on disk.
+
+commands (vdm data COMMAND --help says more):
+"""
+
+
+def main(arguments: list[str]) -> int:
+    name, rest = cli.choose("vdm data", arguments, _COMMANDS, _HEAD)
+    return importlib.import_module(f"vdm_jax.cli.{_MODULES[name]}").main(rest)
