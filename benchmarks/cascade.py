@@ -103,13 +103,15 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
 
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.stage import resize
+    from vdm_jax.stage.conditions.video import LowResVideo
     from vdm_jax.stage.space import from_uint8, to_uint8
 
     rows = []
     for step in steps:
         model = pretrained.load(step.source)
         stage = model.stage
-        if stage.low_res_shape is None:  # the base
+        low_res = stage.find(LowResVideo)
+        if low_res is None:  # the base
             continue
         truth, captions = held_out(step, count, data_dir)
         prompts = captions if stage.text_encoder is not None else [""] * len(captions)
@@ -128,7 +130,7 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
 
         videos = sampled(**changes)
         reference = np.asarray(to_uint8(fine))
-        factor = resize.ratios(stage.video_shape[:3], stage.low_res_shape[:3])[0]
+        factor = resize.ratios(stage.video_shape[:3], low_res.low_res_shape[:3])[0]
         made = {
             "psnr": videos,
             "psnr of one step": sampled(**{**changes, "steps": 1}),

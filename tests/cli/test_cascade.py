@@ -125,7 +125,7 @@ def test_a_trained_stage_is_distilled(cascade, tmp_path, capsys):
     assert told.index("training") < told.index("distilling")
     student = pretrained.load(workdir / "distilled" / "tsr_6fps.safetensors")
     assert student.config.sample.steps == 2
-    assert student.stage.residual == 0.1
+    assert student.stage.parametrisation.deviation == 0.1
     of_student, of_teacher = (
         dict(jax.tree_util.tree_leaves_with_path(model.params))
         for model in (student, pretrained.load(workdir / "tsr_6fps"))

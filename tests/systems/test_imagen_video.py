@@ -12,6 +12,8 @@ import pytest
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.stage.conditions.scalar import FrameRate
+from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.systems import imagen_video
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "imagen_video"
@@ -24,7 +26,7 @@ def test_the_stages_are_the_paper_s(cascade, spec):
     stage = systems.build(config)
     specs = imagen_video.CASCADES[cascade]
     number = specs.index(spec)
-    assert stage.video_shape == (*spec.shape, 3) and stage.fps == spec.fps
+    assert stage.video_shape == (*spec.shape, 3) and stage.find(FrameRate).fps == spec.fps
     network = stage.network
     assert network.temporal == ("attention" if spec.kind == "base" else "convolution")
     assert network.text_width and not network.vocab_size  # a frozen encoder, in every stage
@@ -32,10 +34,10 @@ def test_the_stages_are_the_paper_s(cascade, spec):
     assert (network.reach is None) == (number < 6)
     assert stage.process.prediction == "v"
     if not number:
-        assert stage.low_res_shape is None
+        assert stage.find(LowResVideo) is None
         return
     before = specs[number - 1]
-    assert stage.low_res_shape == (*before.shape, 3)
+    assert stage.find(LowResVideo).low_res_shape == (*before.shape, 3)
     grown = tuple(b // a for a, b in zip(before.shape, spec.shape, strict=True))
     assert grown in {"tsr": [(2, 1, 1)], "ssr": [(1, 2, 2), (1, 4, 4)]}[spec.kind]
 
