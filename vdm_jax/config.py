@@ -115,6 +115,8 @@ def _run_file(path: Path, argument: str | None, name: str):
             raise ConfigError(f"--config={name}: the file defines no get_config()")
         parameters = inspect.signature(module.get_config).parameters.values()
         needed = [one.name for one in parameters if one.default is one.empty]
+        if argument is not None and not parameters:
+            raise ConfigError(f"--config={name}: get_config() takes no argument")
         if needed and argument is None:
             raise ConfigError(f"--config={name}: needs an argument: {name}:{needed[0].upper()}")
         return module.get_config() if argument is None else module.get_config(argument)
