@@ -7,13 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Higher may import lower or equal; a module is found by its longest prefix here.
 HEIGHT = {
+    "vdm_jax.rules": 1,
     "vdm_jax.diffusion": 1,
     "vdm_jax.parallel.heap": 1,
     "vdm_jax.models": 2,
     "vdm_jax.weights": 2,
     "vdm_jax.parallel": 2,
     "vdm_jax.stage": 3,
-    "vdm_jax.config": 3,
+    "vdm_jax.config": 5,
     "vdm_jax.data": 4,
     "vdm_jax.evaluation": 4,
     "vdm_jax.training": 5,
