@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
         print(protocol.compare(first, second), end="")
         return 0
     if options.samples and options.model:
-        parser.error("give --samples, which are measured, or --model, which is sampled")
+        parser.error("--samples are measured, a --model is sampled: give one of them")
     if options.samples and not options.metrics:
         parser.error("--samples needs --metrics")
     if not options.metrics and (options.reference or options.out):
@@ -170,52 +170,10 @@ def _judge(options) -> int:
 def _measure(options) -> int:
     import jax
     from rich.console import Console
-    from rich.table import Table
 
-    from vdm_jax.evaluation import action_text, clips, i3d, i3d_weights, protocol, suite
+    from vdm_jax.evaluation import action_text, i3d, i3d_weights, protocol, suite
 
-    if options.samples:
-        found, side = clips.size_of(options.samples)
-        cut = {
-            "num_frames": options.num_frames or found,
-            "size": options.size or side,
-            "stride": options.stride,
-            "seed": options.seed,
-        }
-        samples = clips.from_path(options.samples, count=options.num_samples, **cut)
-        count = options.num_references or len(samples.videos)
-        reference = None
-        if options.reference:
-            reference = _reference(options, options.reference, count, cut)
-        subject = {"model": Path(options.samples).name}
-    else:
-        model = common.load_model(options)
-        data = model.config.data
-        sampler = model.sampler(**common.sampler_changes(options))
-        cut = {
-            "num_frames": sampler.video_shape[0],
-            "size": sampler.video_shape[1],
-            "stride": data.frame_stride,
-            "seed": options.seed,
-        }
-        count = options.num_references or options.num_samples
-        if options.reference:
-            reference = _reference(options, options.reference, count, cut)
-        else:
-            reference = clips.of_data(data, count, options.seed)
-        captions = [text for text in reference.captions if text] or [""]
-        prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
-        samples = clips.Clips(
-            videos=_sample(options, sampler, model.params, prompts),
-            captions=prompts,
-            description={"data": "samples", "split": "", "resize": "none"},
-        )
-        subject = {
-            "model": options.model or "moving_shapes",
-            "sampler": sampler.sampler,
-            "steps": sampler.steps,
-            "guidance": sampler.guidance,
-        }
+    samples, reference, subject, stride = (_given if options.samples else _drawn)(options)
     first = jax.process_index() == 0
     network = None
     if any(suite.METRICS[name].network for name in options.metrics):
@@ -231,7 +189,7 @@ def _measure(options) -> int:
         subject=subject,
         network=network,
         sentences=sentences,
-        stride=cut["stride"],
+        stride=stride,
         seed=options.seed,
         replicates=options.replicates if first else 0,  # they are the first process's alone
         together=jax.process_count() > 1,
@@ -246,10 +204,77 @@ def _measure(options) -> int:
     if options.json:
         print(json.dumps([result.to_dict() for result in results], indent=1))
         return 0
+    _print(options.metrics, results)
+    against = "" if reference is None else f", held against {len(reference.videos)} clips"
+    print(f"{len(samples.videos)} clips of {list(samples.videos.shape[1:])}{against}")
+    if options.out:
+        print(options.out)
+    return 0
+
+
+def _given(options):
+    """The clips of --samples and their references, what they are, and their stride."""
+    from vdm_jax.evaluation import clips
+
+    frames, side = clips.size_of(options.samples)
+    cut = {
+        "num_frames": options.num_frames or frames,
+        "size": options.size or side,
+        "stride": options.stride,
+        "seed": options.seed,
+    }
+    samples = clips.from_path(options.samples, count=options.num_samples, **cut)
+    reference = None
+    if options.reference:
+        count = options.num_references or len(samples.videos)
+        reference = _reference(options, options.reference, count, cut)
+    return samples, reference, {"model": Path(options.samples).name}, options.stride
+
+
+def _drawn(options):
+    """Samples of the model and their references, what they are, and their stride."""
+    from vdm_jax.evaluation import clips
+
+    model = common.load_model(options)
+    data = model.config.data
+    sampler = model.sampler(**common.sampler_changes(options))
+    count = options.num_references or options.num_samples
+    if options.reference:
+        cut = {
+            "num_frames": sampler.video_shape[0],
+            "size": sampler.video_shape[1],
+            "stride": data.frame_stride,
+            "seed": options.seed,
+        }
+        reference = _reference(options, options.reference, count, cut)
+    else:
+        reference = clips.of_data(data, count, options.seed)
+    captions = [text for text in reference.captions if text] or [""]
+    prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
+    samples = clips.Clips(
+        videos=_sample(options, sampler, model.params, prompts),
+        captions=prompts,
+        description={"data": "samples", "split": "", "resize": "none"},
+    )
+    subject = {
+        "model": options.model or "moving_shapes",
+        "sampler": sampler.sampler,
+        "steps": sampler.steps,
+        "guidance": sampler.guidance,
+    }
+    return samples, reference, subject, data.frame_stride
+
+
+def _print(metrics, results) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vdm_jax.evaluation import suite
+
     table = Table()
     for name in ("metric", "value", "95% interval", "what"):
         table.add_column(name, justify="left" if name in ("metric", "what") else "right")
-    for name, result in zip(options.metrics, results, strict=True):
+    for name, result in zip(metrics, results, strict=True):
         bounds = "" if result.low is None else f"{result.low:.4g} … {result.high:.4g}"
         if result.low is None and result.standard_error is not None:
             bounds = f"± {1.96 * result.standard_error:.2g}"
@@ -257,11 +282,6 @@ def _measure(options) -> int:
         for extra, value in result.extra.items():
             table.add_row(f"  {extra}", f"{value:.4g}", "", "")
     Console().print(table)
-    held = "" if reference is None else f", held against {len(reference.videos)} clips"
-    print(f"{len(samples.videos)} clips of {list(samples.videos.shape[1:])}{held}")
-    if options.out:
-        print(options.out)
-    return 0
 
 
 def _reference(options, spec: str, count: int, cut: dict):
