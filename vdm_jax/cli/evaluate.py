@@ -10,8 +10,8 @@ measures colour, shape and direction from the pixels, and `all` is the share of 
 three right.
 
 With --metrics every figure comes with its interval and its protocol: everything that it depends on
-except the model. MODEL may be a cascade. --out=FILE keeps the figures as JSON. --compare makes a table of two such files,
-and refuses figures of different protocols.
+except the model. --out=FILE keeps the figures as JSON. --compare makes a table of two such files,
+and refuses figures of different protocols. MODEL may be a cascade.
 
 DATASET is NAME[/VARIANT][:SPLIT], such as moving_shapes/16x16x8:held_out, which is rendered, or
 ucf101:test, which is in --data_dir. DIR holds video files, or samples.npz of vdm sample. A model is
