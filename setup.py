@@ -1,12 +1,38 @@
-"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), eval, text and test."""
+"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), compile, eval, text and
+test."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 JAX = ">=0.10"
 # libtpu of the version that JAX asks for: it compiles for TPUs on machines without any.
 TPU_COMPILER = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
+
+class BuildWithConfigs(build_py):
+    """Puts `configs/` into the wheel, as vdm_jax/configs.
+
+    An editable installation finds them in the checkout. A package_dir that maps them there would
+    make it use an import hook in the place of a path.
+    """
+
+    def run(self) -> None:
+        super().run()
+        for source, target in self._configs():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *(to for _, to in self._configs())]
+
+    def _configs(self) -> list[tuple[str, str]]:
+        if getattr(self, "editable_mode", False):
+            return []
+        folder = Path(self.build_lib, "vdm_jax")
+        return [(str(file), str(folder / file)) for file in sorted(Path("configs").rglob("*.py"))]
+
 
 setup(
     name="vdm_jax",
@@ -22,10 +48,13 @@ setup(
         "vdm_jax": [
             "checkpoints/*.safetensors",
             "checkpoints/*/*.safetensors",
+            "checkpoints/*/cascade.json",
             "parallel/*.txtpb",
             "evaluation/*.txt",
         ]
     },
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["vdm = vdm_jax.cli:main"]},
     zip_safe=False,
     install_requires=[
         # The network and its training.

@@ -16,7 +16,7 @@ of the machine hits all, and every other round goes backwards. Warm-up is not co
                on the CPU, of the allocator on a GPU
   first_clip   from starting a process to its first clip, nothing compiled before
   data         clips a second from disk: our pipeline, and the GIF folder of video-diffusion-pytorch
-  shipped      from starting launch.sample to the files of a clip, nothing compiled before
+  shipped      from starting vdm sample to the files of a clip, nothing compiled before
 
 Compilation is timed whenever something is compiled: lowering and XLA with an empty cache, or the
 first call of torch.compile less a later one. On the CPU the peers also run with glibc told to keep

@@ -10,7 +10,7 @@ _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes
 # The older way to compile fused loops takes half the time again.
 _QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
-# libtpu, installed for launch.compile, is not to be loaded by every test that runs JAX.
+# libtpu, installed for vdm compile, is not to be loaded by every test that runs JAX.
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shell that starts the tests in its background has them, and all that they start, ignore Ctrl-C.

@@ -7,13 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Higher may import lower or equal; a module is found by its longest prefix here.
 HEIGHT = {
+    "vdm_jax.rules": 1,
     "vdm_jax.diffusion": 1,
     "vdm_jax.parallel.heap": 1,
     "vdm_jax.models": 2,
     "vdm_jax.weights": 2,
     "vdm_jax.parallel": 2,
     "vdm_jax.stage": 3,
-    "vdm_jax.config": 3,
+    "vdm_jax.config": 5,
     "vdm_jax.data": 4,
     "vdm_jax.evaluation": 4,
     "vdm_jax.training": 5,
@@ -59,3 +60,25 @@ def test_nothing_imports_upwards():
             if (other := height(name)) is not None and other > own:
                 upwards.append(f"{module}:{line} imports {name}")
     assert not upwards
+
+
+def test_no_two_modules_import_each_other():
+    """Not even inside functions, and not by way of others."""
+    files = {}
+    for path in (ROOT / "vdm_jax").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        files[module] = path
+    needs = {}
+    for module, path in files.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names} & files.keys()
+                found |= inside or {node.module}
+        needs[module] = found & files.keys() - {module}
+    while free := [name for name, others in needs.items() if not others & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert not needs, f"in a circle, or above one: {sorted(needs)}"

@@ -2,6 +2,8 @@
 
 import ml_collections
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from vdm_jax import config as config_lib
 
@@ -143,6 +145,68 @@ def test_config_file_is_loaded_overridden_and_locked(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(config_lib.ConfigError, match="defines no get_config"):
         config_lib.load_config(tmp_path / "empty.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "config.train.learning_rte = 1e-3",
+            "unknown field learning_rte; the nearest is learning_r",
+        ),
+        ("config.train.update(stepz=3)", "unknown field stepz; the nearest is steps"),
+        ("config.trian.steps = 3", "unknown field trian; the nearest is train"),
+        ("config.colour = 'red'", "unknown field colour; the nearest is"),
+        ("config.train.steps = 'ten'", "steps"),
+    ],
+)
+@pytest.mark.parametrize("start", ["vdm.default_config()", "imagen_video.tiny_config('base_8')"])
+def test_a_mistake_in_a_file_is_refused_with_its_line(tmp_path, line, said, start):
+    path = tmp_path / "mistaken.py"
+    path.write_text(
+        "from vdm_jax.systems import imagen_video, vdm\n"
+        f"def get_config():\n    config = {start}\n    {line}\n    return config\n"
+    )
+    with pytest.raises(config_lib.ConfigError) as error:
+        config_lib.load_config(path)
+    assert str(error.value).startswith(f"{path}, line 4: {line}: ") and said in str(error.value)
+
+
+def test_a_fault_of_the_code_below_a_file_is_not_hidden(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("def get_config():\n    return {}['absent']\n")
+    with pytest.raises(KeyError, match="absent"):
+        config_lib.load_config(path)
+
+
+def test_configurations_are_found_by_name_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "vdm/moving_shapes" in config_lib.config_names()
+    path, argument = config_lib.find_config("imagen_video/tiny/distill:base_8")
+    assert path.is_file() and argument == "base_8"
+    assert config_lib.load_config("vdm/moving_shapes", {"train.steps": "5"}).train.steps == 5
+    with pytest.raises(config_lib.ConfigError, match="the nearest name is vdm/moving_shapes$"):
+        config_lib.load_config("vdm/moving_shape")
+    with pytest.raises(config_lib.ConfigError, match="needs an argument: .*:STAGE"):
+        config_lib.load_config("imagen_video/tiny/distill")
+    with pytest.raises(config_lib.ConfigError, match="takes no argument"):
+        config_lib.load_config("vdm/moving_shapes:7")
+
+
+def test_every_configuration_loads():
+    for name in config_lib.config_names():
+        config = config_lib.load_config(f"{name}:base_8" if name.endswith("/distill") else name)
+        assert config.is_locked
+
+
+def test_config_flags_of_ml_collections_reads_the_same_files_and_flags():
+    path, _ = config_lib.find_config("vdm/moving_shapes")
+    arguments = ["program", f"--config={path}", "--config.train.steps=5"]
+    values = flags.FlagValues()
+    defined = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    values(arguments)
+    ours = config_lib.load_config(path, {"train.steps": "5"})
+    assert defined.value.to_dict() == ours.to_dict()
 
 
 def test_json_round_trip():

@@ -13,7 +13,6 @@ tuple of numbers of another type.
 """
 
 import ast
-import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -26,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+
+from vdm_jax import data, parallel, stage, training
+from vdm_jax.rules import Choice
 
 # Fields that a resumed run may change: they decide for how long it trains, how often it reports,
 # where and in which precision it runs. An entry ending in "." names a whole section.
@@ -115,6 +117,8 @@ def _run_file(path: Path, argument: str | None, name: str):
             raise ConfigError(f"--config={name}: the file defines no get_config()")
         parameters = inspect.signature(module.get_config).parameters.values()
         needed = [one.name for one in parameters if one.default is one.empty]
+        if argument is not None and not parameters:
+            raise ConfigError(f"--config={name}: get_config() takes no argument")
         if needed and argument is None:
             raise ConfigError(f"--config={name}: needs an argument: {name}:{needed[0].upper()}")
         return module.get_config() if argument is None else module.get_config(argument)
@@ -217,104 +221,13 @@ def resume_differences(saved, current) -> list[str]:
 # --- validation ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Number:
-    """An allowed interval, closed unless `open_low` / `open_high`."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def allows(self, value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            return False
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below
-
-    def __str__(self) -> str:
-        low = "" if self.low == -math.inf else f"{'>' if self.open_low else '>='} {self.low:g}"
-        high = "" if self.high == math.inf else f"{'<' if self.open_high else '<='} {self.high:g}"
-        return " and ".join(part for part in (low, high) if part) or "a number"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Choice:
-    values: tuple[Any, ...]
-
-    def allows(self, value: Any) -> bool:
-        return value in self.values
-
-    def __str__(self) -> str:
-        return "one of " + ", ".join(map(str, self.values))
-
-
-_POSITIVE = _Number(low=0, open_low=True)
-_COUNT = _Number(low=1)
-_NOT_NEGATIVE = _Number(low=0)
-_FRACTION = _Number(low=0, high=1)
-_DECAY = _Number(low=0, high=1, open_high=True)
-
-
-class _Axis(_Number):
-    """The size of an axis of a mesh."""
-
-    def allows(self, value: Any) -> bool:
-        return value == -1 or super().allows(value)
-
-    def __str__(self) -> str:
-        return "at least 1, or -1 for what the other axes leave"
-
-
-_AXIS = _Axis(low=1)
-
-# What a value may be, in every configuration that has the field. What a part of the model or of
-# the process accepts is checked by that part, which knows; these are the fields of the trainer.
-_RULES = {
-    "device": _Choice(("any", "cpu", "gpu", "tpu")),
-    **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor", "context")},
-    **{f"mesh.dcn_{axis}": _AXIS for axis in ("data", "fsdp", "tensor", "context")},
-    "mesh.min_fsdp_size": _COUNT,
-    "data.num_frames": _COUNT,
-    "data.image_size": _COUNT,
-    "data.frame_stride": _COUNT,
-    "data.image_frames": _NOT_NEGATIVE,
-    "data.workers": _NOT_NEGATIVE,
-    "text.max_length": _COUNT,
-    "text.vocabulary_size": _COUNT,
-    "train.steps": _COUNT,
-    "train.minutes": _NOT_NEGATIVE,
-    "train.batch_size": _COUNT,
-    "train.seed": _Number(low=0, high=2**32 - 1),
-    "train.learning_rate": _POSITIVE,
-    "train.warmup_steps": _NOT_NEGATIVE,
-    "train.schedule": _Choice(("constant", "cosine")),
-    "train.beta1": _DECAY,
-    "train.beta2": _DECAY,
-    "train.weight_decay": _NOT_NEGATIVE,
-    "train.clip_norm": _NOT_NEGATIVE,
-    "train.accumulate": _COUNT,
-    "train.moment_dtype": _Choice(("float32", "bfloat16")),
-    "train.skip_nonfinite": _NOT_NEGATIVE,
-    "train.ema_decay": _DECAY,
-    "train.cond_dropout": _FRACTION,
-    "train.log_every": _COUNT,
-    "train.sample_every": _NOT_NEGATIVE,
-    "checkpoint.every": _COUNT,
-    "checkpoint.keep": _COUNT,
-    "sample.steps": _COUNT,
-    "sample.eta": _FRACTION,
-    "sample.gamma": _FRACTION,
-    "sample.rho": _POSITIVE,
-    "sample.sigma_min": _POSITIVE,
-    "sample.sigma_max": _POSITIVE,
-    "sample.churn": _NOT_NEGATIVE,
-    "sample.churn_min": _NOT_NEGATIVE,
-    "sample.churn_max": _NOT_NEGATIVE,
-    "sample.churn_noise": _NOT_NEGATIVE,
-    "sample.corrector": _Number(low=0, high=2, open_high=True),
-    "sample.batch_size": _COUNT,
+# What a value may be, in every configuration that has the field: each component's own rules.
+RULES = {
+    "device": Choice(("any", "cpu", "gpu", "tpu")),
+    **parallel.RULES,
+    **data.RULES,
+    **stage.RULES,
+    **training.RULES,
 }
 
 
@@ -323,7 +236,7 @@ def validate(config) -> None:
     fields = dict(flatten(config))
     problems = [
         f"{field} = {fields[field]!r}: must be {rule}"
-        for field, rule in _RULES.items()
+        for field, rule in RULES.items()
         if fields.get(field) is not None and not rule.allows(fields[field])
     ]
     problems += [
@@ -331,12 +244,8 @@ def validate(config) -> None:
         for field, value in fields.items()
         if isinstance(value, float) and not math.isfinite(value)
     ]
-    batch, accumulate = fields.get("train.batch_size"), fields.get("train.accumulate", 1)
-    if not problems and batch is not None and batch % accumulate:
-        problems.append(
-            f"train.batch_size = {batch}: must divide by train.accumulate = {accumulate} "
-            "(the batch of one update is split into that many microbatches)"
-        )
+    if not problems:
+        problems = training.check(fields)
     if problems:
         raise ConfigError("\n".join(problems))
 

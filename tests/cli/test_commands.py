@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax import cli
+from vdm_jax import cli, pipelines
 from vdm_jax import config as config_lib
 from vdm_jax.cli import common, describe, evaluate, sample, train
 from vdm_jax.data import shapes, video_io
@@ -364,12 +364,14 @@ class FakeModel:
     stage = types.SimpleNamespace(takes_guidance=False)
 
     def sampler(self, **changes):
-        assert set(changes.values()) == {None}
+        assert not changes
         return FakeSampler()
 
 
 @dataclasses.dataclass
 class FakeSampler:
+    video_shape = (8, 16, 16, 3)
+    sampler: str = "ddim"
     steps: int = 64
     guidance: float = 2.0
     batch_size: int = 4
@@ -384,7 +386,7 @@ class FakeSampler:
 
 
 def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
-    monkeypatch.setattr(common, "load_model", lambda options: FakeModel())
+    monkeypatch.setattr(common, "load_any", lambda options: FakeModel())
     monkeypatch.setattr(common, "setup", lambda device, options, quiet=False: None)
     evaluate.main(["--num_samples=8", "--json"])
     scores = json.loads(capsys.readouterr().out)
@@ -393,3 +395,22 @@ def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
     assert scores["steps"] == 64
     evaluate.main(["--num_samples=8"])
     assert "50.0%" in capsys.readouterr().out
+
+
+class FakeCascade(pipelines.CascadeModel):
+    last_config = config_lib.from_dict(
+        {**FakeModel.config.to_dict(), "stage": {"shape": (8, 16, 16)}}
+    )
+
+    def sample(self, key, prompts):
+        return np.concatenate(list(FakeSampler().stream(None, key, prompts)))
+
+
+def test_evaluate_measures_a_cascade(monkeypatch, capsys):
+    monkeypatch.setattr(common, "load_any", lambda options: FakeCascade(steps=()))
+    monkeypatch.setattr(common, "setup", lambda device, options, quiet=False: None)
+    evaluate.main(["--num_samples=8", "--json"])
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["shape"] == 1.0 and scores["sampler"] == "cascade"
+    with pytest.raises(ValueError, match="--steps: a cascade is sampled as its stages"):
+        evaluate.main(["--num_samples=8", "--steps=3"])

@@ -112,7 +112,7 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, cap
     assert all(
         f"{figure['value']:.4g}" in line for figure, line in zip(figures, lines, strict=True)
     )
-    # Kept as launch.evaluate keeps them, and by one protocol.
+    # Kept as vdm evaluate keeps them, and by one protocol.
     assert len({str(protocol.Result.from_dict(figure).protocol) for figure in figures}) == 1
     assert video_io.read_video(workdir / "ladder.gif")[0].shape[0] == 4
     assert {"curve.png", "ladder.png"} <= {path.name for path in workdir.iterdir()}

@@ -1,4 +1,4 @@
-"""launch.edit, every job on real files, and the page that shows them."""
+"""vdm edit, every job on real files, and the page that shows them."""
 
 import re
 
@@ -129,7 +129,7 @@ def test_a_page_shows_every_clip(tmp_path):
         name="some",
         title="Some <clips>",
         text="a & b",
-        command="python -m launch.edit",
+        command="vdm edit",
         captions=["one", "two"],
         rows=[("known", videos[:, ::3]), ("made", videos)],
     )

@@ -189,6 +189,20 @@ def test_the_command_prepares_once(shapes_dir, capsys):
     assert prepare_data.main(["--data=video_folder"]) == 0
     with pytest.raises(DataError, match="ucf101"):
         prepare_data.main(["--data=ucf"])
+    arguments = ["--config=vdm/moving_shapes", f"--config.data.data_dir={shapes_dir}/new"]
+    assert prepare_data.main(arguments) == 0
+    assert "was there" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        prepare_data.main([*arguments, "--data=ucf101"])
+
+
+def test_a_run_renders_the_embedded_data_where_it_is_missing(shapes_dir, capsys):
+    data = config_for(shapes_dir, data_dir=f"{shapes_dir}/missing").data
+    for lines in (["moving_shapes/16x16x8/1.0.0 is not in {}/: rendering it"], []):
+        prepare_data.render_missing(data)
+        out = capsys.readouterr().out.splitlines()
+        assert out == [line.format(data.data_dir) for line in lines]
+    assert pipeline.make_source(data).name == "moving_shapes/16x16x8"
 
 
 def test_mistakes_say_what_to_do(shapes_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""launch.evaluate with a network as small as it can be in the place of I3D; a program of its own,
+"""vdm evaluate with a network as small as it can be in the place of I3D; a program of its own,
 because the number of devices, and of processes, is fixed when JAX starts."""
 
 import dataclasses
@@ -35,7 +35,7 @@ def params():
 
 
 def replace(set_attribute=setattr):
-    """Makes `launch.evaluate` use it."""
+    """Makes `vdm evaluate` use it."""
     set_attribute(i3d, "I3D", Tiny)
     set_attribute(i3d, "I3DFeatures", Small)
     set_attribute(i3d_weights, "load_weights", lambda source=None: params())

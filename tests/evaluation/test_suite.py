@@ -1,4 +1,4 @@
-"""From clips to figures with protocols, and launch.evaluate on files.
+"""From clips to figures with protocols, and vdm evaluate on files.
 
 The network of the features is a random projection here; test_i3d.py has the real one.
 """

@@ -272,8 +272,18 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def load_any(options: argparse.Namespace):
+    """The model or the cascade of the flags of `add_model_arguments`, laid over the devices as
+    `--mesh` says. Raises what `pipelines.load` raises."""
+    from vdm_jax import pipelines
+    from vdm_jax.parallel import mesh
+
+    source = options.model or pipelines.model.DEFAULT
+    return pipelines.load(source, mesh=mesh.parse_mesh(options.mesh))
+
+
 def load_model(options: argparse.Namespace):
-    """The model of the flags of `add_model_arguments`, laid over the devices as `--mesh` says.
+    """As `load_any`, for commands that need one model.
 
     Raises ValueError for a cascade, and what `pretrained.load` raises.
     """

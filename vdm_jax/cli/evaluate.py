@@ -11,7 +11,7 @@ three right.
 
 With --metrics every figure comes with its interval and its protocol: everything that it depends on
 except the model. --out=FILE keeps the figures as JSON. --compare makes a table of two such files,
-and refuses figures of different protocols.
+and refuses figures of different protocols. MODEL may be a cascade.
 
 DATASET is NAME[/VARIANT][:SPLIT], such as moving_shapes/16x16x8:held_out, which is rendered, or
 ucf101:test, which is in --data_dir. DIR holds video files, or samples.npz of vdm sample. A model is
@@ -21,12 +21,15 @@ Several processes sample together and measure a share of the clips each; all mus
 files. The figures equal those of one process.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vdm_jax.cli import common
 
@@ -94,7 +97,7 @@ def main(arguments: list[str]) -> int:
         print(protocol.compare(first, second), end="")
         return 0
     if options.samples and options.model:
-        parser.error("give --samples, which are measured, or --model, which is sampled")
+        parser.error("--samples are measured, a --model is sampled: give one of them")
     if options.samples and not options.metrics:
         parser.error("--samples needs --metrics")
     if not options.metrics and (options.reference or options.out):
@@ -109,7 +112,55 @@ def main(arguments: list[str]) -> int:
     return _judge(options)
 
 
-def _sample(options, sampler, params, prompts):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    """How a model or a cascade is sampled.
+
+    Attributes:
+      draw: prompts to videos, uint8 `n f h w c`.
+      data: the section `data` of its configuration.
+      frames, size: of a video.
+      settings: of the sampler, for the protocol.
+    """
+
+    draw: Callable
+    data: Any
+    frames: int
+    size: int
+    settings: dict[str, Any]
+
+
+def _drawing(options) -> _Drawing:
+    import jax
+
+    from vdm_jax import pipelines
+
+    model = common.load_any(options)
+    changes = {k: v for k, v in common.sampler_changes(options).items() if v is not None}
+    key = jax.random.key(options.seed)
+    if isinstance(model, pipelines.CascadeModel):
+        if changes:
+            flags = ", ".join(f"--{name}" for name in changes)
+            raise ValueError(f"{flags}: a cascade is sampled as its stages' configurations say")
+        config = model.last_config
+        return _Drawing(
+            draw=lambda prompts: model.sample(key, prompts=prompts),
+            data=config.data,
+            frames=config.stage.shape[0],
+            size=config.stage.shape[1],
+            settings={"sampler": "cascade"},
+        )
+    sampler = model.sampler(**changes)
+    return _Drawing(
+        draw=lambda prompts: _stream(options, sampler, model.params, key, prompts),
+        data=model.config.data,
+        frames=sampler.video_shape[0],
+        size=sampler.video_shape[1],
+        settings={name: getattr(sampler, name) for name in ("sampler", "steps", "guidance")},
+    )
+
+
+def _stream(options, sampler, params, key, prompts):
     """The videos of the prompts, with a bar in the first process."""
     import jax
     import numpy as np
@@ -117,7 +168,7 @@ def _sample(options, sampler, params, prompts):
 
     batches = -(-len(prompts) // min(sampler.batch_size, len(prompts)))
     quiet = options.json or jax.process_index() != 0
-    stream = sampler.stream(params, jax.random.key(options.seed), prompts)
+    stream = sampler.stream(params, key, prompts)
     return np.concatenate(
         list(track(stream, "sampling", total=batches, transient=True, disable=quiet))
     )
@@ -131,26 +182,24 @@ def _judge(options) -> int:
     from vdm_jax.data import moving_shapes
     from vdm_jax.evaluation import judge
 
-    model = common.load_model(options)
-    if model.config.data.name != "moving_shapes":
+    drawing = _drawing(options)
+    if drawing.data.name != "moving_shapes":
         raise ValueError(
-            f"data.name = {model.config.data.name!r}: the judge reads moving_shapes only; "
+            f"data.name = {drawing.data.name!r}: the judge reads moving_shapes only; "
             "--metrics=fvd,... measures others"
         )
-    objects = 2 if model.config.data.config.endswith("_two") else 1
+    objects = 2 if drawing.data.config.endswith("_two") else 1
     captions = moving_shapes.captions("held_out", objects)
     prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
-    sampler = model.sampler(**common.sampler_changes(options))
     started = time.monotonic()
-    videos = _sample(options, sampler, model.params, prompts)
+    videos = drawing.draw(prompts)
     seconds = time.monotonic() - started
     if jax.process_index() != 0:
         return 0
     scores = {name: float(value) for name, value in judge.score(videos, prompts).items()}
-    scores["n"] = len(prompts)
-    scores |= {"steps": sampler.steps, "guidance": sampler.guidance_scale}
-    scores["seconds"] = round(seconds, 1)
-    scores |= {k: v for k, v in common.sampler_changes(options).items() if v is not None}
+    scores |= {"n": len(prompts), **drawing.settings, "seconds": round(seconds, 1)}
+    given = common.sampler_changes(options)
+    scores |= {name: value for name, value in given.items() if value is not None}
     if options.json:
         print(json.dumps(scores))
         return 0
@@ -161,63 +210,18 @@ def _judge(options) -> int:
         table.add_column(name, justify="right")
     table.add_row(*(f"{scores[name]:.1%}" for name in ("color", "shape", "direction", "all")))
     Console().print(table)
-    print(
-        f"sampling took {seconds:.0f} s ({sampler.steps} steps"
-        f"{f' of {options.sampler}' if options.sampler else ''}, "
-        f"guidance {sampler.guidance_scale:g})"
-    )
+    settings = ", ".join(f"{name} {value}" for name, value in drawing.settings.items())
+    print(f"sampling took {seconds:.0f} s ({settings})")
     return 0
 
 
 def _measure(options) -> int:
     import jax
     from rich.console import Console
-    from rich.table import Table
 
-    from vdm_jax.evaluation import action_text, clips, i3d, i3d_weights, protocol, suite
+    from vdm_jax.evaluation import action_text, i3d, i3d_weights, protocol, suite
 
-    if options.samples:
-        found, side = clips.size_of(options.samples)
-        cut = {
-            "num_frames": options.num_frames or found,
-            "size": options.size or side,
-            "stride": options.stride,
-            "seed": options.seed,
-        }
-        samples = clips.from_path(options.samples, count=options.num_samples, **cut)
-        count = options.num_references or len(samples.videos)
-        reference = None
-        if options.reference:
-            reference = _reference(options, options.reference, count, cut)
-        subject = {"model": Path(options.samples).name}
-    else:
-        model = common.load_model(options)
-        data = model.config.data
-        sampler = model.sampler(**common.sampler_changes(options))
-        cut = {
-            "num_frames": sampler.video_shape[0],
-            "size": sampler.video_shape[1],
-            "stride": data.frame_stride,
-            "seed": options.seed,
-        }
-        count = options.num_references or options.num_samples
-        if options.reference:
-            reference = _reference(options, options.reference, count, cut)
-        else:
-            reference = clips.of_data(data, count, options.seed)
-        captions = [text for text in reference.captions if text] or [""]
-        prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
-        samples = clips.Clips(
-            videos=_sample(options, sampler, model.params, prompts),
-            captions=prompts,
-            description={"data": "samples", "split": "", "resize": "none"},
-        )
-        subject = {
-            "model": options.model or "moving_shapes",
-            "sampler": sampler.rule_name,
-            "steps": sampler.steps,
-            "guidance": sampler.guidance_scale,
-        }
+    samples, reference, subject, stride = (_given if options.samples else _drawn)(options)
     first = jax.process_index() == 0
     network = None
     if any(suite.METRICS[name].network for name in options.metrics):
@@ -233,7 +237,7 @@ def _measure(options) -> int:
         subject=subject,
         network=network,
         sentences=sentences,
-        stride=cut["stride"],
+        stride=stride,
         seed=options.seed,
         replicates=options.replicates if first else 0,  # they are the first process's alone
         together=jax.process_count() > 1,
@@ -248,10 +252,71 @@ def _measure(options) -> int:
     if options.json:
         print(json.dumps([result.to_dict() for result in results], indent=1))
         return 0
+    _print(options.metrics, results)
+    against = "" if reference is None else f", held against {len(reference.videos)} clips"
+    print(f"{len(samples.videos)} clips of {list(samples.videos.shape[1:])}{against}")
+    if options.out:
+        print(options.out)
+    return 0
+
+
+def _given(options):
+    """The clips of --samples and their references, what they are, and their stride."""
+    from vdm_jax.evaluation import clips
+
+    frames, side = clips.size_of(options.samples)
+    cut = {
+        "num_frames": options.num_frames or frames,
+        "size": options.size or side,
+        "stride": options.stride,
+        "seed": options.seed,
+    }
+    samples = clips.from_path(options.samples, count=options.num_samples, **cut)
+    reference = None
+    if options.reference:
+        count = options.num_references or len(samples.videos)
+        reference = _reference(options, options.reference, count, cut)
+    return samples, reference, {"model": Path(options.samples).name}, options.stride
+
+
+def _drawn(options):
+    """Samples of the model and their references, what they are, and their stride."""
+    from vdm_jax.evaluation import clips
+
+    drawing = _drawing(options)
+    data = drawing.data
+    count = options.num_references or options.num_samples
+    if options.reference:
+        cut = {
+            "num_frames": drawing.frames,
+            "size": drawing.size,
+            "stride": data.frame_stride,
+            "seed": options.seed,
+        }
+        reference = _reference(options, options.reference, count, cut)
+    else:
+        reference = clips.of_data(data, count, options.seed)
+    captions = [text for text in reference.captions if text] or [""]
+    prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
+    samples = clips.Clips(
+        videos=drawing.draw(prompts),
+        captions=prompts,
+        description={"data": "samples", "split": "", "resize": "none"},
+    )
+    subject = {"model": options.model or "moving_shapes", **drawing.settings}
+    return samples, reference, subject, data.frame_stride
+
+
+def _print(metrics, results) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vdm_jax.evaluation import suite
+
     table = Table()
     for name in ("metric", "value", "95% interval", "what"):
         table.add_column(name, justify="left" if name in ("metric", "what") else "right")
-    for name, result in zip(options.metrics, results, strict=True):
+    for name, result in zip(metrics, results, strict=True):
         bounds = "" if result.low is None else f"{result.low:.4g} … {result.high:.4g}"
         if result.low is None and result.standard_error is not None:
             bounds = f"± {1.96 * result.standard_error:.2g}"
@@ -259,11 +324,6 @@ def _measure(options) -> int:
         for extra, value in result.extra.items():
             table.add_row(f"  {extra}", f"{value:.4g}", "", "")
     Console().print(table)
-    held = "" if reference is None else f", held against {len(reference.videos)} clips"
-    print(f"{len(samples.videos)} clips of {list(samples.videos.shape[1:])}{held}")
-    if options.out:
-        print(options.out)
-    return 0
 
 
 def _reference(options, spec: str, count: int, cut: dict):

@@ -52,16 +52,14 @@ def main(arguments: list[str]) -> int:
     from rich.progress import track
 
     from vdm_jax import pipelines
-    from vdm_jax.parallel import mesh
 
-    source = options.model or pipelines.model.DEFAULT
-    model = pipelines.load(source, mesh=mesh.parse_mesh(options.mesh))
+    model = common.load_any(options)
     if isinstance(model, pipelines.CascadeModel):
         if not prompts:
             parser.error("no prompt: give --prompt or --prompts_file")
         return _sample_cascade(model, options, overrides, prompts)
     if overrides:
-        parser.error(f"--stage.{next(iter(overrides))}: --model={source} is no cascade")
+        parser.error(f"--stage.{next(iter(overrides))}: the model is no cascade")
     if not prompts:
         if model.stage.text_encoder is not None:
             parser.error("no prompt: give --prompt or --prompts_file")

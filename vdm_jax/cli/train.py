@@ -1,6 +1,6 @@
 """Trains a model, or all stages of a cascade.
 
-    vdm train --config=vdm/moving_shapes --workdir=DIR [--config.FIELD=VALUE ...]
+    vdm train --config=vdm/moving_shapes [--workdir=DIR] [--config.FIELD=VALUE ...]
 
 CONFIG is the name of a configuration (vdm describe lists them) or a Python file with get_config().
 Every field can be set by a flag, such as --config.train.steps=500 or --config.model.channels=64;
@@ -28,6 +28,7 @@ and saved, to be started again; 1 an error, which is printed; other: killed.
 
 import argparse
 import functools
+from pathlib import Path
 
 from vdm_jax.cli import cascade, common, prepare_data
 
@@ -37,7 +38,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--config", required=True, metavar="CONFIG", help="a configuration: a name or a file"
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="where all output goes (default: runs/CONFIG)"
+    )
     parser.add_argument(
         "--profile",
         type=_span,
@@ -66,6 +69,8 @@ def main(arguments: list[str]) -> int:
 
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
+    if options.workdir is None:
+        options.workdir = str(_default_workdir(options.config))
     if "stages" in (config := config_lib.load_config(options.config)):
         if options.profile:
             parser.error("--profile: a cascade is trained stage by stage; profile one stage's run")
@@ -127,6 +132,17 @@ def _train(config, options) -> int:
     else:
         print(f'sample it: vdm sample --model={options.workdir} --prompt="..."')
     return common.PREEMPTED if result.reason == "SIGTERM" else 0
+
+
+def _default_workdir(config: str) -> Path:
+    from vdm_jax import config as config_lib
+
+    path, argument = config_lib.find_config(config)
+    if path.is_relative_to(config_lib.config_folder()):
+        path = path.relative_to(config_lib.config_folder())
+    else:
+        path = Path(path.name)
+    return Path("runs") / path.with_suffix("") / (argument or "")
 
 
 def _span(text: str) -> tuple[int, int]:

@@ -107,7 +107,12 @@ class CascadeModel:
     @property
     def fps(self) -> float:
         """The frame rate of the last stage's videos."""
-        return _frame_rate(pretrained.read_config(self.steps[-1].source))
+        return _frame_rate(self.last_config)
+
+    @property
+    def last_config(self) -> ml_collections.ConfigDict:
+        """The configuration of the last stage, whose videos are the cascade's."""
+        return pretrained.read_config(self.steps[-1].source)
 
     def sample_config(self, stage: str) -> ml_collections.ConfigDict:
         """The section `sample` of a stage's configuration, with the cascade's changes."""
