@@ -39,12 +39,10 @@ class Ours:
         self._device = jax.devices()[0]
 
         from vdm_jax.stage import sampler as sampling
-        from vdm_jax.systems import vdm
         from vdm_jax.training import step as _step  # noqa: F401  imported before `idle` is taken
 
         self._config = make_config(pair, batch, dtype)
-        stage = vdm.build(self._config)
-        self._stage = dataclasses.replace(stage, train_only=pair.train_only)
+        self._stage = make_stage(pair, self._config)
         self._sampler = sampling.Sampler(stage=self._stage)
         self._calls: dict[str, Any] = {}
         self._idle = serving.resident()
@@ -205,7 +203,8 @@ def make_config(pair: Pair, batch: int, dtype: str):
     from vdm_jax.systems import vdm
 
     config = vdm.default_config()
-    config.model.update({**pair.network, "dtype": dtype, "embedding_dim": 0})
+    with config.unlocked():
+        config.model.update({**pair.network, "dtype": dtype, "embedding_dim": 0})
     config.process.update({"prediction": "eps", "loss": "eps_mse"})
     config.data.update({"num_frames": pair.frames, "image_size": pair.size})
     if pair.text_length:
@@ -216,6 +215,16 @@ def make_config(pair: Pair, batch: int, dtype: str):
     )
     config.train.update({"ema_decay": 0.999, "cond_dropout": 0.0})
     return config
+
+
+def make_stage(pair: Pair, config):
+    """The stage of a mirrored network, with the layers of its peer."""
+    from benchmarks.mirror import mirror
+    from vdm_jax.systems import vdm
+
+    stage = vdm.build(config)
+    network = mirror(stage.network, pair.mirror)
+    return dataclasses.replace(stage, network=network, train_only=pair.train_only)
 
 
 def _version(package: str) -> str:

@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
     from vdm_jax.data import video_io
 
     model = launch.load_model(options)
-    told = options.job in _MASKED and getattr(model.stage.network, "masked_video", False)
+    told = options.job in _MASKED and "masked_video" in model.stage.network.reads
     sampler = model.sampler(
         method=options.method or ("trained" if told else "reconstruction"),
         weight=options.weight,

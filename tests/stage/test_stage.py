@@ -8,20 +8,19 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.process import Process
+from vdm_jax.models.blocks.settings import BlockSettings
+from vdm_jax.models.condition import Words
 from vdm_jax.models.text.words import WordEncoder
-from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.models.unet import UNet
+from vdm_jax.models.video_unet import VideoUNet
 from vdm_jax.stage.stage import Stage, from_uint8, to_uint8
 
 STAGE = Stage(
-    network=UNet3D(
-        channels=4,
-        channel_mult=(1,),
-        num_res_blocks=1,
+    network=VideoUNet(
+        unet=UNet(channels=4, channel_mult=(1,), num_res_blocks=1),
+        settings=BlockSettings(head_dim=4, norm_groups=2),
+        conditions=(Words(vocab_size=5, max_length=3),),
         attention_levels=(0,),
-        head_dim=4,
-        norm_groups=2,
-        vocab_size=5,
-        max_length=3,
     ),
     process=Process(),
     video_shape=(2, 4, 4, 3),

@@ -17,6 +17,7 @@ from jaxtyping import Array, Key, PyTree, UInt8
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines.upgrade import upgrade
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.training import checkpoints
 
@@ -110,7 +111,7 @@ def read_config(source: str | Path):
     """The configuration that a model was trained with. Raises as `load`."""
     path = _find(source)
     if path.is_dir():
-        return checkpoints.read_config(path)[1]
+        return config_lib.from_dict(upgrade(checkpoints.read_config(path)[1].to_dict()))
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != _FORMAT:
@@ -118,7 +119,7 @@ def read_config(source: str | Path):
             f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
             f"metadata, not {_FORMAT!r})"
         )
-    return config_lib.from_json(metadata["config"])
+    return config_lib.from_dict(upgrade(json.loads(metadata["config"])))
 
 
 def read_params(source: str | Path, abstract: PyTree) -> PyTree:

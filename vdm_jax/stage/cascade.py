@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import losses
 from vdm_jax.diffusion.schedules import alpha_sigma, expand
-from vdm_jax.models.conditioning import Cond
+from vdm_jax.models.condition import Cond
 from vdm_jax.stage import resize
 from vdm_jax.stage.stage import Batch, Stage, from_uint8, to_uint8
 

@@ -168,7 +168,7 @@ class Sampler:
     def _check_told(self) -> None:
         if self.weight is not None:
             raise ValueError(f"weight={self.weight} has no effect with method='trained'")
-        if not getattr(self.stage.network, "masked_video", False):
+        if "masked_video" not in self.stage.network.reads:
             raise ValueError(
                 "method = 'trained': this model was not trained with videos of which a part is "
                 "known (stage.masks)"

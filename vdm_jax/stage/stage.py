@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion.process import Denoiser, Process
 from vdm_jax.models import cost as flops
-from vdm_jax.models.conditioning import Cond
+from vdm_jax.models.condition import Cond
 from vdm_jax.models.layers import Layout
 from vdm_jax.models.text.words import TextEncoder
 

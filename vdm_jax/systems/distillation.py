@@ -22,6 +22,7 @@ from vdm_jax.models.layers import Layout
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.stage import Batch, Stage
 from vdm_jax.systems import build, vdm
+from vdm_jax.systems.network import DTYPES
 
 TARGETS = ("guidance", "progressive", "consistency")
 
@@ -296,6 +297,6 @@ def _check(distill: ConfigDict) -> None:
     need("consistency_updates", distill.consistency_updates >= 0, ">= 0")
     need("loss", distill.loss in losses.LOSSES, f"one of {', '.join(losses.LOSSES)}")
     need("threshold", distill.threshold in sampling.THRESHOLDS, "none, static or dynamic")
-    need("teacher_dtype", distill.teacher_dtype in vdm.DTYPES, f"one of {', '.join(vdm.DTYPES)}")
+    need("teacher_dtype", distill.teacher_dtype in DTYPES, f"one of {', '.join(DTYPES)}")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -25,9 +25,10 @@ from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.models.text.words import TextEncoder
-from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.models.video_unet import VideoUNet
 from vdm_jax.stage.cascade import CascadeStage
 from vdm_jax.systems import vdm
+from vdm_jax.systems.network import make_network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,14 +80,12 @@ CASCADES = {"paper": PAPER, "tiny": TINY}
 
 def build(config: ConfigDict) -> CascadeStage:
     """A stage of the cascade. Raises ValueError where a value is not allowed."""
-    network, text_encoder = vdm.make_network(
-        config, low_res=bool(config.stage.low_res), fps_embedding=True
-    )
+    network, text_encoder = make_network(config, low_res=bool(config.stage.low_res), fps=True)
     return CascadeStage(**stage_fields(config, network, text_encoder))
 
 
 def stage_fields(
-    config: ConfigDict, network: UNet3D, text_encoder: TextEncoder | None
+    config: ConfigDict, network: VideoUNet, text_encoder: TextEncoder | None
 ) -> dict[str, Any]:
     """The fields of a `CascadeStage` that a configuration with a section `stage` settles."""
     stage, data, channels = config.stage, config.data, network.out_channels
@@ -97,7 +96,7 @@ def stage_fields(
         "text_encoder": text_encoder,
         "num_labels": network.num_labels,
         "cond_dropout": config.train.cond_dropout,
-        "takes_guidance": network.guidance_embedding,
+        "takes_guidance": "guidance" in network.reads,
         "data_shape": (data.num_frames, data.image_size, data.image_width, channels),
         "data_fps": float(stage.data_fps),
         "frame_strides": tuple(stage.frame_strides),
