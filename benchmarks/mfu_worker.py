@@ -42,10 +42,10 @@ def norm_in_compute_dtype() -> None:
     """Group normalisation whose output is bfloat16; within it stays float32."""
     import jax.numpy as jnp
 
-    from vdm_jax.models import layers
+    from vdm_jax.models.ops import normalisation
 
-    normalise = layers._normalise
-    layers._normalise = lambda *args: normalise(*args).astype(jnp.bfloat16)
+    normalise = normalisation.normalise
+    normalisation.normalise = lambda *args: normalise(*args).astype(jnp.bfloat16)
 
 
 TRIALS = {"cudnn_attention": cudnn_attention, "norm_bf16": norm_in_compute_dtype}

@@ -39,12 +39,10 @@ class Ours:
         self._device = jax.devices()[0]
 
         from vdm_jax.stage import sampler as sampling
-        from vdm_jax.systems import vdm
         from vdm_jax.training import step as _step  # noqa: F401  imported before `idle` is taken
 
         self._config = make_config(pair, batch, dtype)
-        stage = vdm.build(self._config)
-        self._stage = dataclasses.replace(stage, train_only=pair.train_only)
+        self._stage = make_stage(pair, self._config)
         self._sampler = sampling.Sampler(stage=self._stage)
         self._calls: dict[str, Any] = {}
         self._idle = serving.resident()
@@ -69,7 +67,7 @@ class Ours:
         params = jax.eval_shape(self._stage.init, jax.random.key(0))
         clip = jax.ShapeDtypeStruct((1, *self._stage.video_shape), "float32")
         logsnr = jax.ShapeDtypeStruct((1,), "float32")
-        cond = self._stage.conditioning(self._stage.abstract_batch(1))
+        cond = self._stage.cond_shapes(1, 0)
         forward = jax.make_jaxpr(
             lambda params, z, logsnr, cond: self._stage.network.apply(
                 {"params": params}, z, logsnr, cond
@@ -170,7 +168,7 @@ class Ours:
         from vdm_jax.diffusion import samplers
 
         jax, stage = self._jax, self._stage
-        cond = stage.conditioning(self._batch(self._batch_size))
+        cond = stage.example(self._batch(self._batch_size), jax.random.key(0))[1]
         noise = jax.random.normal(jax.random.key(0), (self._batch_size, *stage.video_shape))
         logsnrs = self._sampler.logsnrs()
         middle = logsnrs[len(logsnrs) // 2 :][:2]
@@ -188,8 +186,9 @@ class Ours:
         import numpy as np
 
         jax = self._jax
-        cond = self._stage.conditioning(self._batch(1))
-        inputs = (self._params(), jax.random.key(0), np.zeros(1, np.uint32), cond, None)
+        cond = self._stage.example(self._batch(1), jax.random.key(0))[1]
+        key, number = jax.random.key(0), np.zeros(1, np.uint32)
+        inputs = (self._params(), {}, key, number, cond, None, None)
         compiled = self._sampler.compiled.lower(*inputs).compile()
         return lambda: np.asarray(compiled(*inputs)[0])
 
@@ -205,7 +204,8 @@ def make_config(pair: Pair, batch: int, dtype: str):
     from vdm_jax.systems import vdm
 
     config = vdm.default_config()
-    config.model.update({**pair.network, "dtype": dtype, "embedding_dim": 0})
+    with config.unlocked():
+        config.model.update({**pair.network, "dtype": dtype, "embedding_dim": 0})
     config.process.update({"prediction": "eps", "loss": "eps_mse"})
     config.data.update({"num_frames": pair.frames, "image_size": pair.size})
     if pair.text_length:
@@ -216,6 +216,16 @@ def make_config(pair: Pair, batch: int, dtype: str):
     )
     config.train.update({"ema_decay": 0.999, "cond_dropout": 0.0})
     return config
+
+
+def make_stage(pair: Pair, config):
+    """The stage of a mirrored network, with the layers of its peer."""
+    from benchmarks.mirror import mirror
+    from vdm_jax.systems import vdm
+
+    stage = vdm.build(config)
+    network = mirror(stage.network, pair.mirror)
+    return dataclasses.replace(stage, network=network, train_only=pair.train_only)
 
 
 def _version(package: str) -> str:

@@ -1,10 +1,10 @@
-"""What is compared: a peer's network, and a UNet3D that does the same work as nearly as it can.
+"""What is compared: a peer's network, and one of ours that does nearly the same work.
 
-Read by the workers of both sides, each in its own Python, so this file imports neither JAX nor
-PyTorch. A mirrored network has the peer's widths, levels and places of attention; where the peer
-has layers that UNet3D lacks, its number of blocks is chosen so that the operations of a forward
-pass come within 15% of the peer's and never below 0.9 times them. What still differs is said in
-`difference`, and both sides' parameters and operations are printed beside every figure.
+The workers of both sides read this file, each in its own Python, so it imports neither JAX nor
+PyTorch. A mirrored network has the peer's widths, levels and places of attention. Where the peer
+has layers that ours lacks, the number of our blocks is chosen so that the operations of a forward
+pass are 0.9 to 1.15 times the peer's. `difference` names what still differs, and both sides'
+parameters and operations are printed beside every figure.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ class Pair:
       adapter: the module of `benchmarks.peers` that builds and runs the peer.
       options: of the peer's network, given to it as they are.
       frames, size: of a clip: `frames` of size x size pixels.
-      network: fields of our UNet3D (`config.model`).
+      network: fields of our network (`config.model`).
+      mirror: layers of the peer in our network, see `benchmarks.mirror.mirror`.
       text_length: tokens of a text that the network attends to, 0 = no text.
       text_dim: width of the peer's tokens.
       peer_sampler: the peer's own sampler and its default number of steps; "" and 0 where the
@@ -37,6 +38,7 @@ class Pair:
     frames: int
     size: int
     network: Mapping[str, Any]
+    mirror: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_length: int = 0
     text_dim: int = 0
     peer_sampler: str = ""
@@ -47,13 +49,15 @@ class Pair:
 
 _VIDEO_DIFFUSION = {
     "num_res_blocks": 2,
-    "heads": 8,
     "head_dim": 32,
-    "spatial_attention": "linear",
     "skips": "level",
+    "norm_groups": 8,
+}
+_VIDEO_DIFFUSION_LAYERS = {
+    "heads": 8,
+    "linear_attention": True,
     "initial_kernel": 7,
     "initial_temporal": True,
-    "norm_groups": 8,
 }
 
 PAIRS: dict[str, Pair] = {
@@ -71,6 +75,7 @@ PAIRS: dict[str, Pair] = {
                 "attention_levels": (0, 1, 2),
                 **_VIDEO_DIFFUSION,
             },
+            mirror=_VIDEO_DIFFUSION_LAYERS,
             peer_sampler="DDPM",
             peer_steps=1000,
             difference="the same layers; theirs has rotary embeddings over time and RMS norms, "
@@ -88,6 +93,7 @@ PAIRS: dict[str, Pair] = {
                 "attention_levels": (0, 1, 2, 3),
                 **_VIDEO_DIFFUSION,
             },
+            mirror=_VIDEO_DIFFUSION_LAYERS,
             peer_sampler="DDPM",
             peer_steps=1000,
             difference="as video-diffusion-small",
@@ -133,12 +139,11 @@ PAIRS: dict[str, Pair] = {
                 "channel_mult": (1, 2, 4, 8),
                 "num_res_blocks": 2,
                 "attention_levels": (3,),
-                "heads": 8,
                 "head_dim": 64,
                 "skips": "level",
-                "initial_kernel": 7,
                 "norm_groups": 8,
             },
+            mirror={"heads": 8, "initial_kernel": 7},
             difference="theirs has temporal convolutions and halves the frames at three levels "
             "(more parameters, on fewer frames), ours keeps all frames at every level",
         ),

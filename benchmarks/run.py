@@ -2,9 +2,9 @@
 
     python -m benchmarks.run [--peers=NAME,NAME] [--works=train,denoise] [--json=FILE] [--quick]
 
-Each pair of `benchmarks.pairs` is a peer's network and a UNet3D that does the same work. Every side
-is a process of its own in each work; in each round all sides take their turn, so that a slow spell
-of the machine hits all, and every other round goes backwards. Warm-up is not counted.
+Each pair of `benchmarks.pairs` is a peer's network and one of ours that does the same work. Every
+side is a process of its own in each work. In each round all sides take their turn, so that a slow
+spell of the machine hits all, and every other round goes backwards. Warm-up is not counted.
 
   train        forward, loss, backward and update of a batch that is on the device. Ours also casts
                from uint8, clips the gradient, checks that it is finite and averages the weights, as

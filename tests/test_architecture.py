@@ -15,6 +15,7 @@ HEIGHT = {
     "vdm_jax.parallel": 2,
     "vdm_jax.stage": 3,
     "vdm_jax.config": 5,
+    "vdm_jax.upgrade": 4,
     "vdm_jax.data": 4,
     "vdm_jax.evaluation": 4,
     "vdm_jax.training": 5,

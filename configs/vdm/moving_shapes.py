@@ -25,7 +25,7 @@ def get_config():
     config.model.coordinates = True
     config.model.frame_positions = True
     config.model.output_skip = True
-    config.model.output_gate = 1
+    config.model.output_gate = True
     config.model.embedding_dim = 256
     config.model.dtype = "float32"
     config.process.logsnr_min = -15.0

@@ -40,10 +40,10 @@ def test_inner_functions_count_and_loops_count_each_turn():
 
 
 def test_of_branches_one_is_counted_and_kinds_are_apart():
-    from vdm_jax.models import layers
+    from vdm_jax.models.ops import convolution
 
     def loss(x, kernel):
-        return layers.same_conv(x, kernel).sum()
+        return convolution.same_conv(x, kernel).sum()
 
     shapes = ((2, 8, 8, 3), (3, 3, 3, 16))
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

@@ -1,7 +1,6 @@
 import pytest
 
 from benchmarks import ours, pairs
-from vdm_jax.systems import vdm
 
 # Operations of one clip forward and parameters of the peers, by torch's FlopCounterMode, at the
 # versions of benchmarks/peers/install.py.
@@ -15,7 +14,8 @@ PEERS = {
 
 @pytest.mark.parametrize("name", PEERS)
 def test_mirrored_networks_do_as_much_work_as_their_peers(name):
-    cost = vdm.build(ours.make_config(pairs.PAIRS[name], 1, "float32")).cost()
+    pair = pairs.PAIRS[name]
+    cost = ours.make_stage(pair, ours.make_config(pair, 1, "float32")).cost()
     flops, parameters = PEERS[name]
     assert 0.9 < sum(level.flops for level in cost) / flops < 1.15
     assert 0.5 < sum(level.parameters for level in cost) / parameters < 1.15

@@ -24,7 +24,7 @@ def of_three_frames(z, logsnr, cond):
 
 
 def cond():
-    return {"low_res": jax.random.normal(jax.random.key(1), Z.shape), "keep": jnp.ones(2, bool)}
+    return {"low_res": jax.random.normal(jax.random.key(1), Z.shape), "keep_text": jnp.ones(2, bool)}
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -9,9 +9,11 @@ import pytest
 
 from tests.models.text import test_minilm, test_t5
 from vdm_jax.diffusion.process import Process
-from vdm_jax.models import conditioning
+from vdm_jax.models.blocks.settings import BlockSettings
+from vdm_jax.models.condition import TextStates
 from vdm_jax.models.text.words import TextEncoder, WordEncoder
-from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.models.unet import UNet
+from vdm_jax.models.video_unet import VideoUNet
 from vdm_jax.stage import frozen_text
 from vdm_jax.stage.stage import Stage
 from vdm_jax.weights import minilm as minilm_weights
@@ -110,15 +112,11 @@ def test_wrong_settings_are_named(folders, tmp_path):
         loud.encode(["a"])
 
 
-NETWORK = UNet3D(
-    channels=4,
-    channel_mult=(1,),
-    num_res_blocks=1,
+NETWORK = VideoUNet(
+    unet=UNet(channels=4, channel_mult=(1,), num_res_blocks=1),
+    settings=BlockSettings(head_dim=4, norm_groups=2),
+    conditions=(TextStates(width=12),),
     attention_levels=(0,),
-    head_dim=4,
-    norm_groups=2,
-    max_length=10,
-    text_width=12,
 )
 
 
@@ -166,45 +164,6 @@ def test_a_stage_learns_from_embeddings(stage):
         assert loss(stage, params, batch | {name: batch[name] * np.float16(0.5)}, key) != first
     prompts = stage.encode(["a red ball"])
     np.testing.assert_array_equal(prompts["text_embeddings"][0], batch["text_embeddings"][0])
-
-
-@pytest.mark.parametrize("text_kernel", [0, 3])
-def test_padding_and_dropped_text_are_not_heard(text_kernel):
-    embedding = conditioning.ConditionEmbedding(
-        dim=8, text_width=3, max_length=4, text_kernel=text_kernel
-    )
-    draws = np.random.default_rng(0)
-    cond = {
-        "text_embeddings": jnp.asarray(draws.normal(size=(2, 4, 3)), jnp.float16),
-        "token_mask": jnp.arange(4) < jnp.array([[2], [4]]),
-    }
-    logsnr = jnp.zeros(2)
-    params = jax.jit(lambda key: embedding.init(key, logsnr, cond, 2))(jax.random.key(0))
-    run = jax.jit(lambda cond: embedding.apply(params, logsnr, cond, 2))
-    vectors, tokens, mask = run(cond)
-    assert tokens.shape == (2, 1, 4, 8) and mask.shape == (2, 1, 4)
-    louder = cond["text_embeddings"].at[0, 2:].set(9)
-    np.testing.assert_array_equal(run(cond | {"text_embeddings": louder})[0], vectors)
-    louder = cond["text_embeddings"].at[0, 1].set(9)
-    assert not np.array_equal(run(cond | {"text_embeddings": louder})[0], vectors)
-    # Of a token hear itself and, with a convolution, the token beside it.
-    heard = np.abs(run(cond | {"text_embeddings": cond["text_embeddings"].at[1, 0].set(9)})[1])
-    changed = (heard[1, 0] != np.abs(tokens[1, 0])).any(-1)
-    np.testing.assert_array_equal(changed, [True, text_kernel > 0, False, False])
-    # Nor is a condition that is dropped.
-    keep = jnp.array([False, True])
-    null = run(cond | {"keep": keep})
-    other = run(cond | {"keep": keep, "text_embeddings": cond["text_embeddings"] * 0.5})
-    np.testing.assert_array_equal(null[0][:2], other[0][:2])  # two frames of the first clip
-    assert not np.array_equal(null[0][2:], other[0][2:])
-
-    with pytest.raises(ValueError, match=r"cond lacks text_embeddings; it has: token_mask"):
-        run({"token_mask": cond["token_mask"]})
-    with pytest.raises(ValueError, match="must have text_width = 3 last"):
-        run(cond | {"text_embeddings": jnp.zeros((2, 4, 5))})
-    both = embedding.clone(vocab_size=4)
-    with pytest.raises(ValueError, match="vocab_size = 4, text_width = 3: one must be 0"):
-        jax.eval_shape(lambda: both.init(jax.random.key(0), logsnr, cond, 2))
 
 
 def test_words_have_no_embeddings():

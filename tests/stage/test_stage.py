@@ -8,27 +8,36 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.process import Process
+from vdm_jax.models.blocks.settings import BlockSettings
+from vdm_jax.models.condition import Words
 from vdm_jax.models.text.words import WordEncoder
-from vdm_jax.models.unet3d import UNet3D
-from vdm_jax.stage.space import from_uint8, to_uint8
+from vdm_jax.models.unet import UNet
+from vdm_jax.models.video_unet import VideoUNet
+from vdm_jax.stage.conditions.prompt import Label, Text
+from vdm_jax.stage.space import PixelSpace, from_uint8, to_uint8
 from vdm_jax.stage.stage import Stage
+from vdm_jax.stage.view import View
 
 STAGE = Stage(
-    network=UNet3D(
-        channels=4,
-        channel_mult=(1,),
-        num_res_blocks=1,
+    network=VideoUNet(
+        unet=UNet(channels=4, channel_mult=(1,), num_res_blocks=1),
+        settings=BlockSettings(head_dim=4, norm_groups=2),
+        conditions=(Words(vocab_size=5, max_length=3),),
         attention_levels=(0,),
-        head_dim=4,
-        norm_groups=2,
-        vocab_size=5,
-        max_length=3,
     ),
     process=Process(),
-    video_shape=(2, 4, 4, 3),
-    text_encoder=WordEncoder(["a", "b", "c"], max_length=3, vocabulary_size=3),
-    cond_dropout=0.0,
+    space=PixelSpace(data_shape=(2, 4, 4, 3)),
+    view=View(shape=(2, 4, 4, 3)),
+    conditions=(
+        Text(encoder=WordEncoder(["a", "b", "c"], max_length=3, vocabulary_size=3), drop=0.0),
+    ),
 )
+
+
+def dropping(chance):
+    """The stage with this chance of the null condition."""
+    (text,) = STAGE.conditions
+    return dataclasses.replace(STAGE, conditions=(dataclasses.replace(text, drop=chance),))
 
 
 def make_batch(images=0, seed=0):
@@ -63,7 +72,7 @@ def test_the_loss_hears_the_text(params):
 
 
 def test_a_dropped_condition_is_not_heard(params):
-    stage = dataclasses.replace(STAGE, cond_dropout=1.0)
+    stage = dropping(1.0)
     batch = make_batch()
     other = batch | {"tokens": batch["tokens"][::-1].copy()}
     # The padding masks travel along, so only texts of the same lengths are told apart.
@@ -106,16 +115,16 @@ def test_prompts_the_model_cannot_hear_are_refused():
     with pytest.raises(ValueError, match="does not know the word 'dog'"):
         STAGE.encode(["a dog"])
     with pytest.raises(ValueError, match="trained without text"):
-        dataclasses.replace(STAGE, text_encoder=None).encode(["a"])
-    classes = dataclasses.replace(STAGE, text_encoder=None, num_labels=3)
+        dataclasses.replace(STAGE, conditions=()).encode(["a"])
+    classes = dataclasses.replace(STAGE, conditions=(Label(count=3),))
     with pytest.raises(ValueError, match="'3': this model knows classes, 0 to 2"):
         classes.encode(["3"])
     np.testing.assert_array_equal(classes.encode(["2", "0"])["label"], [2, 0])
 
 
 def test_a_model_without_condition_takes_empty_prompts():
-    bare = dataclasses.replace(STAGE, text_encoder=None)
-    assert list(bare.encode(["", ""])) == ["keep"]
+    bare = dataclasses.replace(STAGE, conditions=())
+    assert bare.encode(["", ""]) == {}
 
 
 def test_logical_axes_fit_the_parameters():

@@ -11,7 +11,13 @@ import pytest
 
 from vdm_jax import config as config_lib
 from vdm_jax import systems
-from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.models.blocks.settings import BlockSettings
+from vdm_jax.models.blocks.temporal import TemporalAttention, TemporalConvolution
+from vdm_jax.models.condition import TextStates
+from vdm_jax.models.condition.channels import LOW_RES
+from vdm_jax.models.condition.vector import LOW_RES_NOISE
+from vdm_jax.models.unet import UNet
+from vdm_jax.models.video_unet import VideoUNet
 from vdm_jax.stage.conditions.scalar import FrameRate
 from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.systems import imagen_video
@@ -28,9 +34,11 @@ def test_the_stages_are_the_paper_s(cascade, spec):
     number = specs.index(spec)
     assert stage.video_shape == (*spec.shape, 3) and stage.find(FrameRate).fps == spec.fps
     network = stage.network
-    assert network.temporal == ("attention" if spec.kind == "base" else "convolution")
-    assert network.text_width and not network.vocab_size  # a frozen encoder, in every stage
-    assert network.temporal_levels == tuple(range(len(network.channel_mult)))
+    assert network.temporal is (TemporalAttention if not number else TemporalConvolution)
+    # A frozen text encoder, in every stage.
+    assert any(isinstance(condition, TextStates) for condition in network.conditions)
+    assert {"text_embeddings", "fps"} <= network.reads and "tokens" not in network.reads
+    assert network.temporal_levels == tuple(range(len(network.unet.channel_mult)))
     assert (network.reach is None) == (number < 6)
     assert stage.process.prediction == "v"
     if not number:
@@ -66,15 +74,13 @@ def test_parameters_agree_within_three_per_cent(spec):
 
 
 def test_images_pass_by_all_that_mixes_frames():
-    network = UNet3D(
-        channels=8,
-        channel_mult=(1,),
-        num_res_blocks=(1,),
+    network = VideoUNet(
+        unet=UNet(channels=8, channel_mult=(1,), num_res_blocks=(1,)),
+        settings=BlockSettings(head_dim=4, norm_groups=2),
+        conditions=(LOW_RES_NOISE,),
+        videos=(LOW_RES,),
         attention_levels=(0,),
-        temporal="convolution",
-        head_dim=4,
-        norm_groups=2,
-        low_res=True,
+        temporal=TemporalConvolution,
     )
     z = jax.random.normal(jax.random.key(0), (1, 5, 4, 4, 3))
     logsnr = jnp.zeros(1)

@@ -17,9 +17,9 @@ from jaxtyping import Array, Key, PyTree, UInt8
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.parallel import sharding
-from vdm_jax.pipelines import upgrade
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.training import checkpoints
+from vdm_jax.upgrade import upgrade
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 DEFAULT = "moving_shapes"
@@ -125,7 +125,7 @@ def read_config(source: str | Path):
     """The configuration that a model was trained with. Raises as `load`."""
     path = _find(source)
     if path.is_dir():
-        return _upgraded(checkpoints.read_config(path)[1])
+        return checkpoints.read_config(path)[1]
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != _FORMAT:
@@ -133,11 +133,7 @@ def read_config(source: str | Path):
             f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
             f"metadata, not {_FORMAT!r})"
         )
-    return _upgraded(config_lib.from_json(metadata["config"]))
-
-
-def _upgraded(config):
-    return config_lib.from_dict(upgrade.upgrade(config_lib.to_dict(config)))
+    return config_lib.from_dict(upgrade(json.loads(metadata["config"])))
 
 
 def read_params(source: str | Path, abstract: PyTree) -> PyTree:

@@ -23,6 +23,7 @@ from vdm_jax.stage import guidance
 from vdm_jax.stage.protocols import Batch, Frozen
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import build, vdm
+from vdm_jax.systems.network import DTYPES
 
 TARGETS = ("guidance", "progressive", "consistency")
 
@@ -303,6 +304,6 @@ def _check(distill: ConfigDict) -> None:
     need("consistency_updates", distill.consistency_updates >= 0, ">= 0")
     need("loss", distill.loss in losses.LOSSES, f"one of {', '.join(losses.LOSSES)}")
     need("threshold", distill.threshold in guidance.THRESHOLDS, "none, static or dynamic")
-    need("teacher_dtype", distill.teacher_dtype in vdm.DTYPES, f"one of {', '.join(vdm.DTYPES)}")
+    need("teacher_dtype", distill.teacher_dtype in DTYPES, f"one of {', '.join(DTYPES)}")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import cascade_parts, prompt_conditions, stage_section
+from vdm_jax.systems.network import make_network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,7 @@ CASCADES = {"paper": PAPER, "tiny": TINY}
 
 def build(config: ConfigDict) -> Stage:
     """A stage of the cascade. Raises ValueError where a value is not allowed."""
-    network, text_encoder = vdm.make_network(
-        config, low_res=bool(config.stage.low_res), fps_embedding=True
-    )
+    network, text_encoder = make_network(config, low_res=bool(config.stage.low_res), fps=True)
     parts = cascade_parts(config, frame_rate=True)
     parts["conditions"] = prompt_conditions(config, text_encoder) + parts["conditions"]
     return Stage(network=network, **parts)

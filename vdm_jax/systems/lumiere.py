@@ -3,9 +3,9 @@ Michaeli, Wang, Sun, Dekel & Mosseri 2024): all frames of a clip in one pass.
 
 A text-to-image U-Net is trained first. Inflated (section 3.1), it becomes a space-time U-Net, that
 halves and doubles frames as it does height and width: convolutions over space and time follow its
-layers at all levels but the coarsest, attention over time at that. The inflated network says of
-frames what the image model says (`models.unet3d.UNet3D`, `temporal = "space_time"`), and only what
-is new is trained. A super-resolution model is made likewise, trained on few frames in a row and
+layers at all levels but the coarsest, attention over time at that. The inflated network first
+returns what the image model returns for each frame (`models.space_time_unet`), and only what is new
+is trained. A super-resolution model is made likewise, trained on few frames in a row and
 sampled in overlapping windows, whose predictions are averaged at each step (section 3.2,
 `diffusion.windows`). Of a video a part may be known (section 4.2, `diffusion.masks`): one model
 makes clips from images, completes them, and moves a part of a still.
@@ -20,6 +20,7 @@ from vdm_jax.stage.conditions.video import MaskedVideo
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import imagen_video, vdm
 from vdm_jax.systems.composition import cascade_parts, prompt_conditions, stage_section
+from vdm_jax.systems.network import make_network
 
 # The parameters that inflation adds to an image model.
 NEW = "_temporal/|^masked_video_conv/"
@@ -30,7 +31,7 @@ def build(config: ConfigDict) -> Stage:
 
     Raises ValueError where a value is not allowed.
     """
-    network, text_encoder = vdm.make_network(
+    network, text_encoder = make_network(
         config, low_res=bool(config.stage.low_res), masked_video=bool(config.stage.masks)
     )
     parts = cascade_parts(config, frame_rate=False)

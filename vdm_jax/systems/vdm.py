@@ -6,19 +6,15 @@ classifier-free guidance by the ancestral sampler or DDIM. The defaults here are
 has in common for all its models of 16 x 64 x 64.
 """
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import make_process
-from vdm_jax.models.text.words import TextEncoder, WordEncoder
-from vdm_jax.models.unet3d import UNet3D
-from vdm_jax.stage import frozen_text, sampler
+from vdm_jax.stage import sampler
 from vdm_jax.stage.space import PixelSpace
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
 from vdm_jax.systems.composition import prompt_conditions
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from vdm_jax.systems.network import default_model, make_network
 
 
 def build(config: ConfigDict) -> Stage:
@@ -32,38 +28,6 @@ def build(config: ConfigDict) -> Stage:
         space=PixelSpace(data_shape=shape),
         view=View(shape=shape),
         conditions=prompt_conditions(config, text_encoder),
-    )
-
-
-def make_network(config: ConfigDict, **fields) -> tuple[UNet3D, TextEncoder | None]:
-    """The network of `config.model` and `config.text`, and the text encoder that goes with it.
-
-    fields: further ones of `UNet3D`. Raises ValueError where a value is not allowed.
-    """
-    model = config.model.to_dict()
-    dtype = model.pop("dtype")
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype = {dtype!r}: allowed are {', '.join(DTYPES)}")
-    text_encoder = _text_encoder(config.text)
-    if text_encoder is not None:
-        model |= {
-            "vocab_size": text_encoder.vocab_size,
-            "max_length": text_encoder.max_length,
-            "text_width": text_encoder.embedding_width,
-        }
-    return UNet3D(**model, **fields, dtype=DTYPES[dtype]), text_encoder
-
-
-def _text_encoder(text: ConfigDict) -> TextEncoder | None:
-    if text.encoder == "none":
-        return None
-    if text.encoder in frozen_text.ENCODERS:
-        return frozen_text.make_frozen_text_encoder(text.to_dict())
-    if text.encoder != "words":
-        allowed = ", ".join(("none", "words", *frozen_text.ENCODERS))
-        raise ValueError(f"text.encoder = {text.encoder!r}: allowed are {allowed}")
-    return WordEncoder(
-        text.vocabulary, max_length=text.max_length, vocabulary_size=text.vocabulary_size
     )
 
 
@@ -110,31 +74,7 @@ def default_config() -> ConfigDict:
                 "dcn_context": 1,
                 "min_fsdp_size": 2**16,
             },
-            "model": {
-                "channels": 128,
-                "channel_mult": (1, 2, 4, 8),
-                "num_res_blocks": 2,
-                "attention_levels": (1, 2, 3),
-                "head_dim": 64,
-                "heads": 0,
-                "patch_size": 1,
-                "out_channels": 3,
-                "norm_groups": 32,
-                "dropout": 0.0,
-                "spatial_attention": "softmax",
-                "skips": "block",
-                "coordinates": False,
-                "output_skip": False,
-                "output_gate": 0,
-                "initial_kernel": 3,
-                "initial_temporal": False,
-                "embedding_dim": 1024,
-                "num_labels": 0,
-                "null_condition": "learned",
-                "frame_positions": False,
-                "dtype": "bfloat16",
-                "remat": "none",
-            },
+            "model": default_model(),
             "process": {
                 "schedule": "cosine",
                 "logsnr_min": -20.0,

@@ -26,6 +26,7 @@ from jaxtyping import PyTree
 from vdm_jax import config as config_lib
 from vdm_jax.training import array_store, integrity, processes
 from vdm_jax.training.integrity import CheckpointError, DamagedError, fingerprint
+from vdm_jax.upgrade import upgrade
 
 __all__ = [
     "CheckpointError",
@@ -196,7 +197,7 @@ class Checkpoints:
         return dataclasses.replace(abstract, **fields), position
 
     def _read_items(self, path: Path, config) -> tuple[dict[str, Any], dict[str, int]]:
-        saved = config_lib.from_dict(integrity.read_item(path, "config"))
+        saved = _saved_config(path)
         differences = config_lib.resume_differences(saved, config)
         if differences:
             raise CheckpointError(
@@ -317,6 +318,10 @@ def has_checkpoint(workdir: str | Path) -> bool:
     return bool(_steps(Path(workdir) / DIRECTORY))
 
 
+def _saved_config(path: Path) -> Any:
+    return config_lib.from_dict(upgrade(integrity.read_item(path, "config")))
+
+
 def read_config(workdir: str | Path, *, fallback: bool = False) -> tuple[int, Any]:
     """(step, configuration) of the latest checkpoint of `workdir`.
 
@@ -325,7 +330,7 @@ def read_config(workdir: str | Path, *, fallback: bool = False) -> tuple[int, An
     directory = Path(workdir).absolute() / DIRECTORY
 
     def read(path: Path) -> tuple[int, Any]:
-        return int(path.name), config_lib.from_dict(integrity.read_item(path, "config"))
+        return int(path.name), _saved_config(path)
 
     for step in reversed(_steps(directory) if fallback else []):
         with contextlib.suppress(DamagedError):

@@ -1,1 +1,1 @@
-"""Kernels for CPUs, behind functions whose plain form stands first."""
+"""Operations with their own forms for CPUs. Each file begins with the plain function."""

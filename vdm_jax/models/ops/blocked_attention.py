@@ -1,9 +1,9 @@
-"""Softmax attention over pixels on a CPU, of which a few MiB of weights at a time are in memory.
+"""Softmax attention over pixels on a CPU, with a few MiB of weights in memory at a time.
 
-XLA's CPU backend writes the weights of all sequences out, several times over, and keeps them for
-the gradient: of 64 frames of 32 x 32 pixels with four heads 1 GB, four times. Here a few sequences
-and heads at a time take their turn, with matrices that stay in the cache, and the gradient computes
-them again. That is up to nine times as fast, in a hundredth of the memory.
+XLA's CPU backend writes out the weights of all sequences, several times, and keeps them for the
+gradient: four times 1 GB for 64 frames of 32 x 32 pixels with four heads. Here the weights of a few
+sequences and heads are computed at a time, in matrices that stay in the cache, and the gradient
+computes them again. That is up to nine times as fast, in a hundredth of the memory.
 """
 
 import math
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-# Weights of a turn, 4 MiB: with fewer, the turns of short sequences cost more than what they
-# compute; with more, they leave the cache.
+# Weights in memory at a time, 4 MiB. With fewer, the loop over short sequences costs more than its
+# products. With more, the weights do not fit the cache.
 _WEIGHTS = 2**20
 
 _Attended = Float[Array, "n p heads d"]
@@ -24,7 +24,7 @@ _Sequences = Float[Array, "s p d"]
 
 
 def attend(q: _Attended, k: _Attended, v: _Attended) -> _Attended:
-    """softmax(q kᵀ / √d) v for each sequence and head, in float32 within."""
+    """softmax(q kᵀ / √d) v for each sequence and head, computed in float32."""
     heads, dtype = q.shape[2], v.dtype
     q, k, v = (rearrange(leaf.astype(jnp.float32), "n p h d -> (n h) p d") for leaf in (q, k, v))
     # The queries are scaled, not the weights, of which there are many more.
@@ -48,7 +48,7 @@ def _forward(
         total = weights.sum(-1, keepdims=True)
         return (weights @ v) / total, highest + jnp.log(total)
 
-    out, normaliser = _in_turns(one, (q, k, v))
+    out, normaliser = _in_parts(one, (q, k, v))
     return out, (q, k, v, out, normaliser)
 
 
@@ -56,21 +56,21 @@ def _backward(saved: tuple[Array, ...], gradient: _Sequences) -> tuple[_Sequence
     def one(sequence: tuple[Array, ...]) -> tuple[Array, Array, Array]:
         q, k, v, out, normaliser, gradient = sequence
         weights = jnp.exp(q @ k.T - normaliser)
-        # What the normalisation takes off again: Σ_j weights of_weights.
+        # The softmax's own term: Σ_j weights grad_weights.
         common = (gradient * out).sum(-1, keepdims=True)
-        of_logits = weights * (gradient @ v.T - common)
-        # Turned over in memory first: products that do it as they go take three times as long.
-        turned = jax.lax.optimization_barrier((of_logits.T, weights.T))
-        return of_logits @ k, turned[0] @ q, turned[1] @ gradient
+        grad_logits = weights * (gradient @ v.T - common)
+        # Transposed in memory first: products that transpose as they go take three times as long.
+        transposed = jax.lax.optimization_barrier((grad_logits.T, weights.T))
+        return grad_logits @ k, transposed[0] @ q, transposed[1] @ gradient
 
-    return _in_turns(one, (*saved, gradient))
+    return _in_parts(one, (*saved, gradient))
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _in_turns(one: Callable[[tuple[Array, ...]], Any], arrays: tuple[Array, ...]) -> Any:
-    """`one` of each sequence of `arrays` (s, p, ...), as many at once as a turn has weights for."""
+def _in_parts(one: Callable[[tuple[Array, ...]], Any], arrays: tuple[Array, ...]) -> Any:
+    """`one` of each sequence of `arrays` (s, p, ...), `_WEIGHTS` weights at a time."""
     sequences, positions = arrays[0].shape[:2]
     at_once = min(sequences, max(1, _WEIGHTS // positions**2))
     while sequences % at_once:

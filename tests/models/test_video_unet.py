@@ -1,5 +1,6 @@
-"""The 3D U-Net by its invariants, on random parameters (so that no zero hides a mistake)."""
+"""The video U-Net by its invariants, on random parameters, so that no zero hides a mistake."""
 
+import dataclasses
 import functools
 
 import chex
@@ -9,30 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.models import cost as flops
 from vdm_jax.models import layers
-from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.models.blocks.settings import BlockSettings
+from vdm_jax.models.condition import FramePositions, Label, Words
+from vdm_jax.models.unet import Output, UNet
+from vdm_jax.models.video_unet import VideoUNet
 
-NETWORK = UNet3D(
-    channels=8,
-    channel_mult=(1, 2),
-    num_res_blocks=1,
+NETWORK = VideoUNet(
+    unet=UNet(channels=8, channel_mult=(1, 2), num_res_blocks=1),
+    settings=BlockSettings(head_dim=4, norm_groups=4),
+    conditions=(Words(vocab_size=7, max_length=4), Label(num_labels=3), FramePositions()),
     attention_levels=(1,),
-    head_dim=4,
-    norm_groups=4,
-    vocab_size=7,
-    max_length=4,
-    num_labels=3,
-    frame_positions=True,
 )
-SMALL = UNet3D(
-    channels=4,
-    channel_mult=(1,),
-    num_res_blocks=1,
+SMALL = VideoUNet(
+    unet=UNet(channels=4, channel_mult=(1,), num_res_blocks=1),
+    settings=BlockSettings(head_dim=4, norm_groups=2),
+    output=Output(skip=True),
     attention_levels=(),
-    head_dim=4,
-    norm_groups=2,
-    output_skip=True,
 )
 BATCH, FRAMES, IMAGES, SIZE = 2, 3, 2, 8
 
@@ -45,7 +39,8 @@ def make_inputs(frames=FRAMES, images=0, batch=BATCH, seed=0):
         "tokens": rng.integers(7, size=(batch, 4), dtype=np.int32),
         "token_mask": np.arange(4) < rng.integers(1, 5, size=(batch, 1)),
         "label": rng.integers(3, size=batch, dtype=np.int32),
-        "keep": np.ones(batch, bool),
+        "keep_text": np.ones(batch, bool),
+        "keep_label": np.ones(batch, bool),
     }
     if images:
         cond |= {
@@ -132,13 +127,16 @@ def test_output_skip_adds_the_input_times_a_gain():
 @pytest.mark.parametrize(("gates", "patch"), [(1, 2), (3, 1)])
 def test_output_gate_has_gains_at_each_pixel(gates, patch):
     z, logsnr, cond = make_inputs()
-    gated = SMALL.clone(output_gate=gates, patch_size=patch)
+    gate = True if gates == 1 else gates
+    gated = SMALL.clone(
+        output=Output(skip=True, gate=gate), unet=dataclasses.replace(SMALL.unet, patch_size=patch)
+    )
     params = {**random_params(gated)}
     plain = {name: leaf for name, leaf in params.items() if name != "output_gate"}
-    without = apply(z, logsnr, cond, plain, network=gated.clone(output_gate=0))
+    without = apply(z, logsnr, cond, plain, network=gated.clone(output=Output(skip=True)))
     closed = {**params, "output_gate": jax.tree.map(np.zeros_like, params["output_gate"])}
     close(apply(z, logsnr, cond, closed, network=gated), without)
-    # What the gate adds is the input times a gain that depends on where, and of channels on which.
+    # The gate adds the input times a gain for each pixel, or for each channel of each pixel.
     added = (apply(z, logsnr, cond, params, network=gated) - without) / z
     assert added.std(axis=(1, 2, 3)).min() > 0.1
     assert (np.median(np.ptp(added, axis=-1)) > 0.1) == (gates == 3)
@@ -186,7 +184,7 @@ def without_temporal(params):
 
 
 def test_order_of_frames_matters_without_frame_positions():
-    network = NETWORK.clone(frame_positions=False)
+    network = NETWORK.clone(conditions=NETWORK.conditions[:2])
     params = {**random_params()}
     params["condition"] = {
         k: v
@@ -208,27 +206,24 @@ def test_any_number_of_frames():
     assert output.shape == inputs[0].shape and np.isfinite(output).all()
 
 
-@pytest.mark.parametrize("null", ["learned", "zero"])
-def test_null_condition_forgets_the_condition(null):
-    network = NETWORK.clone(null_condition=null)
-    params = random_params(network)
+def test_null_condition_forgets_the_condition():
+    params = random_params()
     z, logsnr, cond = make_inputs()
     other = make_inputs(seed=1)[2] | {"token_mask": cond["token_mask"]}
     dropped = [
-        apply(z, logsnr, c | {"keep": np.array([False, True])}, params, network=network)
-        for c in (cond, other)
+        apply(z, logsnr, c | {"keep_text": np.array([False, True])}, params) for c in (cond, other)
     ]
     close(dropped[0][0], dropped[1][0])
     assert np.abs(dropped[0][1] - dropped[1][1]).max() > 1e-3
 
 
-def test_padding_tokens_say_nothing():
+def test_padding_tokens_have_no_effect():
     z, logsnr, cond = make_inputs()
     cond["token_mask"] = np.array([[True, True, False, False]] * BATCH)
     changed = cond | {"tokens": np.where(cond["token_mask"], cond["tokens"], 6)}
     close(apply(z, logsnr, cond), apply(z, logsnr, changed))
-    said = cond | {"tokens": np.where(cond["token_mask"], 6 - cond["tokens"], 0)}
-    assert np.abs(apply(z, logsnr, cond) - apply(z, logsnr, said)).max() > 1e-3
+    other = cond | {"tokens": np.where(cond["token_mask"], 6 - cond["tokens"], 0)}
+    assert np.abs(apply(z, logsnr, cond) - apply(z, logsnr, other)).max() > 1e-3
 
 
 def test_bfloat16_computes_the_same_with_float32_parameters():
@@ -240,57 +235,6 @@ def test_bfloat16_computes_the_same_with_float32_parameters():
     # bfloat16 has 8 bits of mantissa: about 1% after a dozen layers.
     assert np.abs(half - full).max() < 0.1 * full.std()
     assert np.abs(half - full).max() > 0
-
-
-@pytest.mark.parametrize("size", [1, 3, 5])
-def test_gradients_of_a_convolution_are_those_of_lax(size):
-    """They are written out for CPUs, by x and by the kernel, alone, in a map and in a scan."""
-    random = np.random.default_rng(size)
-    x = jnp.asarray(random.normal(size=(3, 6, 5, 4)), jnp.float32)
-    kernel = jnp.asarray(random.normal(size=(size, size, 4, 7)), jnp.float32)
-    towards = jnp.asarray(random.normal(size=(3, 6, 5, 7)), jnp.float32)
-
-    def plain(x, kernel):
-        pad = [(size // 2, size // 2)] * 2
-        names = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), pad, dimension_numbers=names)
-
-    def gradients(convolution):
-        def of(x, kernel):
-            return jnp.vdot(jnp.tanh(convolution(x, kernel)), towards)
-
-        def mapped(x, kernel):
-            rows = jax.vmap(lambda row: convolution(row[None], kernel)[0])(x)
-            return jnp.vdot(jnp.tanh(rows), towards)
-
-        def scanned(x, kernel):
-            def body(total, row):
-                return total + jnp.sum(convolution(row[None], kernel) ** 2), None
-
-            return jax.lax.scan(body, 0.0, x)[0]
-
-        return jax.jit(
-            lambda x, kernel: [jax.grad(f, (0, 1))(x, kernel) for f in (of, mapped, scanned)]
-        )(x, kernel)
-
-    np.testing.assert_allclose(layers.same_conv(x, kernel), plain(x, kernel), rtol=1e-6)
-    for ours, theirs in zip(
-        jax.tree.leaves(gradients(layers.same_conv)), jax.tree.leaves(gradients(plain)), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_the_remat_policy_dots_keeps_convolutions():
-    """It computes no convolution again; full does, in the backward pass."""
-
-    def convolutions(policy):
-        block = layers.remat(layers.ResidualBlock, policy, static_argnums=(3,))(8, 4)
-        h, embedding = jnp.zeros((1, 4, 4, 8)), jnp.zeros((1, 8))
-        params = jax.eval_shape(lambda: block.init(jax.random.key(0), h, embedding, True))
-        gradient = jax.grad(lambda h, p: block.apply(p, h, embedding, True).sum())
-        return str(jax.make_jaxpr(gradient)(h, params)).count("= conv_general_dilated")
-
-    assert convolutions("none") == convolutions("dots") < convolutions("full")
 
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
@@ -322,19 +266,15 @@ def test_every_parameter_names_its_axes():
         ({"frames": 0}, "num_images = 2"),
         ({"size": 7}, "height = 7 must be a multiple of 2"),
         ({"cond": "tokens"}, "cond lacks tokens"),
-        ({"skips": "some"}, "skips = 'some'"),
         ({"remat": "much"}, "remat = 'much'"),
-        ({"spatial_attention": "sparse"}, "spatial_attention = 'sparse'"),
-        ({"null_condition": "none"}, "null_condition = 'none'"),
-        ({"output_skip": True, "out_channels": 6}, "input channels .3. as out_channels .6."),
         (
-            {"output_skip": True, "output_gate": 2},
-            "output_gate = 2: must be 0, 1 or out_channels .3.",
+            {"output": Output(skip=True, channels=6)},
+            "input channels .3. as out_channels .6.",
         ),
-        ({"output_gate": 1}, "part of output_skip"),
     ],
 )
 def test_errors_come_before_compilation_and_say_what_is_wrong(change, message):
+    change = dict(change)
     z, logsnr, cond = make_inputs(frames=change.pop("frames", FRAMES))
     num_images = 2 if z.shape[1] == 0 else 0
     z = z[:, :, : change.pop("size", SIZE)]
@@ -350,52 +290,50 @@ def test_errors_come_before_compilation_and_say_what_is_wrong(change, message):
         )
 
 
-def test_level_skips_mirror_their_description():
-    network = UNet3D(
-        channels=8,
-        channel_mult=(1, 2),
-        num_res_blocks=2,
-        attention_levels=(0, 1),
-        heads=2,
-        head_dim=4,
-        norm_groups=4,
-        spatial_attention="linear",
-        skips="level",
-        initial_kernel=7,
-        initial_temporal=True,
-    )
-    z, logsnr, _ = make_inputs()
-    params = jax.eval_shape(network.init, jax.random.key(0), z, logsnr, {})["params"]
-    names = {n for n in params if n.startswith("up")}
-    assert names == {
-        *(f"up_{level}_block_{i}" for level in (0, 1) for i in (0, 1)),
-        *(f"up_{level}_attention_1_{kind}" for level in (0, 1) for kind in ("spatial", "temporal")),
-        "up_1_resize",
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        (UNet, {"skips": "some"}, "skips = 'some'"),
+        (UNet, {"num_res_blocks": (1,)}, r"num_res_blocks = \(1,\): must be one number"),
+        (Output, {"skip": True, "gate": 2}, "output_gate = 2: must be False, True or out_channels"),
+        (Output, {"gate": True}, "part of output_skip"),
+    ],
+)
+def test_parts_refuse_values_that_are_not_allowed(part, fields, message):
+    with pytest.raises(ValueError, match=message):
+        part(**fields)
+
+
+def test_it_names_what_it_reads():
+    assert NETWORK.reads == {"tokens", "token_mask", "label"} and NETWORK.num_labels == 3
+    assert SMALL.reads == frozenset() and SMALL.num_labels == 0
+
+
+def test_spatial_and_temporal_blocks_are_passed_in():
+    """A user's own class, with the names and calls of those of the library."""
+
+    class Brighter(nn.Module):
+        settings: BlockSettings
+        dtype: str
+        layout: layers.Layout = layers.ANYWHERE
+
+        @nn.compact
+        def __call__(self, x, *_):
+            return x + self.param("amount", nn.initializers.ones, (1,))
+
+    network = SMALL.clone(attention_levels=(0,), spatial=Brighter, temporal=Brighter)
+    z, logsnr, cond = make_inputs()
+    shapes = jax.eval_shape(network.init, jax.random.key(0), z, logsnr, cond)["params"]
+    own = {name for name, leaf in shapes.items() if "amount" in leaf}
+    assert own == {
+        f"{place}_{kind}"
+        for place in (
+            "down_0_attention_0",
+            "middle_attention",
+            "up_0_attention_0",
+            "up_0_attention_1",
+        )
+        for kind in ("spatial", "temporal")
     }
-    output = jax.jit(network.apply)(
-        {"params": jax.tree.map(lambda a: jnp.ones(a.shape) * 0.1, nn.meta.unbox(params))},
-        z, logsnr, {},
-    )  # fmt: skip
-    assert output.shape == z.shape and np.isfinite(output).all()
-
-
-def test_level_table_counts_what_there_is():
-    z, logsnr, cond = make_inputs(batch=1)
-    rows = flops.level_table(NETWORK, z.shape[1:], cond)
-    params = random_params()
-    assert sum(row.parameters for row in rows) == sum(a.size for a in jax.tree.leaves(params))
-    assert [row.level for row in rows] == [
-        "condition", "input", "down 0", "down 1", "middle", "up 1", "up 0", "output",
-    ]  # fmt: skip
-    assert rows[3].resolution == "4 x 4" and rows[3].channels == 16
-    assert rows[3].attention == "space + text + time" and rows[2].attention == "-"
-    pixels = FRAMES * SIZE * SIZE
-    assert rows[1].flops == 2 * pixels * 9 * 3 * 8
-    assert rows[2].flops == 2 * (
-        pixels * 9 * 8 * 8 * 2 + FRAMES * 32 * 16 + pixels // 4 * 9 * 8 * 8
-    )
-    # XLA leaves out a convolution's padding and counts norms and activations as well, so the two
-    # agree roughly.
-    lowered = compiled().lower(params, z, logsnr, cond)
-    ratio = lowered.cost_analysis()["flops"] / sum(row.flops for row in rows)
-    assert 0.8 < ratio < 1.25
+    params = nn.meta.unbox(jax.jit(network.init)(jax.random.key(0), z, logsnr, cond))
+    assert jax.jit(network.apply)(params, z, logsnr, cond).shape == z.shape

@@ -1,11 +1,14 @@
+"""The convolution over three frames, as a block."""
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.models import layers, temporal
-from vdm_jax.stage import resize
+from vdm_jax.models import layers
+from vdm_jax.models.blocks import temporal
+from vdm_jax.models.blocks.settings import BlockSettings
 
 FRAMES, IMAGES = 5, 2
 
@@ -13,7 +16,7 @@ FRAMES, IMAGES = 5, 2
 @pytest.fixture(scope="module")
 def layer():
     """A layer with random weights, and features of two clips with two images each."""
-    module = temporal.TemporalConvolution(norm_groups=2)
+    module = temporal.TemporalConvolution(BlockSettings(norm_groups=2))
     x = jax.random.normal(jax.random.key(0), (2 * FRAMES, 2, 3, 4))
     params = layers.nn.meta.unbox(module.init(jax.random.key(1), x, FRAMES))
     drawn = jax.tree.map(lambda p: jax.random.normal(jax.random.key(2), p.shape), params)
@@ -59,20 +62,3 @@ def test_a_layout_of_blocks_computes_the_same(layer):
     out = module.clone(layout=layout).apply(drawn, spread, 8)
     expected = module.apply(drawn, wide, 8).reshape(2, 8, 2, 3, 4)
     chex.assert_trees_all_close(layout.unfold(out, 8), expected, atol=1e-5)
-
-
-def test_coarse_and_fine_videos():
-    video = jnp.arange(2 * 4 * 4 * 6 * 1, dtype=jnp.float32).reshape(2, 4, 4, 6, 1)
-    coarse = resize.coarsen(video, (2, 2, 2))
-    assert coarse.shape == (2, 2, 2, 2, 1)
-    chex.assert_trees_all_close(coarse[0, 1, 0, 1, 0], video[0, 2, :2, 3:].mean())
-    constant = jnp.full((1, 2, 2, 2, 1), 3.0)
-    chex.assert_trees_all_close(resize.refine(constant, (4, 4, 8)), jnp.full((1, 4, 4, 8, 1), 3.0))
-    blank = resize.refine(constant, (6, 2, 2), "blank")[0, :, 0, 0, 0]
-    chex.assert_trees_all_equal(blank, jnp.array([3.0, 0, 0, 3, 0, 0]))
-    ramp = resize.refine(jnp.array([0.0, 4.0]).reshape(1, 1, 1, 2, 1), (1, 1, 4))[0, 0, 0, :, 0]
-    chex.assert_trees_all_close(ramp, jnp.array([0.0, 1.0, 3.0, 4.0]))  # half-pixel centres
-    with pytest.raises(ValueError, match="whole multiples"):
-        resize.coarsen(video, (3, 2, 2))
-    with pytest.raises(ValueError, match="fill = 'linear'"):
-        resize.refine(constant, (4, 2, 2), "linear")

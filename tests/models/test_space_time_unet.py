@@ -1,5 +1,6 @@
-"""A space-time U-Net that was inflated says of a clip what the image network says of its frames."""
+"""A newly inflated space-time U-Net returns what the image network returns for each frame."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,25 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.models.unet3d import UNet3D
+from vdm_jax.models.blocks.settings import BlockSettings
+from vdm_jax.models.condition import Words
+from vdm_jax.models.condition.channels import KNOWN_FRAMES
+from vdm_jax.models.space_time_unet import SpaceTimeUNet
+from vdm_jax.models.unet import UNet
+from vdm_jax.models.video_unet import VideoUNet
 from vdm_jax.training.state import merge
 
-IMAGE = UNet3D(
-    channels=8,
-    channel_mult=(1, 2),
-    num_res_blocks=1,
+IMAGE = VideoUNet(
+    unet=UNet(channels=8, channel_mult=(1, 2), num_res_blocks=1, skips="level"),
+    settings=BlockSettings(head_dim=4, norm_groups=2),
     attention_levels=(1,),
-    head_dim=4,
-    norm_groups=2,
-    temporal="none",
-    skips="level",
+    temporal=None,
 )
-SPACE_TIME = IMAGE.clone(
-    temporal="space_time",
+SPACE_TIME = SpaceTimeUNet(
+    unet=IMAGE.unet,
+    settings=IMAGE.settings,
+    attention_levels=(1,),
+    videos=(KNOWN_FRAMES,),
     temporal_levels=(0, 1),
     temporal_resize=(0,),
     temporal_depth=2,
-    masked_video=True,
 )
 FRAMES = 4
 LOGSNR = jnp.zeros(1)
@@ -56,44 +60,45 @@ def inflated(network, image_params):
 @pytest.fixture(scope="module", params=["level", "block"])
 def networks(request):
     """The image network and the inflated one, compiled, each with its parameters."""
-    image, network = IMAGE.clone(skips=request.param), SPACE_TIME.clone(skips=request.param)
+    unet = dataclasses.replace(IMAGE.unet, skips=request.param)
+    image, network = IMAGE.clone(unet=unet), SPACE_TIME.clone(unet=unet)
     image_params = drawn(image)
     params = inflated(network, image_params)
     known = {"masked_video": VIDEO[:, ::-1], "mask": jnp.ones((*VIDEO.shape[:-1], 1))}
-    of_image = jax.jit(lambda z: image.apply(image_params, z, LOGSNR, {}))
-    of_clip = jax.jit(lambda z: network.apply(params, z, LOGSNR, known))
-    return of_image, of_clip
+    on_image = jax.jit(lambda z: image.apply(image_params, z, LOGSNR, {}))
+    on_clip = jax.jit(lambda z: network.apply(params, z, LOGSNR, known))
+    return on_image, on_clip
 
 
-def test_of_frames_that_stay_it_says_what_the_image_network_says(networks):
-    of_image, of_clip = networks
-    chex.assert_trees_all_close(of_clip(VIDEO)[:, ::2], of_image(VIDEO)[:, ::2], atol=1e-6)
+def test_frames_that_are_kept_are_those_of_the_image_network(networks):
+    on_image, on_clip = networks
+    chex.assert_trees_all_close(on_clip(VIDEO)[:, ::2], on_image(VIDEO)[:, ::2], atol=1e-6)
 
 
-def test_of_a_clip_whose_frames_are_repeated_it_says_the_same_everywhere(networks):
-    of_image, of_clip = networks
+def test_repeated_frames_are_those_of_the_image_network(networks):
+    on_image, on_clip = networks
     repeated = jnp.repeat(VIDEO[:, ::2], 2, axis=1)
-    chex.assert_trees_all_close(of_clip(repeated), of_image(repeated), atol=1e-6)
-    # Other frames are of their own features and of the coarse ones of the frame before.
-    assert jnp.abs(of_clip(VIDEO) - of_image(VIDEO))[:, 1::2].max() > 1e-3
+    chex.assert_trees_all_close(on_clip(repeated), on_image(repeated), atol=1e-6)
+    # Other frames have their own fine features and the coarse ones of the frame before.
+    assert jnp.abs(on_clip(VIDEO) - on_image(VIDEO))[:, 1::2].max() > 1e-3
 
 
-def test_its_new_layers_mix_frames_and_take_in_what_is_known():
+def test_its_new_layers_mix_frames_and_take_known_frames():
     params = drawn(SPACE_TIME)
     apply = jax.jit(lambda z, known: SPACE_TIME.apply(params, z, LOGSNR, known))
-    told = {"masked_video": VIDEO, "mask": jnp.ones((*VIDEO.shape[:-1], 1))}
-    nothing = jax.tree.map(jnp.zeros_like, told)
+    known = {"masked_video": VIDEO, "mask": jnp.ones((*VIDEO.shape[:-1], 1))}
+    nothing = jax.tree.map(jnp.zeros_like, known)
     out = apply(VIDEO, nothing)
     changed = apply(VIDEO.at[:, -1].add(1.0), nothing)
     assert (jnp.abs(changed - out).max((0, 2, 3, 4)) > 1e-4).all()
-    assert jnp.abs(apply(VIDEO, told) - out).max() > 1e-3
-    hidden = {**told, "mask": nothing["mask"]}  # what is not known is not seen
+    assert jnp.abs(apply(VIDEO, known) - out).max() > 1e-3
+    hidden = {**known, "mask": nothing["mask"]}  # unknown frames have no effect
     chex.assert_trees_all_equal(apply(VIDEO, hidden), out)
     chex.assert_trees_all_close(apply(VIDEO, {}), out, atol=1e-6)
 
 
 def test_layers_that_mix_frames_embed_the_text_for_themselves():
-    network = SPACE_TIME.clone(vocab_size=4, max_length=2)
+    network = SPACE_TIME.clone(conditions=(Words(vocab_size=4, max_length=2),))
     text = {"tokens": jnp.array([[1, 2]]), "token_mask": jnp.ones((1, 2), bool)}
     params = drawn(network, cond=text)
 
@@ -106,18 +111,18 @@ def test_layers_that_mix_frames_embed_the_text_for_themselves():
 
     @jax.jit
     def difference(params):
-        """What another word makes of a clip of four frames and of an image."""
-        of_images = {f"image_{name}": value[:, None] for name, value in text.items()}
+        """The effect of another word on a clip of four frames and on an image."""
+        image_text = {f"image_{name}": value[:, None] for name, value in text.items()}
         z = jnp.concatenate([VIDEO, VIDEO[:, :1]], axis=1)
         one, other = (
-            network.apply(params, z, LOGSNR, {**text, **of_images, "tokens": tokens}, num_images=1)
+            network.apply(params, z, LOGSNR, {**text, **image_text, "tokens": tokens}, num_images=1)
             for tokens in (text["tokens"], jnp.array([[1, 3]]))
         )
         return jnp.abs(one - other).max((0, 2, 3, 4))
 
     image_routes = r"attention(_\d)?_text/|condition/pooled_text"  # what the image network has
-    told = difference(without(image_routes))
-    assert (told[:FRAMES] > 1e-4).all() and told[FRAMES] < 1e-6
+    known = difference(without(image_routes))
+    assert (known[:FRAMES] > 1e-4).all() and known[FRAMES] < 1e-6
     assert difference(without(f"{image_routes}|_temporal/scale_shift/")).max() < 1e-6
 
 
@@ -133,7 +138,7 @@ def test_images_are_left_alone_and_unseen():
     chex.assert_trees_all_close(together[:, FRAMES:], alone, atol=1e-5)
 
 
-def test_bad_sizes_are_told():
+def test_sizes_that_do_not_fit_are_refused():
     def shapes(network, frames):
         z = jax.ShapeDtypeStruct((1, frames, 4, 4, 3), jnp.float32)
         jax.eval_shape(network.init, jax.random.key(0), z, LOGSNR, {})
@@ -142,8 +147,6 @@ def test_bad_sizes_are_told():
         shapes(SPACE_TIME, 3)
     with pytest.raises(ValueError, match=r"temporal_resize = \(1,\): levels from 0 to 0"):
         shapes(SPACE_TIME.clone(temporal_resize=(1,)), 4)
-    with pytest.raises(ValueError, match="temporal = 'time'"):
-        shapes(SPACE_TIME.clone(temporal="time"), 4)
     z = jnp.zeros((1, 4, 4, 4, 3))
     with pytest.raises(ValueError, match=r"masked_video .* must have z's shape"):
         cond = {"masked_video": z[:, :2], "mask": z[..., :1]}

@@ -1,0 +1,21 @@
+"""How conditions enter a network: as a vector a frame, as tokens, or as further channels of z."""
+
+from vdm_jax.models.condition.base import Cond, Embedder, require
+from vdm_jax.models.condition.channels import Concatenated, KnownFrames
+from vdm_jax.models.condition.embedding import ConditionEmbedding
+from vdm_jax.models.condition.tokens import TextStates, Words
+from vdm_jax.models.condition.vector import FramePositions, Label, Number
+
+__all__ = [
+    "Concatenated",
+    "Cond",
+    "ConditionEmbedding",
+    "Embedder",
+    "FramePositions",
+    "KnownFrames",
+    "Label",
+    "Number",
+    "TextStates",
+    "Words",
+    "require",
+]

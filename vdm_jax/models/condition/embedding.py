@@ -1,0 +1,60 @@
+"""The sum of a network's embedders: a vector a frame, and tokens."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import repeat
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.models import layers
+from vdm_jax.models.condition.base import Cond, Embedder, Inputs, mlp
+from vdm_jax.models.condition.vector import Number
+
+LOGSNR = Number(key="logsnr")
+
+
+class ConditionEmbedding(nn.Module):
+    """Adds up the vectors of the log-SNR and of `embedders`, then a two-layer MLP.
+
+    Attributes:
+      dim: width of the vectors and tokens; even.
+      embedders: the conditions, in the order in which they are added.
+    """
+
+    dim: int
+    embedders: tuple[Embedder, ...] = ()
+    dtype: DTypeLike = jnp.float32
+    layout: layers.Layout = layers.ANYWHERE
+
+    @nn.compact
+    def __call__(
+        self, logsnr: Float[Array, "b"], cond: Cond, frames: int, num_images: int = 0
+    ) -> tuple[
+        Float[Array, "bf dim"],
+        Float[Array, "b items l dim"] | None,
+        Bool[Array, "b items l"] | None,
+    ]:
+        """The vectors (batch and frames folded, images last), the tokens and their mask.
+
+        Raises ValueError if `cond` lacks a key that an embedder reads.
+        """
+        batch = logsnr.shape[0]
+        inputs = Inputs(
+            cond={**cond, "logsnr": logsnr},
+            frames=frames,
+            num_images=num_images,
+        )
+        tokens = mask = None
+        h = LOGSNR(self, inputs).vector
+        for embed in (embed for embed in self.embedders if not embed.PER_FRAME):
+            embedded = embed(self, inputs)
+            h = h + embedded.vector
+            if embedded.tokens is not None:
+                tokens, mask = embedded.tokens, embedded.mask
+        h = jnp.broadcast_to(h, (batch, 1 + num_images, self.dim))
+        clip = repeat(h[:, 0], "b d -> b f d", f=frames - num_images)
+        h = jnp.concatenate([clip, h[:, 1:]], axis=1)
+        for embed in (embed for embed in self.embedders if embed.PER_FRAME):
+            h = h + embed(self, inputs).vector
+        # A nonlinear layer after the sum, so that the effect of a word can depend on the frame.
+        return self.layout.fold(mlp(self, "mix", nn.swish(h))), tokens, mask

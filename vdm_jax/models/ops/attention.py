@@ -1,0 +1,45 @@
+"""Self-attention over pixels and over frames: `jax.nn.dot_product_attention`, and on CPUs a kernel
+of its own for each."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.models.ops import blocked_attention, few_frames
+
+_FEW_FRAMES = 32  # most frames for which the CPU kernel is used
+_NEVER = -1e30  # logit without weight; finite, because differences of it must be
+
+
+def attend_pixels(
+    q: Float[Array, "n p heads d"], k: Float[Array, "n p heads d"], v: Float[Array, "n p heads d"]
+) -> Float[Array, "n p heads d"]:
+    """Scaled dot-product attention of a few long sequences."""
+    plain = jax.nn.dot_product_attention
+    return jax.lax.platform_dependent(q, k, v, cpu=blocked_attention.attend, default=plain)
+
+
+def attend_frames(
+    q: Float[Array, "n f heads d"],
+    k: Float[Array, "n f heads d"],
+    v: Float[Array, "n f heads d"],
+    bias: Float[Array, "heads f f"],
+    mask: Bool[Array, "f f"] | None,
+) -> Float[Array, "n f heads d"]:
+    """Scaled dot-product attention of many short sequences, with a bias a head and an optional
+    mask (True where a query may attend to a key)."""
+
+    def plain(q: Array, k: Array, v: Array, bias: Array) -> Array:
+        return jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=mask)
+
+    def on_cpu(q: Array, k: Array, v: Array, bias: Array) -> Array:
+        bias = bias.astype(jnp.float32)
+        if mask is not None:
+            bias = jnp.where(mask, bias, _NEVER)
+        wide = (leaf.astype(jnp.float32) for leaf in (q, k, v))
+        return few_frames.attend(*wide, rearrange(bias, "h i j -> i j h")).astype(v.dtype)
+
+    if q.shape[1] > _FEW_FRAMES:
+        return plain(q, k, v, bias)
+    return jax.lax.platform_dependent(q, k, v, bias, cpu=on_cpu, default=plain)
