@@ -141,7 +141,7 @@ def make_run(denoiser: Callable, shape: tuple[int, ...]) -> Callable:
     It returns `[weights, 1 + d + m + samples, d]`: for 0, a basis of z and a basis of y with one
     noise, then for z = 0 and y = 0 with others.
     """
-    from vdm_jax.diffusion.conditional import WEIGHTED, condition
+    from vdm_jax.diffusion.conditional import make_method
     from vdm_jax.diffusion.samplers import make_rule, sample
 
     size = int(np.prod(shape))
@@ -149,14 +149,11 @@ def make_run(denoiser: Callable, shape: tuple[int, ...]) -> Callable:
     @functools.partial(jax.jit, static_argnames=("method", "rule_name", "sigma_data", "samples"))
     def run(method, rule_name, measurement, y_basis, logsnrs, weights, sigma_data, samples):
         def one(weight, key, z, y):
-            conditional, rule = condition(
-                method,
-                denoiser,
-                make_rule(rule_name),
-                measurement,
-                y[None],
-                weight=weight if method in WEIGHTED else None,
-                sigma_data=sigma_data,
+            fields = {"weight": weight} if method in ("reconstruction", "pigdm") else {}
+            if method == "pigdm":
+                fields["sigma_data"] = sigma_data
+            conditional, rule = make_method(method, **fields)(
+                denoiser, make_rule(rule_name), measurement, y[None]
             )
             return sample(key, conditional, rule, logsnrs, z[None])[0]
 

@@ -91,8 +91,9 @@ def cost(model, options) -> None:
         sampler = model.sampler(
             sampler="ddim", steps=steps, guidance=options.guidance, batch_size=clips, **changes
         )
-        cond = dict(model.stage.encode(["a red circle moving left"] * clips))
-        inputs = (model.params, jax.random.key(0), np.arange(clips, dtype=np.uint32), cond)
+        cond = model.stage.encode(["a red circle moving left"] * clips)
+        numbers = np.arange(clips, dtype=np.uint32)
+        inputs = (model.params, {}, jax.random.key(0), numbers, cond, None)
         runs[name] = (sampler.compiled, (*inputs, known if changes else None))
         jax.block_until_ready(sampler.compiled(*runs[name][1]))
     seconds = {name: [] for name in runs}

@@ -22,6 +22,7 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -65,8 +66,22 @@ def config_folder() -> Path:
 
 def config_names() -> list[str]:
     """The names of the configurations, such as vdm/moving_shapes."""
-    found = config_folder().rglob("*.py")
+    files = config_folder().rglob("*.py")
+    found = [path for path in files if not path.name.startswith("_")]  # else it is a recipe
     return sorted(path.relative_to(config_folder()).with_suffix("").as_posix() for path in found)
+
+
+def load_recipe(file: str, relative: str) -> ModuleType:
+    """The module of a recipe: what several configurations have in common.
+
+    file: `__file__` of the configuration; relative: the recipe's path from there. Configurations
+    are found by path, in a checkout or an installed package, and so is what they share.
+    """
+    path = (Path(file).parent / relative).resolve()
+    spec = importlib.util.spec_from_file_location(f"vdm_jax_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def find_config(config: str | Path) -> tuple[Path, str | None]:

@@ -17,10 +17,11 @@ from vdm_jax.pipelines import cascade as cascade_lib
 from vdm_jax.pipelines import model as pretrained
 
 STAGE = """
+from tests.cascades import TINY
 from vdm_jax.systems import imagen_video
 
 def get_config():
-    config = imagen_video.stage_config("tiny", {name!r})
+    config = imagen_video.stage_config(TINY, {name!r})
     config.device = "cpu"
     config.stage.update(shape={shape!r}, low_res={low_res!r})
     config.model.update(channels=8, channel_mult=(1,), num_res_blocks=(1,), attention_levels=(0,),

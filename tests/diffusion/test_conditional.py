@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from tests.diffusion import papers
-from vdm_jax.diffusion import conditional
-from vdm_jax.diffusion.conditional import Replacement, condition
+from vdm_jax.diffusion.conditional import Replacement, make_method
 from vdm_jax.diffusion.grids import logsnr_grid
 from vdm_jax.diffusion.guidance import classifier_free, static_clip
 from vdm_jax.diffusion.measurements import Downsample, Linear, Mask, known_frames
@@ -141,9 +140,21 @@ def draw(name, seed=1):
     )
 
 
+# For any network; "trained" is for networks that take masked videos.
+METHODS = ("reconstruction", "replacement", "pigdm", "projection")
+WEIGHTED = ("reconstruction", "pigdm")
+
+
+def condition(method, denoise, rule, measurement, y, weight=None, sigma_data=None):
+    """The denoiser and the rule of a method with the fields that are not None."""
+    fields = {"weight": weight, "sigma_data": sigma_data if method == "pigdm" else None}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return make_method(method, **fields)(denoise, rule, measurement, y)
+
+
 @functools.partial(jax.jit, static_argnames=("denoise", "method", "sigma_data"))
 def guided(denoise, method, measurement, y, z, logsnr, cond=None, weight=None, sigma_data=1.0):
-    weight = weight if method in conditional.WEIGHTED else None
+    weight = weight if method in WEIGHTED else None
     made, _ = condition(
         method, denoise, DDIM(), measurement, y, weight=weight, sigma_data=sigma_data
     )
@@ -151,7 +162,7 @@ def guided(denoise, method, measurement, y, z, logsnr, cond=None, weight=None, s
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
-@pytest.mark.parametrize("method", conditional.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_methods_formula(method, name):
     z, y, flat_z, flat_y = draw(name)
     arguments = (MEASUREMENTS[name], y, z, jnp.asarray(LOGSNRS, jnp.float32))
@@ -209,7 +220,7 @@ def test_the_default_weight_is_the_tables():
         np.testing.assert_allclose(default.x, given.x, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", conditional.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_permuted_batch_is_permuted(method):
     z, y, *_ = draw("pixels")
     logsnr, order = jnp.asarray(LOGSNRS, jnp.float32), np.array([3, 1, 4, 2, 0])
@@ -221,7 +232,7 @@ def test_a_permuted_batch_is_permuted(method):
     assert np.abs(straight.x[order] - straight.x).max() > 0.1
 
 
-@pytest.mark.parametrize("method", conditional.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_one_evaluation(method):
     evaluations = []
 
@@ -264,13 +275,13 @@ def test_classifier_free_inside_and_clipping_outside(method):
 
 @functools.partial(jax.jit, static_argnames=("method", "rule", "steps"))
 def sampled(method, rule, key, measurement, y, z, weight, steps):
-    weight = weight if method in conditional.WEIGHTED else None
+    weight = weight if method in WEIGHTED else None
     made, rule = condition(method, denoiser, rule, measurement, y, weight=weight)
     return sample(key, made, rule, logsnr_grid(CosineSchedule(), steps), z)
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
-@pytest.mark.parametrize("method", conditional.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_is_replaced(method, name):
     measurement, y = MEASUREMENTS[name], draw(name)[1]
     made, rule = condition(method, denoiser, DDIM(), measurement, y)
@@ -427,21 +438,19 @@ def test_bad_settings_are_refused():
         ValueError,
         match="method='x' is unknown; allowed: reconstruction, replacement, pigdm, projection",
     ):
-        conditional.check("x", None)
+        make_method("x")
     for method in ("replacement", "projection"):
-        conditional.check(method, None)
+        make_method(method)
         with pytest.raises(ValueError, match=f"weight=1.0 has no effect with method='{method}'"):
-            conditional.check(method, 1.0)
+            make_method(method, weight=1.0)
     z, y, *_ = draw("frames")
     mask = MEASUREMENTS["frames"]
     for method in ("reconstruction", "pigdm"):
-        conditional.check(method, 0.0)
-        conditional.check(method, jnp.float32(3.0))
+        make_method(method, weight=0.0)
+        make_method(method, weight=jnp.float32(3.0))
         for weight in (-1.0, -1, float("nan")):
             with pytest.raises(ValueError, match=f"weight={weight} must not be negative"):
-                conditional.check(method, weight)
-            with pytest.raises(ValueError, match=f"weight={weight}"):
-                condition(method, denoiser, DDIM(), mask, y, weight=weight)
+                make_method(method, weight=weight)
     with pytest.raises(ValueError, match="method='x'"):
         condition("x", denoiser, DDIM(), mask, y)
     for sigma_data in (0.0, -1.0):
@@ -451,7 +460,7 @@ def test_bad_settings_are_refused():
         condition("replacement", denoiser, Distilled(), mask, y)
 
 
-@pytest.mark.parametrize("method", conditional.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_y_of_another_shape_is_refused(method):
     z, y, *_ = draw("downsample")
     made, rule = condition(method, denoiser, DDIM(), Downsample(space=2), y)

@@ -24,7 +24,8 @@ def of_three_frames(z, logsnr, cond):
 
 
 def cond():
-    return {"low_res": jax.random.normal(jax.random.key(1), Z.shape), "keep_text": jnp.ones(2, bool)}
+    low_res = jax.random.normal(jax.random.key(1), Z.shape)
+    return {"low_res": low_res, "keep_text": jnp.ones(2, bool)}
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -210,8 +210,10 @@ def test_null_condition_forgets_the_condition():
     params = random_params()
     z, logsnr, cond = make_inputs()
     other = make_inputs(seed=1)[2] | {"token_mask": cond["token_mask"]}
+    keep = np.array([False, True])
     dropped = [
-        apply(z, logsnr, c | {"keep_text": np.array([False, True])}, params) for c in (cond, other)
+        apply(z, logsnr, c | dict.fromkeys(("keep_text", "keep_label"), keep), params)
+        for c in (cond, other)
     ]
     close(dropped[0][0], dropped[1][0])
     assert np.abs(dropped[0][1] - dropped[1][1]).max() > 1e-3

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.cascades import TINY
 from vdm_jax import systems
 from vdm_jax.diffusion import guidance, preconditioning
 from vdm_jax.diffusion.predictions import to_prediction
@@ -27,7 +28,7 @@ KEY = jax.random.key(0)
 
 def config(name, **stage):
     """A stage of the tiny cascade with a network as small as can be, on clips of 8 x 16 x 16."""
-    config = imagen_video.stage_config("tiny", name)
+    config = imagen_video.stage_config(TINY, name)
     config.model.update(
         channels=8,
         channel_mult=(1,),

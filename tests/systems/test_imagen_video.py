@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.cascades import CASCADES
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.models.blocks.settings import BlockSettings
@@ -23,14 +24,14 @@ from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.systems import imagen_video
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "imagen_video"
-STAGES = [(cascade, spec) for cascade, specs in imagen_video.CASCADES.items() for spec in specs]
+STAGES = [(cascade, spec) for cascade, specs in CASCADES.items() for spec in specs]
 
 
 @pytest.mark.parametrize("cascade,spec", STAGES, ids=lambda value: getattr(value, "name", value))
 def test_the_stages_are_the_paper_s(cascade, spec):
     config = config_lib.load_config(CONFIGS / cascade / f"{spec.name}.py")
     stage = systems.build(config)
-    specs = imagen_video.CASCADES[cascade]
+    specs = CASCADES[cascade]
     number = specs.index(spec)
     assert stage.video_shape == (*spec.shape, 3) and stage.find(FrameRate).fps == spec.fps
     network = stage.network
@@ -52,7 +53,7 @@ def test_the_stages_are_the_paper_s(cascade, spec):
 
 def test_the_order_is_the_paper_s():
     kinds = ["base", "tsr", "ssr", "ssr", "tsr", "tsr", "ssr"]
-    for cascade, specs in imagen_video.CASCADES.items():
+    for cascade, specs in CASCADES.items():
         assert [spec.kind for spec in specs] == kinds
         names = config_lib.load_config(CONFIGS / cascade / "cascade.py").stages
         assert names == tuple(spec.name for spec in specs)

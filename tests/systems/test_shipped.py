@@ -5,9 +5,9 @@ from pathlib import Path
 import chex
 import pytest
 
+from tests.cascades import TINY
 from vdm_jax import config as config_lib
 from vdm_jax.pipelines import model as pretrained
-from vdm_jax.systems import imagen_video
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -38,7 +38,7 @@ def test_what_ships_is_what_the_configurations_describe(folder):
 
 
 def test_every_stage_of_the_tiny_imagen_video_has_a_student_of_eight_steps():
-    for spec in imagen_video.TINY:
+    for spec in TINY:
         student = pretrained.load(f"imagen_video_tiny_8step/{spec.name}")
         assert student.config.distill.teacher == f"imagen_video_tiny/{spec.name}"
         assert student.config.sample.steps == 8

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax.stage.conditions.video import MaskedVideo
 from vdm_jax.stage.stage import Stage
-from vdm_jax.systems import imagen_video, vdm
+from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import cascade_parts, prompt_conditions, stage_section
 from vdm_jax.systems.network import make_network
 
@@ -124,103 +124,3 @@ def stylise(params: PyTree, style: PyTree, amount: float) -> PyTree:
         return amount * other + (1 - amount) * own
 
     return mixed(params, style, "")
-
-
-def tiny_base() -> ConfigDict:
-    """The image model of 16 x 16 pixels for moving shapes: four frames of a clip a step, each on
-    its own."""
-    config = _tiny(stage_config("t2i_base", (4, 16, 16), fps=24.0))
-    config.process.logsnr_shift = -2.0
-    config.train.steps = 5000
-    config.sample.steps = 64
-    config.sample.guidance = 2.0
-    return config
-
-
-def tiny_ssr() -> ConfigDict:
-    """The image model that makes 32 x 32 of 16 x 16 pixels."""
-    config = _tiny(stage_config("t2i_ssr", (4, 32, 32), low_res=(4, 16, 16), fps=24.0))
-    imagen_video.about_bilinear(config)
-    # Beyond half of the times the condition is all but noise, and sampling uses a tenth of them.
-    config.stage.max_augmentation = 0.5
-    config.train.steps = 3000
-    config.sample.steps = 32
-    config.sample.augmentation = 3.0
-    return config
-
-
-def whole_clip(config: ConfigDict) -> ConfigDict:
-    """Makes a tiny image model's configuration that of its space-time U-Net of 32 frames."""
-    inflate(config, resize=(0,))
-    _, *size = config.stage.shape
-    config.stage.shape = (32, *size)
-    if config.stage.low_res:
-        config.stage.low_res = (32, *config.stage.low_res[1:])
-    config.stage.frame_strides = ()
-    config.model.temporal_depth = 2
-    return config
-
-
-def _tiny(config: ConfigDict) -> ConfigDict:
-    vdm.two_cores(config)
-    size = config.stage.shape[1]
-    config.stage.frame_strides = (8,)
-    config.model.channels = 64
-    config.model.channel_mult = (1, 2)
-    config.model.num_res_blocks = (1, 1)
-    config.model.attention_levels = (0, 1)
-    config.model.patch_size = 4
-    config.model.coordinates = True
-    config.text.encoder = "words"
-    config.text.max_length = 8
-    config.text.vocabulary_size = 16
-    config.data.name = "moving_shapes"
-    config.data.config = f"{size}x{size}x32"
-    config.data.num_frames = 32
-    config.data.image_size = config.data.image_width = size
-    return config
-
-
-def paper_base() -> ConfigDict:
-    """The image model of 128 x 128 at the paper's size."""
-    config = _paper(stage_config("t2i_base", (1, 128, 128), fps=16.0), frames=80, size=128)
-    config.model.channels = 256
-    config.model.num_res_blocks = (2, 3, 3, 3)
-    config.model.attention_levels = (1, 2, 3)
-    config.sample.guidance = 8.0
-    return config
-
-
-def paper_ssr() -> ConfigDict:
-    """The image model that makes 1024 x 1024 of 128 x 128."""
-    config = stage_config("t2i_ssr", (1, 1024, 1024), low_res=(1, 128, 128), fps=16.0)
-    config = _paper(config, frames=80, size=1024)
-    config.model.channels = 128
-    config.model.num_res_blocks = (2, 2, 4, 4)
-    # Convolutions only over space: it is trained on parts of frames.
-    config.model.attention_levels = (3,)
-    config.model.spatial_attention = "none"
-    config.model.norm_groups = 0
-    config.model.patch_size = 4
-    config.sample.augmentation = 3.0
-    return config
-
-
-def _paper(config: ConfigDict, *, frames: int, size: int) -> ConfigDict:
-    config.stage.frame_strides = (1,)
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.model.head_dim = 64
-    config.model.remat = "full"
-    config.text.encoder = "t5_xxl"
-    config.text.max_length = 128
-    config.data.name = "video_folder"
-    config.data.num_frames = frames
-    config.data.image_size = config.data.image_width = size
-    config.data.fps = 16.0
-    config.train.batch_size = 256
-    config.train.learning_rate = 1e-4
-    config.train.warmup_steps = 10_000
-    config.train.steps = 500_000
-    config.sample.threshold = "dynamic"
-    return config

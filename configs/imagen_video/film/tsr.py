@@ -6,8 +6,10 @@ Command: python -m benchmarks.shots --film=FILM.mp4 --out=DIR/shots
 Hardware: 4 minutes of a GPU that others share, or 3 hours of 2 CPU cores.
 """
 
-from vdm_jax.systems import imagen_video
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    return imagen_video.film_config("tsr")
+    return recipe.film_config("tsr")

@@ -4,11 +4,13 @@ Command: vdm train --config=imagen_video/paper/base_40x24 --workdir=DIR
 Hardware: a TPU pod; vdm compile --config=… shows what fits. The paper's is not given.
 """
 
-from vdm_jax.systems import imagen_video
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = imagen_video.paper_config("base_40x24")
+    config = recipe.paper_config("base_40x24")
     config.model.channels = 784
     config.model.channel_mult = (1, 2, 3, 4)
     config.model.num_res_blocks = (3, 3, 3, 3)

@@ -4,11 +4,13 @@ Command: vdm train --config=imagen_video/paper/ssr_1280x768 --workdir=DIR
 Hardware: a TPU pod; vdm compile --config=… shows what fits. The paper's is not given.
 """
 
-from vdm_jax.systems import imagen_video
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = imagen_video.paper_config("ssr_1280x768")
+    config = recipe.paper_config("ssr_1280x768")
     config.model.channels = 168
     config.model.channel_mult = (1, 2, 4, 8)
     config.model.num_res_blocks = (2, 2, 4, 4)

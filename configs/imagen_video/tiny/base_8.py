@@ -7,11 +7,13 @@ cascade: imagen_video/tiny/cascade.
 Most of the time goes into which of two objects moves where, and into shapes of 4 x 4 pixels.
 """
 
-from vdm_jax.systems import imagen_video
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = imagen_video.tiny_config("base_8")
+    config = recipe.tiny_config("base_8")
     config.model.channels = 96
     config.model.num_res_blocks = (2,)
     config.model.patch_size = 2

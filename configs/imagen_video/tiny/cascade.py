@@ -4,9 +4,11 @@ Command: vdm train --config=imagen_video/tiny/cascade --workdir=DIR
          vdm sample --model=DIR --prompt="a red circle moving left and a blue square moving up"
 """
 
+from vdm_jax.config import load_recipe
 from vdm_jax.pipelines import cascade as cascade_sampling
-from vdm_jax.systems import imagen_video
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    return cascade_sampling.cascade_config([spec.name for spec in imagen_video.TINY])
+    return cascade_sampling.cascade_config([spec.name for spec in recipe.TINY])

@@ -5,12 +5,14 @@ Hardware: 4 minutes of a GPU that others share, or 2 hours of 2 CPU cores; the
 whole cascade: imagen_video/tiny/cascade.
 """
 
-from vdm_jax.systems import imagen_video
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = imagen_video.tiny_config("tsr_24fps")
-    imagen_video.about_blends(config)
+    config = recipe.tiny_config("tsr_24fps")
+    recipe.about_blends(config)
     config.model.channels = 64
     config.model.patch_size = 4
     config.train.batch_size = 32

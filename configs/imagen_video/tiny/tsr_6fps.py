@@ -4,11 +4,13 @@ Command: vdm train --config=imagen_video/tiny/tsr_6fps --workdir=DIR
 Hardware: 2 CPU cores are enough; the whole cascade: imagen_video/tiny/cascade.
 """
 
-from vdm_jax.systems import imagen_video
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = imagen_video.tiny_config("tsr_6fps")
+    config = recipe.tiny_config("tsr_6fps")
     config.model.channels = 64
     config.model.patch_size = 2
     config.train.batch_size = 32

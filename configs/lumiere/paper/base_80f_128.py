@@ -7,11 +7,14 @@ Hardware: a pod; see docs/pods.md.
 Frames are halved wherever height and width are: 10 are left at the coarsest level.
 """
 
+from vdm_jax.config import load_recipe
 from vdm_jax.systems import lumiere
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = lumiere.inflate(lumiere.paper_base(), resize=(0, 1, 2))
+    config = lumiere.inflate(recipe.paper_base(), resize=(0, 1, 2))
     config.stage.name = "base_80f_128"
     config.stage.shape = (80, 128, 128)
     config.stage.frame_strides = ()

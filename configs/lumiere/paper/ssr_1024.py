@@ -8,11 +8,14 @@ Its image model is lumiere/paper/t2i_ssr. Windows overlap by 2 frames; their len
 that it is trained on crops of 256 x 256, is our choice.
 """
 
+from vdm_jax.config import load_recipe
 from vdm_jax.systems import lumiere
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = lumiere.inflate(lumiere.paper_ssr(), resize=(0, 1))
+    config = lumiere.inflate(recipe.paper_ssr(), resize=(0, 1))
     config.stage.name = "ssr_1024"
     config.stage.shape = (80, 1024, 1024)
     config.stage.low_res = (80, 128, 128)

@@ -7,8 +7,10 @@ Hardware: a pod; see docs/pods.md.
 in pixel space as this one is.
 """
 
-from vdm_jax.systems import lumiere
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    return lumiere.paper_base()
+    return recipe.paper_base()

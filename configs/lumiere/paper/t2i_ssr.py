@@ -4,10 +4,12 @@ Command: vdm train --config=lumiere/paper/t2i_ssr --workdir=DIR/t2i_ssr
 Hardware: a pod; see docs/pods.md.
 """
 
-from vdm_jax.systems import lumiere
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = lumiere.paper_ssr()
+    config = recipe.paper_ssr()
     config.stage.crop = (256, 256)
     return config

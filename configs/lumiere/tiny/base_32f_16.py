@@ -7,11 +7,13 @@ Hardware: 2 CPU cores are enough.
 Clips of which nothing is known, and, as often together, of which a part is.
 """
 
-from vdm_jax.systems import lumiere
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = lumiere.whole_clip(lumiere.tiny_base())
+    config = recipe.whole_clip(recipe.tiny_base())
     config.stage.name = "base_32f_16"
     config.stage.masks = ("none", "none", "none", "first_frame", "inpaint", "cinemagraph")
     # 32 frames show where an object goes at far more noise than one shows the object.

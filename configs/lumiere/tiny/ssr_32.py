@@ -8,11 +8,13 @@ Trained on 8 frames in a row. Sampled on all 32: at each step what the windows s
 averaged.
 """
 
-from vdm_jax.systems import lumiere
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = lumiere.whole_clip(lumiere.tiny_ssr())
+    config = recipe.whole_clip(recipe.tiny_ssr())
     config.stage.name = "ssr_32"
     config.stage.crop = (8, 32, 32)
     config.sample.window = 8

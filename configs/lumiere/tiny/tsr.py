@@ -4,11 +4,13 @@ Command: vdm train --config=lumiere/tiny/tsr --workdir=DIR/tsr
 Hardware: 2 CPU cores are enough; with keyframes: lumiere/tiny/keyframes_cascade.
 """
 
-from vdm_jax.systems import lumiere
+from vdm_jax.config import load_recipe
+
+recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = lumiere.tiny_base()
+    config = recipe.tiny_base()
     config.stage.name = "tsr"
     config.stage.shape = (32, 16, 16)
     config.stage.low_res = (8, 16, 16)
