@@ -17,10 +17,12 @@ from vdm_jax.pipelines import cascade as cascade_lib
 from vdm_jax.pipelines import model as pretrained
 
 STAGE = """
-from tests.cascades import TINY
+from vdm_jax.config import config_folder, load_recipe
 from vdm_jax.systems import imagen_video
 
 def get_config():
+    tiny = config_folder() / "imagen_video" / "tiny" / "cascade.py"
+    TINY = load_recipe(str(tiny), "_recipe.py").TINY
     config = imagen_video.stage_config(TINY, {name!r})
     config.device = "cpu"
     config.stage.update(shape={shape!r}, low_res={low_res!r})
