@@ -160,7 +160,9 @@ def test_config_file_is_loaded_overridden_and_locked(tmp_path):
         ("config.train.steps = 'ten'", "steps"),
     ],
 )
-@pytest.mark.parametrize("start", ["vdm.default_config()", "imagen_video.stage_config(imagen_video.PAPER, 'base_40x24')"])
+@pytest.mark.parametrize(
+    "start", ["vdm.default_config()", "imagen_video.stage_config(imagen_video.PAPER, 'base_40x24')"]
+)
 def test_a_mistake_in_a_file_is_refused_with_its_line(tmp_path, line, said, start):
     path = tmp_path / "mistaken.py"
     path.write_text(
