@@ -204,7 +204,7 @@ def make_config(pair: Pair, batch: int, dtype: str):
     from vdm_jax.systems import vdm
 
     config = vdm.default_config()
-    with config.unlocked():
+    with config.unlocked():  # some peers' networks have fields that VDM's does not
         config.model.update({**pair.network, "dtype": dtype, "embedding_dim": 0})
     config.process.update({"prediction": "eps", "loss": "eps_mse"})
     config.data.update({"num_frames": pair.frames, "image_size": pair.size})

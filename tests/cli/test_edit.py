@@ -2,11 +2,14 @@
 
 import re
 
+import chex
+import jax
 import numpy as np
 import pytest
 
 from vdm_jax.cli import edit, gallery
 from vdm_jax.data import video_io
+from vdm_jax.pipelines import model as pretrained
 
 PROMPT = "--prompt=a red square"
 
@@ -92,6 +95,18 @@ def test_super_resolve_and_loop(run, clip):
     np.testing.assert_array_equal(made[:, :4], given)
 
 
+def test_stylise_writes_a_model_between_two(model_file, tmp_path):
+    model = pretrained.load(model_file)
+    styled = jax.tree.map(lambda leaf: leaf + 1, model.params)
+    style = pretrained.save_model(tmp_path / "style.safetensors", styled, model.config)
+    flags = [f"--model={model_file}", f"--style={style}", "--amount=0.25", "--device=cpu"]
+    assert edit.main(["stylise", *flags, f"--out={tmp_path / 'out.safetensors'}"]) == 0
+    between = pretrained.load(tmp_path / "out.safetensors").params
+    chex.assert_trees_all_close(
+        between, jax.tree.map(lambda leaf: leaf + 0.25, model.params), atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -99,6 +114,10 @@ def test_super_resolve_and_loop(run, clip):
         (["extend", "--factor=2", PROMPT], "--factor has no meaning for extend"),
         (["inpaint", "--box=1,2,0,4", PROMPT], "is not TOP,LEFT,HEIGHT,WIDTH"),
         (["shrink", PROMPT], "invalid choice: 'shrink'"),
+        (["extend", "--amount=0.5", PROMPT], "--amount has no meaning for extend"),
+        (["stylise", "--out=z"], "stylise needs --model, a space-time U-Net, and --style"),
+        (["stylise", "--style=y", "--out=z"], "--out=z: must end in .safetensors for stylise"),
+        (["stylise", "--style=y", "--steps=3"], "--steps has no meaning for stylise"),
     ],
 )
 def test_mistakes_of_flags(model_file, flags, message, capsys):

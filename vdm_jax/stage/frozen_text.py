@@ -52,7 +52,7 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     name, weights = text["encoder"], text.get("weights", "")
     if name != "minilm":
         weights = os.environ.get(VARIABLE) or weights
-    dtype = text.get("dtype", "float32")
+    dtype = text.get("dtype") or "float32"
     if name not in ENCODERS:
         raise ValueError(f"text.encoder = {name!r}: allowed are {', '.join(ENCODERS)}")
     if dtype not in DTYPES:

@@ -59,11 +59,16 @@ def default_config() -> ConfigDict:
                 "loss": "v_mse",
             },
             # Where the vocabulary is empty, training fills it with the data's most frequent words.
+            # weights, dtype ("" = float32) and identity are for frozen encoders, see
+            # `frozen_text.make_frozen_text_encoder`; training fills an empty identity.
             "text": {
                 "encoder": "none",
                 "max_length": 32,
                 "vocabulary_size": 8192,
                 "vocabulary": (),
+                "weights": "",
+                "dtype": "",
+                "identity": "",
             },
             "data": {
                 "name": "moving_shapes",
@@ -72,6 +77,7 @@ def default_config() -> ConfigDict:
                 "split": "train",
                 "num_frames": 16,
                 "image_size": 64,
+                "image_width": 0,  # 0 = image_size
                 "frame_stride": 1,
                 "fps": 0.0,
                 "image_frames": 0,
