@@ -84,7 +84,8 @@ def test_frames_of_a_clip_differ_by_their_positions_only(embed):
 
 
 def test_a_condition_that_is_not_kept_is_replaced(embed):
-    dropped = CONDITIONS | {"keep": jnp.array([False, True])}
+    keep = jnp.array([False, True])
+    dropped = CONDITIONS | {"keep_text": keep, "keep_label": keep}
     other = dropped | {"label": jnp.array([2, 1]), "image_label": jnp.array([[0], [2]])}
     np.testing.assert_array_equal(embed(dropped), embed(other))
     assert jnp.abs(embed(dropped) - embed(CONDITIONS))[0].max() > 1e-3
