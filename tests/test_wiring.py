@@ -5,6 +5,7 @@ on the way, leaves the program as it was. Nothing is compiled. That the fields d
 what the other tests are about.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny_stage
 from tests.cascades import TINY
 from vdm_jax import config as config_lib
 from vdm_jax import systems
@@ -27,7 +29,7 @@ SMALL = {
     "channels": 8,
     "channel_mult": (1,),
     "num_res_blocks": (1,),
-    "attention_levels": (0,),
+    "attention_levels": (),
     "head_dim": 4,
     "norm_groups": 2,
     "patch_size": 4,
@@ -74,9 +76,7 @@ def sampling_program(stage, sample, **changes):
     params = jax.eval_shape(stage.init, KEY)
     inputs = stage.abstract_inputs(1)
     if sampler.negative is not None:
-        low = {"low_res": np.zeros((1, *stage.coarse(BLANK).shape[1:]), np.uint8)}
-        low = low if "low_res" in inputs else {}
-        inputs = stage.encode(["red"], negatives=[sampler.negative], inputs=low)
+        inputs = stage.encode(["red left"], negatives=[sampler.negative])
     known = None
     if "method" in changes or "weight" in changes:
         frames, height, width, channels = sampler.video_shape
@@ -86,13 +86,15 @@ def sampling_program(stage, sample, **changes):
     return fingerprint(sampler.compiled.__wrapped__, params, {}, KEY, numbers, inputs, None, known)
 
 
-BLANK = np.zeros((1, 8, 16, 16, 3), np.uint8)
-
-
 @functools.cache
 def built(system):
     config = make_config(system)
     return systems.build(config), config.sample
+
+
+def light(stage):
+    """The stage with a network that takes milliseconds to trace."""
+    return dataclasses.replace(stage, network=tiny_stage.Network())
 
 
 # Each: the field, two values, and what else is set. Both values must be heard.
@@ -118,19 +120,19 @@ SAMPLER = [
     ("threshold", "none", "static", {}),
     ("threshold", "static", "dynamic", {}),
     ("window", 0, 2, {}),
-    ("window_overlap", 0, 1, {"window": 2}),
+    ("window_overlap", 0, 1, {"window": 2, "num_frames": 6}),
     ("num_frames", 4, 6, {}),
-    ("negative", None, "blue", {}),
+    ("negative", None, "green left", {}),
     ("method", "reconstruction", "projection", {}),
     ("method", "pigdm", "replacement", {}),
     ("weight", 1.0, 2.0, {"method": "pigdm"}),
-    ("remat", "none", "full", {"method": "reconstruction"}),
 ]
 ELSEWHERE = {
     "augmentation": "below: it needs a low-resolution video",
     "fps": "below: it needs a frame rate",
     "tile": "tests/stage/test_cascade.py: it needs a network of finite reach",
     "tile_overlap": "as tile",
+    "remat": "below: it needs a network with blocks",
     "batch_size": "tests/stage/test_sampler.py: it is how many samples a call has",
     "plan": "tests/parallel/test_sharding.py: it needs devices",
 }
@@ -138,8 +140,9 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("field,one,other,fixed", SAMPLER, ids=lambda value: str(value)[:20])
 def test_a_sampler_field_changes_the_program(field, one, other, fixed):
-    stage, sample = built("vdm")
-    programs = [sampling_program(stage, sample, **{**fixed, field: v}) for v in (one, other)]
+    stage = tiny_stage.STAGE
+    fixed = {"steps": 4, "guidance": 2.0, **fixed}
+    programs = [sampling_program(stage, {}, **{**fixed, field: v}) for v in (one, other)]
     assert programs[0] != programs[1]
 
 
@@ -147,15 +150,23 @@ def test_no_sampler_field_is_left_out():
     assert {field for field, *_ in SAMPLER} | ELSEWHERE.keys() == set(sampling.FIELDS)
 
 
+def test_rematerialisation_changes_the_program():
+    stage, sample = built("vdm")
+    none, full = (
+        sampling_program(stage, sample, method="reconstruction", remat=v) for v in ("none", "full")
+    )
+    assert none != full
+
+
 @pytest.mark.parametrize("field,one,other", [("augmentation", 0.0, 3.0), ("fps", 6.0, 12.0)])
 def test_a_setting_of_a_condition_changes_the_program(field, one, other):
     stage, sample = built("imagen_video")
-    programs = [sampling_program(stage, sample, **{field: v}) for v in (one, other)]
+    programs = [sampling_program(light(stage), sample, **{field: v}) for v in (one, other)]
     assert programs[0] != programs[1]
 
 
-# What training compiles: the update. Fields of the loop are tested in tests/training.
-TRAINING = [
+# Fields of the update. Those of the loop are tested in tests/training.
+UPDATE = [
     ("train.seed", 0, 1),
     ("train.learning_rate", 1e-3, 2e-3),
     ("train.schedule", "constant", "cosine"),
@@ -167,14 +178,15 @@ TRAINING = [
     ("train.clip_norm", 1.0, 0.5),
     ("train.accumulate", 1, 2),
     ("train.ema_decay", 0.9, 0.8),
+]
+LOSS = [
     ("train.cond_dropout", 0.1, 0.2),
     ("train.cond_dropout", 0.0, 0.2),
     ("data.image_frames", 0, 2),
     ("model.dropout", 0.0, 0.1),
     ("model.dropout", 0.1, 0.5),
-    ("model.remat", "none", "full"),
     ("model.dtype", "float32", "bfloat16"),
-    ("model.spatial_attention", "softmax", "none"),
+    ("model.attention_levels", (), (0,)),
     ("model.skips", "block", "level"),
     ("model.coordinates", False, True),
     ("model.output_skip", False, True),
@@ -213,28 +225,44 @@ STAGE = [
 
 
 def update_program(config):
-    """The program of one update."""
-    stage = systems.build(config)
+    """The program of one update of the smallest stage."""
+    stage = tiny_stage.STAGE
     plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
     tx = optimizer.make_optimizer(config.train)
     update = step.make_train_step(stage, tx, config, plan)
-    batch = stage.abstract_batch(config.train.batch_size, config.data.image_frames)
+    batch = stage.abstract_batch(config.train.batch_size)
     current = state.abstract_state(stage, tx, plan)
     return fingerprint(update.compiled.__wrapped__, current, batch, {})
 
 
-@pytest.mark.parametrize("field,one,other", TRAINING, ids=lambda value: str(value)[:24])
+def loss_program(config, stage):
+    """The program of the loss."""
+    batch = stage.abstract_batch(config.train.batch_size, config.data.image_frames)
+    return fingerprint(stage.loss, jax.eval_shape(stage.init, KEY), batch, KEY)
+
+
+@pytest.mark.parametrize("field,one,other", UPDATE, ids=lambda value: str(value)[:24])
 def test_a_training_field_changes_the_update(field, one, other):
     one, other = (update_program(make_config("vdm", [(field, v)])) for v in (one, other))
     assert one != other
 
 
+@pytest.mark.parametrize("field,one,other", LOSS, ids=lambda value: str(value)[:24])
+def test_a_field_of_the_model_changes_the_loss(field, one, other):
+    configs = [make_config("vdm", [(field, v)]) for v in (one, other)]
+    stages = [systems.build(config) for config in configs]
+    if not field.startswith("model."):
+        stages = [light(stage) for stage in stages]
+    one, other = map(loss_program, configs, stages)
+    assert one != other
+
+
 @pytest.mark.parametrize("field,one,other,fixed", STAGE, ids=lambda value: str(value)[:30])
-def test_a_field_of_a_cascades_stage_changes_the_update(field, one, other, fixed):
+def test_a_field_of_a_cascades_stage_changes_the_loss(field, one, other, fixed):
     changes = [*fixed.items(), ("data.image_frames", 0)]
-    one, other = (
-        update_program(make_config("imagen_video", [*changes, (field, v)])) for v in (one, other)
-    )
+    configs = [make_config("imagen_video", [*changes, (field, v)]) for v in (one, other)]
+    stages = [light(systems.build(config)) for config in configs]
+    one, other = map(loss_program, configs, stages)
     assert one != other
 
 
@@ -246,9 +274,16 @@ def test_a_field_of_a_cascades_stage_changes_the_update(field, one, other, fixed
         ("model.temporal_depth", 1, 2),
     ],
 )
-def test_a_field_of_lumiere_changes_the_update(field, one, other):
-    one, other = (update_program(make_config("lumiere", [(field, v)])) for v in (one, other))
-    assert one != other
+def test_a_field_of_lumiere_changes_the_loss(field, one, other):
+    configs = [make_config("lumiere", [(field, v)]) for v in (one, other)]
+    stages = [systems.build(config) for config in configs]
+    if field == "stage.train_new_only":
+        shapes = [jax.eval_shape(stage.init, KEY) for stage in stages]
+        trained = [stage.trained(tree) for stage, tree in zip(stages, shapes, strict=True)]
+        assert len(jax.tree.leaves(trained[0])) < len(jax.tree.leaves(trained[1]))
+    else:
+        one, other = map(loss_program, configs, stages)
+        assert one != other
 
 
 @pytest.mark.parametrize("system", ["vdm", "imagen_video", "lumiere"])
@@ -265,7 +300,7 @@ def test_every_entry_of_a_condition_reaches_the_network(system):
     raw = jax.jit(lambda cond: stage.raw_output(params, z, jnp.zeros(2), cond))
     usual = raw(cond)
     for name, value in cond.items():
-        changed = raw({**cond, name: ~value if value.dtype == bool else value * 0})
+        changed = raw({**cond, name: ~value if value.dtype == bool else value * 2})
         assert jnp.abs(changed - usual).max() > 1e-6, name
 
 
