@@ -15,7 +15,10 @@ from vdm_jax.models.text.words import TextEncoder, WordEncoder
 from vdm_jax.models.unet import UNet
 from vdm_jax.models.video_unet import VideoUNet
 from vdm_jax.stage import frozen_text
+from vdm_jax.stage.conditions.prompt import Text
+from vdm_jax.stage.space import PixelSpace
 from vdm_jax.stage.stage import Stage
+from vdm_jax.stage.view import View
 from vdm_jax.weights import minilm as minilm_weights
 from vdm_jax.weights import t5 as t5_weights
 
@@ -125,9 +128,9 @@ def stage(folders):
     return Stage(
         network=NETWORK,
         process=Process(),
-        video_shape=(2, 4, 4, 3),
-        text_encoder=make(folders, "minilm"),
-        cond_dropout=0.0,
+        space=PixelSpace(data_shape=(2, 4, 4, 3)),
+        view=View(shape=(2, 4, 4, 3)),
+        conditions=(Text(encoder=make(folders, "minilm"), drop=0.0),),
     )
 
 

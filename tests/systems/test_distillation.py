@@ -151,8 +151,9 @@ def test_noise_levels_are_those_of_the_samplers_grid(teacher):
     stage = make_stage(teacher, 1)
     assert stage.steps == 2
     t, mid, s = stage._logsnrs(jax.random.key(0), 8)
-    sampler = sampling.Sampler.from_config(stage, {}, steps=2)
-    student, whole = np.asarray(sampler.logsnrs()), sampling.Sampler.from_config(stage, {}, steps=4)
+    sampler = sampling.Sampler.from_config(stage.student, {}, steps=2)
+    student = np.asarray(sampler.logsnrs())
+    whole = sampling.Sampler.from_config(stage.student, {}, steps=4)
     chosen = np.asarray([np.flatnonzero(student == value)[0] for value in np.asarray(t)])
     assert sorted(chosen) == [0, 0, 0, 0, 1, 1, 1, 1]
     np.testing.assert_array_equal(s, student[chosen + 1])

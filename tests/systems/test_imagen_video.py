@@ -66,7 +66,7 @@ def test_parameters_agree_within_three_per_cent(spec):
     stage = systems.build(config_lib.load_config(CONFIGS / "paper" / f"{spec.name}.py"))
     side = stage.network.multiple
     z = jax.ShapeDtypeStruct((1, 2, side, side, 3), jnp.float32)
-    cond = {**stage._completed(stage._example_cond(), 0), "low_res": z}
+    cond = {**stage.cond_shapes(1, 0), "low_res": z}
     shapes = jax.eval_shape(
         stage.network.init, jax.random.key(0), z, jax.ShapeDtypeStruct((1,), jnp.float32), cond
     )

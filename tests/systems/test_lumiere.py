@@ -149,8 +149,8 @@ def test_what_is_known_is_told_to_the_network(clip_stage, image):
     found, direct, untold = both(seeing)
     chex.assert_trees_all_close(found, direct, atol=1e-5)
     assert jnp.abs(found - untold).max() > 1e-2
-    with pytest.raises(ValueError, match="this model was not trained with videos"):
-        sampling.Sampler(stage=image[0], method="trained")
+    with pytest.raises(ValueError, match="this model was not trained with masked videos"):
+        sampling.Sampler.from_config(image[0], {}, method="trained")
 
 
 def test_style_leans_the_image_layers_to_another_model(image, clip_stage):

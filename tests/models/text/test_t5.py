@@ -22,7 +22,7 @@ from vdm_jax.models.text.subwords import SentencePiece
 from vdm_jax.models.text.t5 import T5Config
 from vdm_jax.weights import t5 as t5_weights
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = T5Config(
     width=12, hidden=20, num_layers=2, heads=3, head_dim=5, vocab_size=60, buckets=8, max_distance=9
 )
