@@ -52,7 +52,7 @@ class Model:
         return self.stage.denoiser(self.params)
 
     def sampler(self, **changes) -> sampling.Sampler:
-        """The sampler of the configuration with the fields of `sampling.Sampler` in `changes`."""
+        """The sampler of the configuration; changes: of `sampling.FIELDS`."""
         return sampling.Sampler.from_config(
             self.stage, self.config.sample, plan=self.plan, **changes
         )

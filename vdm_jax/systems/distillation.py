@@ -30,18 +30,16 @@ TARGETS = ("guidance", "progressive", "consistency")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistilledStage:
-    """A student whose loss compares it with a teacher, whose parameters are given to the loss.
-
-    All but the loss is the student's own.
+    """A student whose loss compares it with a frozen teacher. Everything else is the student's own.
 
     Attributes:
-      student: what is trained, told the guidance scale.
-      teacher: what is imitated: guided, or itself told the guidance scale.
+      student: what is trained. It takes the guidance scale as an input.
+      teacher: what is imitated: guided, or itself with the guidance scale as an input.
       target: one of `TARGETS`.
       steps: of DDIM: the student's (progressive), or the teacher's on whose grid the student learns
         to be consistent (consistency); stage 1 learns at all noise levels.
       guidance_range: the scales are uniform in it.
-      threshold: of the teacher's x̂, as `sampling.Sampler` has it.
+      threshold: of the teacher's x̂, one of `guidance.THRESHOLDS`.
       loss_name: one of `losses.LOSSES`.
     """
 
