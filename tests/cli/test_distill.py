@@ -120,7 +120,7 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, cap
     # A student is a model as any other, and needs nothing to be said about its sampling.
     student = pretrained.load(workdir / "progressive_1.safetensors")
     sampler = student.sampler()
-    assert (sampler.sampler, sampler.steps, sampler.guidance) == ("ddim", 1, 2.0)
+    assert (sampler.rule_name, sampler.steps, sampler.guidance_scale) == ("ddim", 1, 2.0)
     weak, strong = (
         student.sample(jax.random.key(0), "a red square", guidance=scale) for scale in (1.0, 4.0)
     )
@@ -149,4 +149,4 @@ def test_the_shipped_student_needs_eight_evaluations():
     student = pretrained.load("moving_shapes_8step")
     sampler = student.sampler()
     assert student.stage.takes_guidance
-    assert (sampler.sampler, sampler.steps) == ("ddim", 8)
+    assert (sampler.rule_name, sampler.steps) == ("ddim", 8)
