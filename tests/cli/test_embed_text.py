@@ -13,6 +13,7 @@ from vdm_jax import systems
 from vdm_jax.cli import embed_text, train
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import DataError
+from vdm_jax.models.condition import TextStates
 from vdm_jax.stage import frozen_text
 
 CAPTIONS = ["a blue square", "a green square", "a red square"]
@@ -57,7 +58,8 @@ def test_captions_are_embedded_once_and_a_model_learns_from_them(config_file, tm
 
     # What is stored is what the encoder says, bit by bit where batches are the same.
     stage = systems.build(config)
-    assert stage.network.text_width == 12 and stage.network.vocab_size == 0
+    assert [c.width for c in stage.network.conditions if isinstance(c, TextStates)] == [12]
+    assert "tokens" not in stage.network.reads
     dataset = pipeline.make_dataset(
         config, text_encoder=stage.text_encoder, batch_size=3, seed=0, train=False, report=None
     )

@@ -110,18 +110,14 @@ def test_a_student_begins_as_its_teacher_at_any_guidance(guided):
     cond = jax.tree.map(jnp.asarray, stage.encode(["a red square", "blue"]))
     expected = stage.teacher.denoiser(teacher_params)(z, jnp.zeros(2), cond).x
     student = jax.jit(
-        lambda scale: (
-            guidance.guided(stage.denoiser(both), stage.student, scale)(z, jnp.zeros(2), cond).x
-        )
+        lambda scale: guidance.guided(stage.denoiser(both), stage, scale)(z, jnp.zeros(2), cond).x
     )
     for scale in (1.0, 3.0):
         np.testing.assert_allclose(student(scale), expected, atol=1e-5)
     # Once trained it does hear the scale.
     both["condition"]["guidance_out"] = shaken(both["condition"]["guidance_out"], 4)
     heard = jax.jit(
-        lambda scale: (
-            guidance.guided(stage.denoiser(both), stage.student, scale)(z, jnp.zeros(2), cond).x
-        )
+        lambda scale: guidance.guided(stage.denoiser(both), stage, scale)(z, jnp.zeros(2), cond).x
     )
     assert np.abs(heard(1.0) - heard(3.0)).max() > 1e-4
 
@@ -151,9 +147,9 @@ def test_noise_levels_are_those_of_the_samplers_grid(teacher):
     stage = make_stage(teacher, 1)
     assert stage.steps == 2
     t, mid, s = stage._logsnrs(jax.random.key(0), 8)
-    sampler = sampling.Sampler.from_config(stage.student, {}, steps=2)
+    sampler = sampling.Sampler.from_config(stage, {}, steps=2)
     student = np.asarray(sampler.logsnrs())
-    whole = sampling.Sampler.from_config(stage.student, {}, steps=4)
+    whole = sampling.Sampler.from_config(stage, {}, steps=4)
     chosen = np.asarray([np.flatnonzero(student == value)[0] for value in np.asarray(t)])
     assert sorted(chosen) == [0, 0, 0, 0, 1, 1, 1, 1]
     np.testing.assert_array_equal(s, student[chosen + 1])

@@ -8,7 +8,6 @@ student of stage 1. Every round is a training run of its own, of a stage as any 
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +28,10 @@ TARGETS = ("guidance", "progressive", "consistency")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistilledStage:
-    """A student whose loss compares it with a frozen teacher. Everything else is the student's own.
+class DistilledStage(Stage):
+    """A student, which takes the guidance scale as an input, with a loss against a frozen teacher.
 
     Attributes:
-      student: what is trained. It takes the guidance scale as an input.
       teacher: what is imitated: guided, or itself with the guidance scale as an input.
       target: one of `TARGETS`.
       steps: of DDIM: the student's (progressive), or the teacher's on whose grid the student learns
@@ -43,7 +41,6 @@ class DistilledStage:
       loss_name: one of `losses.LOSSES`.
     """
 
-    student: Stage
     teacher: Stage
     target: str
     steps: int
@@ -51,15 +48,9 @@ class DistilledStage:
     threshold: str = "static"
     loss_name: str = "truncated_snr"
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "student":
-            raise AttributeError(name)
-        return getattr(self.student, name)
-
     def with_layout(self, layout: Layout) -> "DistilledStage":
-        return dataclasses.replace(
-            self, student=self.student.with_layout(layout), teacher=self.teacher.with_layout(layout)
-        )
+        network, teacher = self.network.clone(layout=layout), self.teacher.with_layout(layout)
+        return dataclasses.replace(self, network=network, teacher=teacher)
 
     def loss(
         self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen
@@ -267,9 +258,10 @@ def round_config(teacher: ConfigDict, config: ConfigDict, this: Round, source: s
 
 def build_round(teacher: Stage, config: ConfigDict, this: Round) -> DistilledStage:
     """The stage that one round trains. config: of the round, see `round_config`."""
-    distill = config.distill
+    distill, student = config.distill, build(config)
+    parts = {field.name: getattr(student, field.name) for field in dataclasses.fields(Stage)}
     return DistilledStage(
-        student=build(config),
+        **parts,
         teacher=teacher,
         target=this.target,
         steps=this.steps,
