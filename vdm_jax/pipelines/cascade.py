@@ -187,8 +187,8 @@ class CascadeModel:
             before = _digest([before, step.name, _identity(step.source), _plain(step.changes)])
             record = _Record(folder / f"{number:02d}_{step.name}", before)
             if record.done < len(prompts):
-                of_stage = jax.random.fold_in(key, number)
-                _run(step, record, of_stage, prompts, low_res, self.mesh, progress)
+                stage_key = jax.random.fold_in(key, number)
+                _run(step, record, stage_key, prompts, low_res, self.mesh, progress)
             output = StageOutput(
                 name=step.name,
                 path=record.path,

@@ -10,7 +10,7 @@ OSCILLATING = {"base_40x24": 64, "ssr_80x48": 32, "ssr_320x192": 32}
 
 
 def paper_config(name: str) -> ConfigDict:
-    """What the stages of the paper's size have in common, all but the network's size.
+    """The settings that the paper's stages share. Each configuration adds its network's size.
 
     The paper gives resolutions, frame rates, parameters and steps; batch, learning rate and mesh
     are ours, as are channels and blocks. Clips are read from a folder of captioned videos, whose

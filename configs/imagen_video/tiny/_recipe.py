@@ -20,7 +20,7 @@ TINY = imagen_video.specs(
 
 
 def tiny_config(name: str) -> ConfigDict:
-    """What the stages of the cascade for moving shapes have in common, all but the network's size.
+    """The settings that the stages for moving shapes share. Each configuration adds its network's size.
 
     All are trained on clips of 32 frames with two shapes, of which each makes its own: a
     combination of colour, shape and direction that only `held_out` shows is unseen by every stage.
@@ -29,7 +29,7 @@ def tiny_config(name: str) -> ConfigDict:
     config = two_cores(imagen_video.stage_config(TINY, name)).unlock()
     upsamples = bool(config.stage.low_res)
     config.stage.data_fps = 24.0
-    # Beyond half of the times the condition is all but noise, and sampling uses a tenth of them.
+    # Beyond half of the times the condition is almost pure noise; sampling uses a tenth of them.
     config.stage.max_augmentation = 0.5
     config.model.channel_mult = (1,)
     config.model.num_res_blocks = (1,)
@@ -54,15 +54,19 @@ def tiny_config(name: str) -> ConfigDict:
 
 
 def about_blends(config: ConfigDict) -> None:
-    """Has a tiny TSR stage of 32 x 32 pixels start from blended frames, and learn 8 frames in a
-    row. Between two frames of moving shapes little happens that is not a blend of both, at 6 and at
-    12 frames a second (the deviation that is likeliest, measured)."""
+    """A TSR stage of 32 x 32 pixels refines blended frames and is trained on 8 frames in a row.
+
+    At 6 and 12 frames a second, a blend of two frames of moving shapes is almost exact. The
+    deviation is the likeliest one, measured.
+    """
     config.stage.fill = "blend"
     config.stage.residual, config.stage.residual_of_acceleration = 0.002, 0.2
     config.stage.crop = (8, 32, 32)
 
 
 def about_bilinear(config: ConfigDict) -> None:
-    """Has an SSR stage of moving shapes start from bilinear frames, which are all but exact away
-    from edges (about the likeliest deviation at 16 to 64 pixels, measured)."""
+    """An SSR stage refines bilinear frames, which are almost exact away from edges.
+
+    The deviation is about the likeliest one at 16 to 64 pixels, measured.
+    """
     config.stage.residual, config.stage.residual_of_contrast = 0.002, 0.45

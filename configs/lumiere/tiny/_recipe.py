@@ -24,7 +24,7 @@ def tiny_ssr() -> ConfigDict:
     """The image model that makes 32 x 32 of 16 x 16 pixels."""
     config = _tiny(lumiere.stage_config("t2i_ssr", (4, 32, 32), low_res=(4, 16, 16), fps=24.0))
     about_bilinear(config)
-    # Beyond half of the times the condition is all but noise, and sampling uses a tenth of them.
+    # Beyond half of the times the condition is almost pure noise; sampling uses a tenth of them.
     config.stage.max_augmentation = 0.5
     config.train.steps = 3000
     config.sample.steps = 32
