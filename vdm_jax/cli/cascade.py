@@ -37,7 +37,7 @@ def train(config, options, overrides: dict[str, str]) -> int:
     workdir = Path(options.workdir)
     distilled = workdir / "distilled"
     jobs = options.jobs or 1
-    distillation = {
+    distill_configs = {
         name: config_lib.load_config(f"{options.distill}:{name}")
         for name in (config.stages if options.distill else ())
         if name in chosen
@@ -64,11 +64,11 @@ def train(config, options, overrides: dict[str, str]) -> int:
             f"--workdir={distilled / 'rounds' / name}",
             f"--config.data.data_dir={configs[name].data.data_dir}",
         )
-        for name in distillation
+        for name in distill_configs
     }
     cascade_lib.save(distilled, config)
     code = _run_all("distilling", distilling, distilled, jobs)
-    for name, this in distillation.items():
+    for name, this in distill_configs.items():
         last = distillation.rounds(this.distill)[-1].name
         student = distilled / "rounds" / name / f"{last}.safetensors"
         if student.is_file():

@@ -20,7 +20,7 @@ TINY = imagen_video.specs(
 
 
 def tiny_config(name: str) -> ConfigDict:
-    """The settings that the stages for moving shapes share. Each configuration adds its network's size.
+    """The settings that all stages for moving shapes share, without the network's size.
 
     All are trained on clips of 32 frames with two shapes, of which each makes its own: a
     combination of colour, shape and direction that only `held_out` shows is unseen by every stage.
