@@ -1,6 +1,5 @@
 """The command lines, on a real stage as small as it can be and on real video files."""
 
-import dataclasses
 import json
 import os
 import platform
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import types
 from pathlib import Path
 
 import chex
@@ -23,6 +21,7 @@ from vdm_jax import config as config_lib
 from vdm_jax.cli import common, describe, evaluate, sample, train
 from vdm_jax.data import shapes, video_io
 from vdm_jax.pipelines import model as pretrained
+from vdm_jax.stage import sampler as sampling
 from vdm_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -356,54 +355,39 @@ def test_describe_takes_a_network_of_billions(capsys):
     assert time.monotonic() - started < 90
 
 
-class FakeModel:
-    """Draws what it is asked for, except that the last half of its clips move backwards."""
-
-    config = config_lib.from_dict({"data": {"name": "moving_shapes", "config": "16x16x8"}})
-    params = None
-    stage = types.SimpleNamespace(takes_guidance=False)
-
-    def sampler(self, **changes):
-        assert not changes
-        return FakeSampler()
-
-
-@dataclasses.dataclass
-class FakeSampler:
-    video_shape = (8, 16, 16, 3)
-    sampler: str = "ddim"
-    steps: int = 64
-    guidance: float = 2.0
-    batch_size: int = 4
-
-    def stream(self, params, key, prompts):
-        assert set(prompts) <= set(shapes.captions("held_out"))
-        scenes = [shapes.parse_caption(prompt) for prompt in prompts]
-        videos = shapes.render_clips(scenes, size=16, num_frames=8, seed=1)
-        half = len(videos) // 2
-        yield videos[:half]
-        yield videos[half:, ::-1]
+def drawn(self, params, key, prompts):
+    """In the place of `Sampler.stream`: what it is asked for, but the last half moves backwards."""
+    assert set(prompts) <= set(shapes.captions("held_out"))
+    scenes = [shapes.parse_caption(prompt) for prompt in prompts]
+    videos = shapes.render_clips(scenes, size=16, num_frames=8, seed=1)
+    half = len(videos) // 2
+    yield videos[:half]
+    yield videos[half:, ::-1]
 
 
 def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
-    monkeypatch.setattr(common, "load_any", lambda options: FakeModel())
+    monkeypatch.setattr(sampling.Sampler, "stream", drawn)
     monkeypatch.setattr(common, "setup", lambda device, options, quiet=False: None)
     evaluate.main(["--num_samples=8", "--json"])
     scores = json.loads(capsys.readouterr().out)
     assert (scores["color"], scores["shape"], scores["n"]) == (1.0, 1.0, 8)
     assert scores["direction"] == scores["all"] == 0.5
-    assert scores["steps"] == 64
+    # The shipped model's own settings.
+    assert (scores["sampler"], scores["steps"], scores["guidance"]) == ("ddim", 64, 2.0)
     evaluate.main(["--num_samples=8"])
     assert "50.0%" in capsys.readouterr().out
 
 
 class FakeCascade(pipelines.CascadeModel):
     last_config = config_lib.from_dict(
-        {**FakeModel.config.to_dict(), "stage": {"shape": (8, 16, 16)}}
+        {
+            "data": {"name": "moving_shapes", "config": "16x16x8"},
+            "stage": {"shape": (8, 16, 16)},
+        }
     )
 
     def sample(self, key, prompts):
-        return np.concatenate(list(FakeSampler().stream(None, key, prompts)))
+        return np.concatenate(list(drawn(None, None, key, prompts)))
 
 
 def test_evaluate_measures_a_cascade(monkeypatch, capsys):

@@ -156,7 +156,11 @@ def _drawing(options) -> _Drawing:
         data=model.config.data,
         frames=sampler.video_shape[0],
         size=sampler.video_shape[1],
-        settings={name: getattr(sampler, name) for name in ("sampler", "steps", "guidance")},
+        settings={
+            "sampler": sampler.rule_name,
+            "steps": sampler.steps,
+            "guidance": sampler.guidance_scale,
+        },
     )
 
 
