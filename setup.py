@@ -63,7 +63,6 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
         "einops>=0.8",
-        "chex>=0.1.90",
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "safetensors>=0.5",
@@ -90,6 +89,7 @@ setup(
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
         "test": [
+            "chex>=0.1.90",
             TPU_COMPILER,
             "opencv-python-headless>=4.10",
             "scipy>=1.14",

@@ -124,7 +124,7 @@ def distill(mesh):
     ladder = distillation.default_config()
     ladder.train.update(batch_size=BATCH, warmup_steps=0, clip_norm=0.0)
     this = distillation.rounds(ladder.distill)[0]
-    config = distillation.round_config(config.lock(), ladder, this, "teacher")
+    config = distillation.round_config(config.lock(), ladder, this, "teacher", "sha256:0")
     teacher = systems.build(make_config())
     stage = distillation.build_round(teacher, config, this)
     random = np.random.default_rng(0)

@@ -430,7 +430,7 @@ def test_a_stage_of_a_cascade_is_distilled_like_any(tmp_path):
     ladder = distillation.default_config()
     ladder.distill.teacher_steps, ladder.distill.end_steps = 4, 2
     this = distillation.rounds(ladder.distill)[1]
-    student_config = distillation.round_config(teacher_config, ladder, this, "teacher")
+    student_config = distillation.round_config(teacher_config, ladder, this, "teacher", "sha256:0")
     teacher = systems.build(student_config)
     stage = distillation.build_round(teacher, student_config, this)
     params = stage.init(KEY)

@@ -66,11 +66,11 @@ def teacher(tmp_path_factory):
 def make_stage(teacher_config, index):
     config = config_lib.load_config(CONFIG, {"distill.teacher_steps": "4"})
     this = distillation.rounds(config.distill)[index]
-    round_config = distillation.round_config(teacher_config, config, this, "somewhere")
+    round_config = distillation.round_config(teacher_config, config, this, "somewhere", "sha256:0")
     before = teacher_config
     if this.teacher:
         first = distillation.rounds(config.distill)[0]
-        before = distillation.round_config(teacher_config, config, first, "somewhere")
+        before = distillation.round_config(teacher_config, config, first, "somewhere", "sha256:0")
     return distillation.build_round(systems.build(before), round_config, this)
 
 

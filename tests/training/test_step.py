@@ -91,7 +91,8 @@ def test_an_update_that_is_not_finite_changes_no_weight(
             zero = jnp.where(batch["poison"].any(), 0.0, 1.0) * params["b"][0] ** 2
             return value + jnp.sqrt(zero), metrics
 
-    update, before = prepare(Bad(), make_config(batch_size=8))
+    config = make_config(batch_size=8, warmup_steps=4, steps=14)
+    update, before = prepare(Bad(), config)
     kept = jax.tree.map(np.array, before)
     after, metrics = update(before, {**batch, "poison": np.ones(8, bool)})
     assert metrics["finite"] == 0
@@ -101,6 +102,10 @@ def test_an_update_that_is_not_finite_changes_no_weight(
     assert (after.step, after.skipped, metrics["skipped"]) == (1, 1, 1)
     for name in ("params", "ema", "opt_state"):
         assert_trees_equal(getattr(after, name), jax.tree.map(jnp.asarray, getattr(kept, name)))
+    # Nor does it count for the optimiser, whose learning rate is the one that is logged.
+    _, metrics = update(after, {**batch, "poison": np.zeros(8, bool)})
+    rate = optimizer.make_schedule(config.train)(0)
+    np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
 
 
 def test_keys_are_of_seed_step_and_purpose():

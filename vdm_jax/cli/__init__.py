@@ -15,6 +15,7 @@ COMMANDS = {
     "data": "prepare data sets, and embed their captions",
     "compile": "compile for TPUs or GPUs that are not here: does it fit, how fast can it be",
     "describe": "list configurations and models, or show the network of one configuration",
+    "export": "write a trained model as one file",
     "gallery": "make a page of what the shipped models can do",
 }
 _HEAD = """usage: vdm COMMAND [FLAGS]

@@ -83,7 +83,10 @@ def main(arguments: list[str]) -> int:
     workdir = Path(options.workdir)
     for number, this in enumerate(ladder, 1):
         say(f"round {number} of {len(ladder)}: {this.name}, {this.updates} updates")
-        this_config = distillation.round_config(teacher_config, config, this, source)
+        before = workdir / this.teacher if this.teacher else source
+        this_config = distillation.round_config(
+            teacher_config, config, this, source, pretrained.digest(before)
+        )
         code = _train_round(workdir, source, teacher_config, this, this_config)
         if code is not None:
             return code
@@ -115,6 +118,10 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     directory = workdir / this.name
     if checkpoints.has_checkpoint(directory):
         done, saved = checkpoints.read_config(directory, fallback=config.checkpoint.fallback)
+        if "teacher_digest" not in saved.distill:  # of a run that an earlier version began
+            config = config.copy_and_resolve_references().unlock()
+            del config.distill.teacher_digest
+            config.lock()
         if done >= this.updates and not config_lib.resume_differences(saved, config):
             say(f"{directory}: done before")
             return None

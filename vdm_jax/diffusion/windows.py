@@ -70,7 +70,7 @@ def windowed(
     size: int,
     overlap: int,
     weights: str = "core",
-    like: Sequence[str] = ("low_res", "low_res_residual", "masked_video", "mask"),
+    like: Sequence[str] = (),
     multiple: int = 1,
     together: bool = False,
 ) -> Denoiser:

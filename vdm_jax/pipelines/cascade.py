@@ -25,6 +25,7 @@ from jaxtyping import Array, Key, UInt8
 
 from vdm_jax import config as config_lib
 from vdm_jax.pipelines import model as pretrained
+from vdm_jax.stage import sampler as sampling
 
 # progress(stage's name, samples done, samples in all), called after each batch.
 Progress = Callable[[str, int, int], None]
@@ -94,10 +95,14 @@ class CascadeModel:
     Attributes:
       steps: the stages in order.
       mesh: sizes of the mesh's axes for every stage, None = one device.
+      _samplers: of the stages that were sampled, without parameters; compiled once.
     """
 
     steps: tuple[CascadeStep, ...]
     mesh: Mapping[str, int] | None = None
+    _samplers: dict[str, sampling.Sampler] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -184,11 +189,12 @@ class CascadeModel:
         low_res, before = None, _digest([list(prompts), jax.random.key_data(key).tolist()])
         for number, step in enumerate(self.steps):
             # The videos of a stage depend on all stages before it.
-            before = _digest([before, step.name, _identity(step.source), _plain(step.changes)])
+            model = pretrained.digest(step.source)
+            before = _digest([before, step.name, model, _plain(step.changes)])
             record = _Record(folder / f"{number:02d}_{step.name}", before)
             if record.done < len(prompts):
                 stage_key = jax.random.fold_in(key, number)
-                _run(step, record, stage_key, prompts, low_res, self.mesh, progress)
+                self._run(step, record, stage_key, prompts, low_res, progress)
             output = StageOutput(
                 name=step.name,
                 path=record.path,
@@ -197,6 +203,28 @@ class CascadeModel:
             )
             low_res = output.videos
             yield output
+
+    def _run(self, step, record, key, prompts, low_res, progress) -> None:
+        """Draws the videos of one stage that are still missing."""
+        model = pretrained.load(step.source, mesh=self.mesh)
+        name = _digest([config_lib.to_dict(model.config), step.name, _plain(step.changes)])
+        sampler = self._samplers.setdefault(name, model.sampler(**step.changes))
+        first = record.open(len(prompts), sampler.video_shape)
+        stream = sampler.stream(
+            model.params,
+            key,
+            prompts[first:],
+            inputs=None if low_res is None else {"low_res": low_res[first:]},
+            first=first,
+        )
+        started = time.monotonic()
+        for videos in stream:
+            record.add(videos, time.monotonic() - started)
+            started = time.monotonic()
+            if progress is not None:
+                progress(step.name, record.done, len(prompts))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"stage {step.name} is written")
 
     def _index(self, stage: str) -> int:
         if stage not in self.stages:
@@ -268,28 +296,6 @@ def _from_folder(
     return CascadeModel(steps=tuple(steps), mesh=mesh)
 
 
-def _run(step, record, key, prompts, low_res, mesh, progress) -> None:
-    """Draws what is missing of one stage's videos."""
-    model = pretrained.load(step.source, mesh=mesh)
-    sampler = model.sampler(**step.changes)
-    first = record.open(len(prompts), sampler.video_shape)
-    stream = sampler.stream(
-        model.params,
-        key,
-        prompts[first:],
-        inputs=None if low_res is None else {"low_res": low_res[first:]},
-        first=first,
-    )
-    started = time.monotonic()
-    for videos in stream:
-        record.add(videos, time.monotonic() - started)
-        started = time.monotonic()
-        if progress is not None:
-            progress(step.name, record.done, len(prompts))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"stage {step.name} is written")
-
-
 class _Record:
     """The file of a stage's videos, with a note of how many are done and of what made them."""
 
@@ -346,19 +352,6 @@ def _check_chain(steps: Sequence[CascadeStep]) -> None:
 
 def _frame_rate(config) -> float:
     return config.stage.data_fps * config.stage.shape[0] / config.data.num_frames
-
-
-def _identity(source: str) -> list[Any]:
-    """Distinguishes a model from an earlier one of the same name."""
-    path = Path(source)
-    if path.is_dir():
-        from vdm_jax.training import checkpoints
-
-        step, config = checkpoints.read_config(path)
-        return [step, config_lib.to_dict(config)]
-    if path.is_file():
-        return [path.stat().st_size, path.stat().st_mtime_ns]
-    return [source]
 
 
 def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:

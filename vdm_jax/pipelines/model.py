@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,21 +11,20 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jaxtyping import Array, Key, PyTree, UInt8
 
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import model_file
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.training import checkpoints
 from vdm_jax.upgrade import upgrade
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 DEFAULT = "moving_shapes"
-_FORMAT = "vdm_jax/1"
 CASCADE_FILE = "cascade.json"
+_MOST_SAMPLERS = 8  # that a model keeps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,9 @@ class Model:
     params: PyTree
     config: Any
     plan: sharding.Plan | None = None
+    _samplers: dict[str, sampling.Sampler] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def schedule(self) -> Any:
@@ -52,10 +55,19 @@ class Model:
         return self.stage.denoiser(self.params)
 
     def sampler(self, **changes) -> sampling.Sampler:
-        """The sampler of the configuration; changes: of `sampling.FIELDS`."""
-        return sampling.Sampler.from_config(
-            self.stage, self.config.sample, plan=self.plan, **changes
-        )
+        """The sampler of the configuration; changes: of `sampling.FIELDS`.
+
+        The same changes give the same sampler, so that it is compiled once.
+        """
+        name = repr(sorted((key, value) for key, value in changes.items() if value is not None))
+        name += config_lib.to_json(self.config.sample)
+        if name not in self._samplers:
+            if len(self._samplers) >= _MOST_SAMPLERS:  # each holds a compiled program
+                del self._samplers[next(iter(self._samplers))]
+            self._samplers[name] = sampling.Sampler.from_config(
+                self.stage, self.config.sample, plan=self.plan, **changes
+            )
+        return self._samplers[name]
 
     def sample(
         self,
@@ -126,14 +138,18 @@ def read_config(source: str | Path):
     path = _find(source)
     if path.is_dir():
         return checkpoints.read_config(path)[1]
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path}: not a model of this package (format {metadata.get('format')!r} in its "
-            f"metadata, not {_FORMAT!r})"
-        )
-    return config_lib.from_dict(upgrade(json.loads(metadata["config"])))
+    return config_lib.from_dict(upgrade(dict(model_file.read_header(path).config)))
+
+
+def digest(source: str | Path) -> str:
+    """What names the parameters and the configuration of a model: "sha256:…".
+
+    Of a file it is the digest that the file carries. Of a working directory it names the latest
+    checkpoint's moving average. Raises as `load`.
+    """
+    path = _find(source)
+    found = checkpoints.digest(path) if path.is_dir() else model_file.read_header(path).digest
+    return f"sha256:{found}"
 
 
 def read_params(source: str | Path, abstract: PyTree) -> PyTree:
@@ -192,25 +208,38 @@ def find_cascade(source: str | Path) -> Path | None:
     return None
 
 
-def save_model(path: str | Path, params: PyTree, config, *, half: bool = False) -> Path:
-    """Writes parameters and configuration as one safetensors file.
+def save_model(
+    path: str | Path,
+    params: PyTree,
+    config,
+    *,
+    half: bool = False,
+    base: str | Path | None = None,
+) -> Path:
+    """Writes parameters and configuration as one safetensors file, see `model_file`.
 
-    Tensors are named by their path ("down_0/conv/kernel"); the metadata holds the configuration
-    as JSON. half: in float16, half as large; they are float32 again when read. Raises ValueError
-    where one is not finite.
+    half: in float16, half as large; they are float32 again when read. base: a model that this one
+    was adapted from. The file then holds only the parameters that differ from the base's, and names
+    the base by its digest. Loading it needs the base: under its shipped name, or in the same place
+    relative to the file. Raises ValueError where a parameter is not finite.
     """
     tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(params)}
+    named = None
+    if base is not None:
+        theirs = _tensors(_find(base))
+        tensors = {
+            name: leaf
+            for name, leaf in tensors.items()
+            if name not in theirs or not np.array_equal(_float32(theirs[name]), leaf)
+        }
+        named = model_file.Base(name=_base_name(base, Path(path)), digest=digest(base))
     if half:
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # refused below
             tensors = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     bad = [name for name, leaf in tensors.items() if not np.isfinite(leaf).all()]
     if bad:
         raise ValueError(f"not finite, not saved: {', '.join(bad[:5])}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": _FORMAT, "config": json.dumps(config_lib.to_dict(config))}
-    safetensors.numpy.save_file(tensors, path, metadata=metadata)
-    return path
+    return model_file.write(path, tensors, config_lib.to_dict(config), named)
 
 
 def _find(source: str | Path) -> Path:
@@ -234,24 +263,55 @@ def _find(source: str | Path) -> Path:
 
 
 def _read_file(path: Path, abstract: PyTree) -> PyTree:
-    expected = _named_leaves(abstract)
-    names = [name for name, _ in expected]
+    expected, tensors = _named_leaves(abstract), _tensors(path)
+    if odd := sorted({name for name, _ in expected} ^ tensors.keys()):
+        raise ValueError(f"{path}: tensors and network do not match: {', '.join(odd[:5])}")
     leaves = []
-    with safetensors.safe_open(path, framework="numpy") as file:
-        if set(names) != set(file.keys()):
-            odd = sorted(set(names) ^ set(file.keys()))
-            raise ValueError(f"{path}: tensors and network do not match: {', '.join(odd[:5])}")
-        for name, leaf in expected:
-            found = file.get_tensor(name)
-            if found.dtype == np.float16 and leaf.dtype == np.float32:  # see `save_model`
-                found = found.astype(np.float32)
-            if found.shape != leaf.shape or found.dtype != leaf.dtype:
-                raise ValueError(
-                    f"{path}: {name} is {found.dtype}{list(found.shape)}, "
-                    f"the network wants {leaf.dtype}{list(leaf.shape)}"
-                )
-            leaves.append(jax.device_put(found, leaf.sharding))
+    for name, leaf in expected:
+        found = tensors[name] if leaf.dtype != np.float32 else _float32(tensors[name])
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+            raise ValueError(
+                f"{path}: {name} is {found.dtype}{list(found.shape)}, "
+                f"the network wants {leaf.dtype}{list(leaf.shape)}"
+            )
+        leaves.append(jax.device_put(found, leaf.sharding))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a model's file by name; those that an adapted model lacks are its base's."""
+    if path.is_dir():
+        raise ValueError(f"base = {str(path)!r}: must be a .safetensors file or a shipped model")
+    tensors, base = model_file.read_tensors(path), model_file.read_header(path).base
+    if base is None:
+        return tensors
+    beside = path.parent / base.name
+    try:
+        source = beside if beside.is_file() else _find(base.name)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: holds what was adapted of {base.name!r} ({base.digest}), which is neither at "
+            f"{beside} nor a model of the package; put it there"
+        ) from None
+    if digest(source) != base.digest:
+        raise ValueError(
+            f"{path}: was adapted from {base.name!r} with {base.digest}, but {source} has "
+            f"{digest(source)}; put the original at {beside}"
+        )
+    return {**_tensors(source), **tensors}
+
+
+def _float32(tensor: np.ndarray) -> np.ndarray:
+    """float16 as float32 (see `save_model`); all else unchanged."""
+    return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
+
+
+def _base_name(base: str | Path, adapted: Path) -> str:
+    """A shipped model's name, or the path of a file from the folder of the adapted model."""
+    found = _find(base)
+    if found.is_relative_to(SHIPPED):
+        return found.relative_to(SHIPPED).with_suffix("").as_posix()
+    return Path(os.path.relpath(found, adapted.parent)).as_posix()
 
 
 def _name(path: tuple) -> str:

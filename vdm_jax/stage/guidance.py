@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from vdm_jax.diffusion import guidance, windows
 from vdm_jax.diffusion.process import Denoiser
+from vdm_jax.stage.conditions.scalar import GuidanceScale
 from vdm_jax.stage.stage import Stage
 
 LogSNRs = Float[Array, "steps_plus_1"]
@@ -41,6 +42,9 @@ class ClassifierFree:
         """See `Guidance`."""
         if self.oscillate_after < 0:
             raise ValueError(f"oscillate_after = {self.oscillate_after}: must not be negative")
+        if (condition := stage.find(GuidanceScale)) is not None:
+            for scale in {self.scale, 1.0} if self.oscillate_after else {self.scale}:
+                condition.check_scale(scale)
 
     def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
         if not self.oscillate_after:

@@ -115,6 +115,9 @@ class Condition(Protocol):
         Raises ValueError where the model was not trained for it.
         """
 
+    def check(self, settings: Mapping[str, float]) -> None:
+        """Raises ValueError where a setting is outside of what the model was trained with."""
+
     def begin(
         self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
     ) -> dict[str, Array]:

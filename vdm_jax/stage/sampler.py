@@ -6,6 +6,7 @@ on the batch that it was computed in nor on how many samples were asked for.
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -134,6 +135,9 @@ class Sampler:
                 )
             if value < 0:
                 raise ValueError(f"{name} = {value}: must not be negative")
+        for condition in self.stage.conditions:
+            condition.check(self.settings)
+        self._check_length()
         if isinstance(self.method, conditional.ByTraining) and self.stage.find(MaskedVideo) is None:
             raise ValueError(
                 "method = 'trained': this model was not trained with masked videos (stage.masks)"
@@ -147,6 +151,19 @@ class Sampler:
                 "sampler has none (guidance = 1, or a model that takes the guidance scale as input)"
             )
         jax.eval_shape(self.logsnrs)  # steps that the schedule cannot have are refused here
+
+    def _check_length(self) -> None:
+        """Warns of frames beyond those of training, which each window has where there are any."""
+        trained = self.stage.view.crop_shape[0]
+        wanted = self.video_shape[0]
+        for part in self.guidance:
+            wanted = min(wanted, part.size) if isinstance(part, Windows) else wanted
+        if wanted > max(trained, self.stage.video_shape[0]):
+            warnings.warn(
+                f"num_frames = {wanted}: this model was trained with {trained} frames; more are an "
+                "extrapolation (window = F samples in windows of F frames)",
+                stacklevel=4,
+            )
 
     @classmethod
     def from_config(

@@ -56,6 +56,13 @@ class View:
         return self.data_fps / (stride or self.data_shape[0] // self.shape[0])
 
     @property
+    def rates(self) -> tuple[float, ...]:
+        """Frames a second of the stage's clips in training, each rate once; () = not known."""
+        if not self.data_fps:
+            return ()
+        return tuple(self.data_fps / stride for stride in self.frame_strides) or (self.fps,)
+
+    @property
     def crop_shape(self) -> tuple[int, int, int]:
         """(f, h, w) of the part of a clip that is trained on."""
         if not self.crop:

@@ -49,7 +49,9 @@ def prompt_conditions(
     if config.model.num_labels:
         found.append(Label(count=config.model.num_labels, drop=drop))
     if config.model.get("guidance_embedding", False):
-        found.append(GuidanceScale())
+        distill = config.get("distill", {})
+        trained = (distill["guidance_min"], distill["guidance_max"]) if distill else None
+        found.append(GuidanceScale(trained=trained))
     return tuple(found)
 
 
@@ -70,7 +72,7 @@ def cascade_parts(config: ConfigDict, *, frame_rate: bool) -> dict[str, Any]:
         frame_strides=tuple(stage.frame_strides),
         crop=tuple(stage.crop),
     )
-    conditions = [FrameRate(fps=view.fps)] if frame_rate else []
+    conditions = [FrameRate(fps=view.fps, trained=view.rates)] if frame_rate else []
     refinement = _refinement(stage, shape)
     if stage.low_res:
         low_res = LowResVideo(

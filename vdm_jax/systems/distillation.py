@@ -211,11 +211,17 @@ def rounds(distill: ConfigDict) -> list[Round]:
     return ladder
 
 
-def round_config(teacher: ConfigDict, config: ConfigDict, this: Round, source: str) -> ConfigDict:
+def round_config(
+    teacher: ConfigDict, config: ConfigDict, this: Round, source: str, digest: str
+) -> ConfigDict:
     """The configuration of one round's training, which is also that of its student.
 
-    teacher: the original teacher's; config: of the distillation; source: where the teacher was
-    found, so that a run is not resumed with another one.
+    Args:
+      teacher: the original teacher's.
+      config: of the distillation.
+      source: where the original teacher was found.
+      digest: of the round's own teacher, whose parameters are frozen and in no checkpoint, so that
+        a run is not resumed with another one.
     """
     student = teacher.copy_and_resolve_references()
     with student.unlocked():
@@ -239,6 +245,7 @@ def round_config(teacher: ConfigDict, config: ConfigDict, this: Round, source: s
         student.distill = ConfigDict(
             {
                 "teacher": source,
+                "teacher_digest": digest,
                 "round": this.teacher,
                 "target": this.target,
                 "steps": this.steps,

@@ -13,6 +13,7 @@ at a barrier until it times out, and would leave the half-written step where it 
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 import threading
@@ -355,6 +356,21 @@ def read_params(
                 path, {which: abstract_params}, prints, who="the network", only=which
             )
         return tree[which]
+
+    return _read_latest(Path(workdir).absolute() / DIRECTORY, read)
+
+
+def digest(workdir: str | Path) -> str:
+    """A SHA-256 that names the configuration and the moving average of the latest checkpoint.
+
+    It is made of the checksums that were saved with them. Raises CheckpointError.
+    """
+
+    def read(path: Path) -> str:
+        prints = integrity.read_item(path, "fingerprint")
+        average = {name: value for name, value in prints.items() if name.startswith("ema/")}
+        named = [integrity.read_item(path, "config"), average]
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     return _read_latest(Path(workdir).absolute() / DIRECTORY, read)
 

@@ -86,70 +86,31 @@ def make_train_step(
 
     frozen = dict(frozen or {})
 
-    def stage_loss(params: PyTree, batch: PyTree, key: jax.Array, fixed: Mapping[str, PyTree]):
+    def stage_loss(
+        params: PyTree, batch: PyTree, key: jax.Array, fixed: Mapping[str, PyTree]
+    ) -> tuple[Array, Metrics]:
         gathered = {name: part.plan.gather(fixed[name]) for name, part in frozen.items()}
         return stage.loss(plan.gather(params), batch, key, gathered)
-
-    def gradients(
-        params: PyTree, batch: PyTree, key: jax.Array, fixed: Mapping[str, PyTree]
-    ) -> tuple[PyTree, Metrics]:
-        trained = stage.trained(params)
-        value_and_grad = jax.value_and_grad(
-            lambda trained, batch, key: stage_loss(state.merge(trained, params), batch, key, fixed),
-            has_aux=True,
-        )
-        if train.accumulate == 1:
-            (loss, metrics), grads = value_and_grad(trained, batch, key)
-            return grads, {**metrics, "loss": loss}
-
-        # Every device has its share of each microbatch: nothing moves.
-        batch = jax.tree.map(
-            lambda leaf: rearrange(leaf, "(b a) ... -> a b ...", a=train.accumulate), batch
-        )
-
-        def add(total: PyTree, inputs: tuple[PyTree, jax.Array]) -> tuple[PyTree, Metrics]:
-            microbatch, index = inputs
-            (loss, metrics), grads = value_and_grad(
-                trained, microbatch, jax.random.fold_in(key, index)
-            )
-            return jax.tree.map(jnp.add, total, grads), {**metrics, "loss": loss}
-
-        zeros = jax.tree.map(jnp.zeros_like, trained)
-        total, metrics = jax.lax.scan(add, zeros, (batch, jnp.arange(train.accumulate)))
-        grads = jax.tree.map(lambda leaf: leaf / train.accumulate, total)
-        return grads, jax.tree.map(jnp.mean, metrics)
 
     def train_step(
         old: state.TrainState, batch: PyTree, fixed: Mapping[str, PyTree]
     ) -> tuple[state.TrainState, Metrics]:
+        def trained_loss(trained: PyTree, batch: PyTree, key: jax.Array) -> tuple[Array, Metrics]:
+            return stage_loss(state.merge(trained, old.params), batch, key, fixed)
+
         key = state.derive_key(train.seed, old.step, state.LOSS)
-        grads, metrics = gradients(old.params, batch, key, fixed)
+        trained = stage.trained(old.params)
+        grads, metrics = _gradients(trained_loss, trained, batch, key, train.accumulate)
         grad_norm = optax.global_norm(grads)
         # One bad gradient makes the norm not finite, so this sees every leaf.
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-
-        before, average = stage.trained(old.params), stage.trained(old.ema)
-        updates, opt_state = tx.update(grads, old.opt_state, before)
-        after = optax.apply_updates(before, updates)
         decay = state.ema_decay(train.ema_decay, old.step)
-        kept = {"params": before, "ema": average, "opt_state": old.opt_state}
-        made = {
-            "params": after,
-            "ema": state.update_ema(average, after, decay),
-            "opt_state": opt_state,
-        }
-        taken = jax.tree.map(lambda made, kept: jnp.where(finite, made, kept), made, kept)
-        new = state.TrainState(
-            step=old.step + 1,
-            skipped=old.skipped + 1 - finite,
-            params=state.merge(taken["params"], old.params),
-            ema=state.merge(taken["ema"], old.ema),
-            opt_state=taken["opt_state"],
-        )
+        new = _updated(stage, tx, old, grads, decay, finite)
         metrics = {
             **metrics,
             "grad_norm": grad_norm,
-            "learning_rate": jnp.asarray(schedule(old.step), jnp.float32),
+            # The optimiser counts the updates that were applied.
+            "learning_rate": jnp.asarray(schedule(old.step - old.skipped), jnp.float32),
             "ema_decay": decay,
             "finite": finite.astype(jnp.float32),
             "skipped": new.skipped,
@@ -165,6 +126,64 @@ def make_train_step(
         compiler_options=sharding.compiler_options(plan.mesh),
     )
     return TrainStep(compiled=compiled, frozen={name: part.params for name, part in frozen.items()})
+
+
+def _gradients(
+    loss: Callable[[PyTree, PyTree, jax.Array], tuple[Array, Metrics]],
+    trained: PyTree,
+    batch: PyTree,
+    key: jax.Array,
+    accumulate: int,
+) -> tuple[PyTree, Metrics]:
+    """Gradients of `loss(trained, batch, key)`, averaged over `accumulate` microbatches, and its
+    metrics with the loss among them."""
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        (value, metrics), grads = value_and_grad(trained, batch, key)
+        return grads, {**metrics, "loss": value}
+
+    # Every device has its share of each microbatch: nothing moves.
+    batch = jax.tree.map(lambda leaf: rearrange(leaf, "(b a) ... -> a b ...", a=accumulate), batch)
+
+    def add(total: PyTree, inputs: tuple[PyTree, jax.Array]) -> tuple[PyTree, Metrics]:
+        microbatch, index = inputs
+        (value, metrics), grads = value_and_grad(
+            trained, microbatch, jax.random.fold_in(key, index)
+        )
+        return jax.tree.map(jnp.add, total, grads), {**metrics, "loss": value}
+
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    total, metrics = jax.lax.scan(add, zeros, (batch, jnp.arange(accumulate)))
+    grads = jax.tree.map(lambda leaf: leaf / accumulate, total)
+    return grads, jax.tree.map(jnp.mean, metrics)
+
+
+def _updated(
+    stage,
+    tx: optax.GradientTransformation,
+    old: state.TrainState,
+    grads: PyTree,
+    decay: Array,
+    finite: Array,
+) -> state.TrainState:
+    """The state after one update, which changes nothing but the counts where it is not `finite`."""
+    before, average = stage.trained(old.params), stage.trained(old.ema)
+    updates, opt_state = tx.update(grads, old.opt_state, before)
+    after = optax.apply_updates(before, updates)
+    kept = {"params": before, "ema": average, "opt_state": old.opt_state}
+    changed = {
+        "params": after,
+        "ema": state.update_ema(average, after, decay),
+        "opt_state": opt_state,
+    }
+    taken = jax.tree.map(lambda new, same: jnp.where(finite, new, same), changed, kept)
+    return state.TrainState(
+        step=old.step + 1,
+        skipped=old.skipped + 1 - finite,
+        params=state.merge(taken["params"], old.params),
+        ema=state.merge(taken["ema"], old.ema),
+        opt_state=taken["opt_state"],
+    )
 
 
 def check_batch(batch: dict[str, Any], batch_size: int) -> None:

@@ -43,6 +43,9 @@ class Base:
             raise ValueError(f"{self.name}: this model takes no such input")
         return {}
 
+    def check(self, settings: Mapping[str, float]) -> None:
+        """See `Condition`."""
+
     def begin(
         self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
     ) -> dict[str, Array]:

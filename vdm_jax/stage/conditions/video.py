@@ -1,6 +1,7 @@
 """Conditions that are videos of z's shape, concatenated to z as channels."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +18,6 @@ from vdm_jax.stage.conditions.base import Base, shape
 from vdm_jax.stage.protocols import Cond, Example, Shapes
 from vdm_jax.stage.refinement import Refinement
 from vdm_jax.stage.space import from_uint8
-
-CLEAN = 20.0  # the log-SNR that stands for no noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,22 @@ class LowResVideo(Base):
         if not 0 <= self.max_augmentation <= 1:
             raise ValueError(f"max_augmentation = {self.max_augmentation}: must be from 0 to 1")
 
+    @functools.cached_property
+    def trained(self) -> tuple[float, float]:
+        """The lowest and the highest log-SNR of the noise on the video in training."""
+        with jax.ensure_compile_time_eval():
+            return tuple(float(self.schedule(jnp.array(t))) for t in (self.max_augmentation, 0.0))
+
+    def check(self, settings: Mapping[str, float]) -> None:
+        augmentation = settings.get("augmentation", 0.0)
+        lowest, highest = (math.exp(logsnr) for logsnr in self.trained)
+        # Equality is rounded: schedules are float32.
+        if augmentation and not 0.999 * lowest <= augmentation <= 1.001 * highest:
+            raise ValueError(
+                f"augmentation = {augmentation:g}: this model was trained with α²/σ² from "
+                f"{lowest:.3g} to {highest:.3g}; 0 is the least noise"
+            )
+
     def cond_shapes(self, n: int, image_frames: int) -> Shapes:
         frames, *rest = self.shape
         return {
@@ -91,9 +106,14 @@ class LowResVideo(Base):
     def begin(
         self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
     ) -> dict[str, Array]:
-        """The setting `augmentation` is α²/σ² of the noise; 0, the default, is no noise."""
+        """The setting `augmentation` is α²/σ² of the noise.
+
+        0, the default, is the least noise of training, and never less: a network that is told of a
+        level that it has not seen does worse, by 2 dB where it was measured.
+        """
+        lowest, highest = self.trained
         augmentation = settings.get("augmentation", 0.0)
-        level = math.log(augmentation) if augmentation else CLEAN
+        level = min(max(math.log(augmentation), lowest), highest) if augmentation else highest
         low = resize.refine(from_uint8(cond["low_res"]), self.shape[:3], self.fill)
         return self._entries(low, self._filled(), jnp.full(n, level), key, 0)
 
