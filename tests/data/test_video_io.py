@@ -93,6 +93,22 @@ def test_grid_places_clips_row_by_row(clip):
     assert tiled.shape == (5, 25, 33, 3)
     assert [tiled[0, 0, 0, 0], tiled[0, 0, 17, 0], tiled[0, 13, 0, 0]] == [10, 20, 30]
     assert tiled[0, 13, 17, 0] == 0 and tiled[0, 12].max() == 0
+    colored = video_io.grid(videos, columns=2, gap=1, color=(1, 2, 3))
+    assert (colored[:, 12] == (1, 2, 3)).all() and (colored[:, :12, 16] == (1, 2, 3)).all()
+    assert (colored[:, 13:, 17:] == (1, 2, 3)).all()
+    assert [colored[0, 0, 0, 0], colored[0, 0, 17, 0], colored[0, 13, 0, 0]] == [10, 20, 30]
+
+
+def test_a_gif_of_one_palette_is_smaller_and_as_right(tmp_path):
+    video = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    video[:, :16] = (200, 40, 10)
+    path = video_io.write_gif(tmp_path / "one.gif", video, min_size=1, one_palette=True)
+    frames, _ = video_io.read_video(path)
+    assert len(np.unique(frames.reshape(-1, 3), axis=0)) <= 256
+    assert np.abs(frames[:, :16].astype(int) - (200, 40, 10)).max() < 8
+    assert np.abs(frames.astype(int) - video).mean() < 20
+    many = video_io.write_gif(tmp_path / "many.gif", video, min_size=1)
+    assert path.stat().st_size < many.stat().st_size
 
 
 def test_wrong_arrays_and_files_are_refused(tmp_path, clip):

@@ -31,14 +31,24 @@ def enlarge(video: np.ndarray, min_size: int = MIN_WATCHABLE) -> np.ndarray:
     return repeat(video, "... h w c -> ... (h fh) (w fw) c", fh=factor, fw=factor)
 
 
-def grid(videos: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """Clips `n f h w c` side by side as one clip `f H W c`, filled row by row, black gaps."""
+def grid(
+    videos: np.ndarray,
+    columns: int | None = None,
+    gap: int = 2,
+    color: tuple[int, int, int] = (0, 0, 0),
+) -> np.ndarray:
+    """Clips `n f h w c` side by side as one clip `f H W c`, filled row by row.
+
+    columns: default the square root of n, rounded up. gap: pixels between clips. color: RGB of the
+    gaps and of cells without a clip.
+    """
     videos = _check(videos, 5)
-    count = len(videos)
+    count, frames, height, width, _ = videos.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
-    missing = -count % columns
-    videos = np.pad(videos, ((0, missing), (0, 0), (0, gap), (0, gap), (0, 0)))
-    tiled = rearrange(videos, "(row col) f h w c -> f (row h) (col w) c", col=columns)
+    cells = count + -count % columns
+    padded = np.full((cells, frames, height + gap, width + gap, 3), color, np.uint8)
+    padded[:count, :, :height, :width] = videos
+    tiled = rearrange(padded, "(row col) f h w c -> f (row h) (col w) c", col=columns)
     return tiled[:, : tiled.shape[1] - gap, : tiled.shape[2] - gap]
 
 
@@ -69,13 +79,26 @@ def write_mp4(
 
 
 def write_gif(
-    path: str | Path, video: np.ndarray, fps: float = 8, min_size: int = MIN_WATCHABLE
+    path: str | Path,
+    video: np.ndarray,
+    fps: float = 8,
+    min_size: int = MIN_WATCHABLE,
+    one_palette: bool = False,
 ) -> Path:
-    """Writes one clip uint8 `f h w c` as an endless GIF (256 colours a frame), small ones enlarged.
+    """Writes one clip uint8 `f h w c` as an endless GIF, small ones enlarged.
+
+    one_palette: all frames share 256 colours instead of having 256 each. The file is about half as
+    large, and the same pixels have the same colours in all frames.
 
     Pillow stores frames that do not change as one frame that stands longer.
     """
-    frames = [Image.fromarray(pixels) for pixels in enlarge(_check(video, 4), min_size)]
+    video = enlarge(_check(video, 4), min_size)
+    frames = [Image.fromarray(pixels) for pixels in video]
+    if one_palette:
+        # Pillow's default, the median cut, gives most colours to black and its grain.
+        strip = Image.fromarray(rearrange(video, "f h w c -> (f h) w c"))
+        palette = strip.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
+        frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     path = _parent_made(path)
     frames[0].save(
         path,
