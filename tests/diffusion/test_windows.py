@@ -41,6 +41,7 @@ def test_windows_of_a_pointwise_denoiser_say_what_it_says_whole(
         overlap=overlap,
         weights=weights,
         together=together,
+        like=("low_res",),
     )
     whole, joined = (f(Z, LOGSNR, cond()) for f in (of_each_element, cut))
     chex.assert_trees_all_close(joined.x, whole.x, atol=1e-5)

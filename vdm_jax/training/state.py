@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from vdm_jax.parallel import sharding
 
@@ -20,14 +19,20 @@ INIT, LOSS, SAMPLE = range(3)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """step: updates done, and of them skipped because they were not finite, int32 scalars; params
-    and their moving average ema; opt_state: optax's, of what the stage trains."""
+    """What is saved and resumed. Trees of the same structure hold shapes or places of the arrays.
 
-    step: Int[Array, ""]
-    skipped: Int[Array, ""]
+    Attributes:
+      step: updates done, an int32 scalar.
+      skipped: of them those that were not applied, because they were not finite.
+      params, ema: the parameters and their moving average.
+      opt_state: optax's, of what the stage trains.
+    """
+
+    step: PyTree
+    skipped: PyTree
     params: PyTree
     ema: PyTree
-    opt_state: Any
+    opt_state: PyTree
 
 
 def derive_key(seed: int, step, purpose: int) -> jax.Array:

@@ -1,8 +1,13 @@
 """Published weights as they lie in a folder, `config.json` and safetensors files, read without the
-library that wrote them and without pickle."""
+library that wrote them and without pickle.
 
+The first load of a folder records the digests of its files, and later loads compare them."""
+
+import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,12 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from vdm_jax.weights import fetch
+
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+# Files beside the tensors that a network is made from.
+_OTHERS = ("config.json", "tokenizer.json", "spiece.model", _INDEX)
+RECORD = ".vdm_jax_digests.json"
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -50,7 +60,8 @@ class Tensors:
     """The tensors of a folder's safetensors files, mapped into memory when they are asked for."""
 
     def __init__(self, folder: str | Path):
-        """Raises FileNotFoundError where there are none; ValueError for files that are broken."""
+        """Raises FileNotFoundError where there are none; ValueError for files that are broken or
+        have changed since the first load (`Digests`)."""
         self.folder = Path(folder).expanduser()
         if (self.folder / _SINGLE).is_file():
             files = [_SINGLE]
@@ -72,6 +83,8 @@ class Tensors:
                     self._where |= dict.fromkeys(opened.keys(), path)
             except (safetensors.SafetensorError, OSError) as error:
                 raise ValueError(f"{path}: cannot be read ({error})") from error
+        others = [name for name in _OTHERS if (self.folder / name).is_file()]
+        self.digests = Digests(self.folder, [*files, *others])
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -94,6 +107,57 @@ class Tensors:
             )
         begin = 8 + size + entry["data_offsets"][0]
         return np.memmap(path, _DTYPES[entry["dtype"]], "r", begin, tuple(entry["shape"]))
+
+
+class Digests:
+    """The SHA-256 of a folder's files, compared with those of their first load.
+
+    They are kept in `folder`/RECORD or, where that cannot be written, in the cache of this user.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str]):
+        """Raises ValueError naming a file that has changed."""
+        self._found = {name: _sha256(folder / name) for name in files}
+        place = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:32]
+        cached = fetch.CACHE.expanduser() / "published" / f"{place}.json"
+        self._places = [folder / RECORD, cached]
+        self._known: dict[str, str] = {}
+        record = next((path for path in self._places if path.is_file()), None)
+        if record is None:
+            return
+        self._places = [record]
+        try:
+            self._known = {str(k): str(v) for k, v in read_json(record)["files"].items()}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{record}: the digests of the first load cannot be read ({error}); delete it if "
+                "the files beside it are as published"
+            ) from error
+        changed = [n for n, digest in self._found.items() if self._known.get(n, digest) != digest]
+        if changed:
+            raise ValueError(
+                f"{', '.join(str(folder / name) for name in changed)}: not as at the first load, "
+                f"whose SHA-256 {record} holds; download it again, or if the change was meant, "
+                f"delete {record}"
+            )
+
+    def keep(self) -> None:
+        """Writes the digests that were not known; called once a network was made of the files."""
+        if self._found.items() <= self._known.items():
+            return
+        text = json.dumps({"files": {**self._known, **self._found}}, indent=1)
+        for path in self._places:
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(path)
+                return
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_params(
@@ -124,6 +188,7 @@ def read_params(
                 )
             row[...] = (found.T if path.endswith("/kernel") else found).reshape(shape)
         params[path] = array[0] if isinstance(names, str) else array
+    tensors.digests.keep()
     return traverse_util.unflatten_dict(params, sep="/")
 
 

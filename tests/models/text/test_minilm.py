@@ -16,7 +16,7 @@ from scipy import special
 
 from vdm_jax.models.text import minilm
 from vdm_jax.models.text.subwords import WordPiece
-from vdm_jax.weights import fetch
+from vdm_jax.weights import fetch, published
 from vdm_jax.weights import minilm as minilm_weights
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "ball", "roll", "##s", "."]
@@ -80,6 +80,7 @@ def random_tensors(config=CONFIG, seed=0):
 
 def write_folder(folder, tensors=None, config=CONFIG):
     folder.mkdir(exist_ok=True)
+    (folder / published.RECORD).unlink(missing_ok=True)  # other files are meant
     safetensors.numpy.save_file(tensors or random_tensors(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(tokenizer_json())

@@ -20,6 +20,7 @@ from vdm_jax.models.text import t5
 from vdm_jax.models.text import token_attention as transformer
 from vdm_jax.models.text.subwords import SentencePiece
 from vdm_jax.models.text.t5 import T5Config
+from vdm_jax.weights import published
 from vdm_jax.weights import t5 as t5_weights
 
 ROOT = Path(__file__).parents[3]
@@ -93,6 +94,7 @@ def random_tensors(config=TINY, seed=0):
 
 def write_folder(folder, tensors=None, config=TINY, shards=1):
     folder.mkdir(exist_ok=True)
+    (folder / published.RECORD).unlink(missing_ok=True)  # other files are meant
     tensors = tensors or random_tensors(config)
     if shards == 1:
         safetensors.numpy.save_file(tensors, folder / "model.safetensors")
