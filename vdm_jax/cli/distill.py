@@ -17,12 +17,13 @@ evaluate, measured against clips of the teacher's data set.
 Exit status: as of vdm train.
 """
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from vdm_jax.cli import common, prepare_data
+from vdm_jax.cli import common, outputs, prepare_data
 
 _SHOWN = 8  # clips of each model in ladder.gif
 
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> int:
             f"--metrics={','.join(paired)}: samples have no reference each that shows the same"
         )
     common.setup(config.device, options)
+    outputs.in_first_process(lambda: outputs.check_folder(options.workdir, "--workdir"))
 
     from vdm_jax import systems
     from vdm_jax.pipelines import model as pretrained
@@ -106,7 +108,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
 
     from vdm_jax import config as config_lib
     from vdm_jax import systems
-    from vdm_jax.data import pipeline
+    from vdm_jax.data import frame_rate, pipeline
     from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import distillation
@@ -148,6 +150,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         rows=plan.rows(train.batch_size),
         report=None,
     )
+    config = frame_rate.recorded(config, dataset.source)
     # Beside the student's forward and backward, which count three, every target takes two forward.
     flops = train.batch_size * stage.train_flops() * (1 + 2 / 3)
     result = loop.train(
@@ -156,7 +159,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         directory,
         dataset,
         plan=plan,
-        fps=config.data.fps or 8,
+        fps=frame_rate.playback(config),
         initial=initial,
         flops=flops,
         train_step=step.make_train_step(stage, tx, config, plan, {"teacher": frozen}),
@@ -214,14 +217,21 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
         labels.append(f"{name}, {steps} steps")
         samples.append(videos)
     table = ladder_lib.markdown(rows)
-    (workdir / "report.md").write_text(table)
     ladder_lib.save(workdir / "report.json", rows)
-    ladder_lib.curve(workdir / "curve.png", rows)
+    (workdir / "report.md").write_text(table, encoding="utf-8")
     first = np.stack([videos[0] for videos in samples])
-    video_io.contact_sheet(workdir / "ladder.png", first, labels, max_clips=len(first))
     few = np.concatenate([videos[:_SHOWN] for videos in samples])
     tiled = video_io.grid(video_io.enlarge(few, 64), columns=_SHOWN)
-    video_io.write_gif(workdir / "ladder.gif", tiled, fps=teacher.config.data.fps or 8)
+    makers = {
+        "curve.png": lambda path: ladder_lib.curve(path, rows),
+        "ladder.png": lambda path: video_io.contact_sheet(
+            path, first, labels, max_clips=len(first)
+        ),
+        "ladder.gif": lambda path: video_io.write_gif(path, tiled, fps=teacher.fps),
+    }
+    with outputs.Pictures() as pictures:
+        for name, make in makers.items():
+            pictures.write(workdir / name, functools.partial(make, workdir / name))
     print(f"{len(prompts)} samples of each, guidance {distill.guidance:g}\n\n{table}")
     print(", ".join(str(workdir / name) for name in ("report.md", "curve.png", "ladder.gif")))
 

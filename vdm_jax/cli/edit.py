@@ -21,14 +21,16 @@ JOB is one of
                  section 4.1). Sample it with vdm sample --model=FILE.
 
 Without --input a clip of each prompt is sampled first, and the job's known frames or pixels are
-taken from it. An --input is resized to the job's size (its middle square) and needs one --prompt,
-or one for each video. OUT receives the files of vdm sample, and the known pixels as given.gif and
-given.npz. --method chooses how known pixels guide sampling (docs/conditional.md).
+taken from it. An --input is resized to the job's size (its middle square), brought to the model's
+frame rate by time, and needs one --prompt, or one for each video. OUT receives the files of vdm
+sample, and the known pixels as given.gif and given.npz. --method chooses how known pixels guide
+sampling (docs/conditional.md).
 """
 
 from pathlib import Path
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
+from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
 JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop", "stylise")
@@ -49,13 +51,18 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     if options.job == "stylise":
         return _stylise(options)
+    for flag in ("prompt", "then"):
+        prompts_lib.check(getattr(options, flag), f"--{flag}")
+    prompts_lib.check([options.negative or ""], "--negative")
     common.setup(options.device, options)
+    out = Path(options.out or "edited")
+    outputs.in_first_process(lambda: outputs.check_folder(options.out or out, "--out"))
 
     import jax
     import numpy as np
     from rich.progress import Progress
 
-    from vdm_jax.data import video_io
+    from vdm_jax.data import frame_rate
     from vdm_jax.stage.conditions.video import MaskedVideo
 
     model = common.load_model(options)
@@ -67,13 +74,19 @@ def main(arguments: list[str]) -> int:
         **common.sampler_changes(options),
     )
     key, start_key = jax.random.split(jax.random.key(options.seed))
-    given, prompts, fps = _inputs(options, sampler)
+    fps = model.fps
+    rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
+    given, prompts, notes = _inputs(options, sampler, rate)
+    if jax.process_index() == 0:
+        for note in filter(None, [frame_rate.note(model.config), *notes]):
+            print(note)
     model.stage.check_prompts([*prompts, *options.then])  # refuses an unknown word
     if given is None:
         given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
         given = _part_known(options, given, sampler)
-        fps = model.config.data.fps or 8
     first = jax.process_index() == 0
+    if first:  # before the work on it begins
+        outputs.save_videos(out / "given.npz", given, prompts, rate)
     with Progress(transient=True, disable=not first) as bar:
         task = bar.add_task(options.job, total=None)
 
@@ -83,15 +96,21 @@ def main(arguments: list[str]) -> int:
         videos = _run(options, sampler, model.params, key, given, prompts, progress)
     if not first:
         return 0
-    out = Path(options.out or "edited")
-    shown = _shown(options, given, sampler)
-    common.write_samples(out, [videos], prompts, fps)
-    rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
-    watchable = video_io.enlarge(shown[: common.AT_A_GLANCE], videos.shape[2] * 4)
-    print(video_io.write_gif(out / "given.gif", video_io.grid(watchable), fps=rate))
-    np.savez_compressed(out / "given.npz", video=given, prompts=np.array(prompts, dtype=str))
-    print(out / "given.npz")
+    outputs.write_samples(out, videos, prompts, fps)
+    _show_given(out, _shown(options, given, sampler), videos.shape[2] * 4, rate)
     return 0
+
+
+def _show_given(out: Path, shown, size: int, fps: float) -> None:
+    """Writes what was known, uint8 `n f h w c`, as given.gif, and names it and given.npz."""
+    from vdm_jax.data import video_io
+
+    path = out / "given.gif"
+    watchable = video_io.enlarge(shown[: outputs.AT_A_GLANCE], size)
+    with outputs.Pictures() as pictures:
+        if pictures.write(path, lambda: video_io.write_gif(path, video_io.grid(watchable), fps)):
+            print(path)
+    print(out / "given.npz")
 
 
 def _parse(arguments: list[str]):
@@ -212,32 +231,36 @@ def _run(options, sampler, params, key, given, prompts, progress):
     return editing.inpaint(sampler, params, key, given, prompts, known=known, progress=progress)
 
 
-def _inputs(options, sampler):
-    """The videos of --input, uint8 `n f h w c` or None, their prompts and frame rate."""
+def _inputs(options, sampler, rate: float):
+    """The videos of --input at `rate` frames a second, uint8 `n f h w c` or None, their prompts,
+    and lines that say what was done to their frame rates."""
     import numpy as np
 
     from vdm_jax.data import source, video_io
 
     prompts = list(options.prompt)
     if not options.input:
-        return None, prompts, 0.0
-    videos, saved, fps = [], [], 0.0
+        return None, prompts, []
+    videos, saved, notes = [], [], []
     for name in options.input:
         path = Path(name)
         if not path.is_file():
             raise FileNotFoundError(f"--input={path}: there is no such file")
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                if "video" not in arrays or arrays["video"].ndim != 5:
-                    raise ValueError(f"--input={path}: holds no array video, uint8 n f h w c")
-                videos += list(arrays["video"])
-                saved += [str(text) for text in arrays.get("prompts", ())]
+            found, texts, fps = _archive(path)
+            saved += texts
         else:
             video, fps = video_io.read_video(path)
-            videos.append(video)
+            found = [video]
+        if any(len(video) > 1 for video in found):
+            found, note = _retimed(found, fps, rate)
+            notes += [f"--input={path}: {note}"] if note else []
+        videos += found
     lengths = sorted({len(video) for video in videos})
     if len(lengths) > 1:
-        raise ValueError(f"--input: videos of {lengths} frames; must be as many in all of them")
+        raise ValueError(
+            f"--input: videos of {lengths} frames at {rate:g} fps; must be as many in all of them"
+        )
     size = sampler.video_shape[1]
     if options.job == "super_resolve":
         size = _low_size(options, sampler)
@@ -248,7 +271,33 @@ def _inputs(options, sampler):
     if len(prompts) != len(videos):
         raise ValueError(f"{len(prompts)} prompts, {len(videos)} videos: must be one, or as many")
     fitted = np.stack([source.fit(video, size) for video in videos])
-    return _still(options, fitted, sampler), prompts, fps or 8
+    return _still(options, fitted, sampler), prompts, notes
+
+
+def _archive(path: Path):
+    """The videos of an archive, its prompts, none if it has none, and its fps, 0 = not known."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        if "video" not in arrays or arrays["video"].ndim != 5:
+            raise ValueError(f"--input={path}: holds no array video, uint8 n f h w c")
+        texts = [str(text) for text in arrays.get("prompts", ())]
+        return list(arrays["video"]), texts, float(arrays.get("fps", 0.0))
+
+
+def _retimed(videos, fps: float, rate: float):
+    """Videos `f h w c` of `fps` at `rate` frames a second, and a line that says how, if it is to be
+    said."""
+    from vdm_jax.data import frame_rate
+
+    if not fps:
+        return videos, f"has no frame rate; taken as the model's {rate:g} fps"
+    if abs(fps - rate) < 0.01 * rate:
+        return videos, ""
+    kept = [video[frame_rate.resampled(len(video), fps, rate)] for video in videos]
+    how = "frames are repeated" if fps < rate else "frames are left out"
+    before, after = len(videos[0]), len(kept[0])
+    return kept, f"{before} frames at {fps:.4g} fps become {after} at the model's {rate:g}; {how}"
 
 
 def _part_known(options, videos, sampler):

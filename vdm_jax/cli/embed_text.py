@@ -12,7 +12,7 @@ under Slurm --shard=$SLURM_PROCID/$SLURM_NTASKS.
 import argparse
 import time
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
 
 
 def main(arguments: list[str]) -> int:
@@ -77,6 +77,8 @@ def main(arguments: list[str]) -> int:
         encoder.place(sharding.make_plan(encoder, mesh.parse_mesh(options.mesh)))
     folder = text_embeddings.folder_of(config.data.data_dir, encoder)
     wanted = text_embeddings.missing(folder, captions)
+    if wanted:
+        outputs.check_folder(folder, "data.data_dir, embeddings")
     part, parts = options.shard
     share = f" (share {part} of {parts})" if parts > 1 else ""
     print(

@@ -15,7 +15,7 @@ import html
 import itertools
 from pathlib import Path
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
 
 CLIPS = 6
 ROUNDS_TO = 64  # frames of the extension
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> int:
     if options.style and not options.lumiere:
         parser.error("--style: is for the model of --lumiere, which was not given")
     common.setup("any")
+    outputs.check_folder(options.out, "--out")
 
     from rich.progress import track
 
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
         makers += [_stylisation] if options.style else []
         jobs += [lambda maker=maker: maker(space_time, options) for maker in makers]
     sections = [job() for job in track(jobs, "making", transient=True)]
-    print(_write(Path(options.out), sections, fps=model.config.data.fps or 8))
+    print(_write(Path(options.out), sections, fps=model.fps))
     return 0
 
 

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, UInt8
 
 from vdm_jax import config as config_lib
+from vdm_jax.data import frame_rate
 from vdm_jax.pipelines import model as pretrained
 
 # progress(stage's name, samples done, samples in all), called after each batch.
@@ -107,7 +108,7 @@ class CascadeModel:
     @property
     def fps(self) -> float:
         """The frame rate of the last stage's videos."""
-        return _frame_rate(self.last_config)
+        return frame_rate.playback(self.last_config)
 
     @property
     def last_config(self) -> ml_collections.ConfigDict:
@@ -184,7 +185,7 @@ class CascadeModel:
         low_res, before = None, _digest([list(prompts), jax.random.key_data(key).tolist()])
         for number, step in enumerate(self.steps):
             # The videos of a stage depend on all stages before it.
-            before = _digest([before, step.name, _identity(step.source), _plain(step.changes)])
+            before = _digest([before, step.name, identity(step.source), _plain(step.changes)])
             record = _Record(folder / f"{number:02d}_{step.name}", before)
             if record.done < len(prompts):
                 stage_key = jax.random.fold_in(key, number)
@@ -193,7 +194,7 @@ class CascadeModel:
                 name=step.name,
                 path=record.path,
                 seconds=record.seconds,
-                fps=_frame_rate(pretrained.read_config(step.source)),
+                fps=frame_rate.playback(pretrained.read_config(step.source)),
             )
             low_res = output.videos
             yield output
@@ -344,12 +345,8 @@ def _check_chain(steps: Sequence[CascadeStep]) -> None:
         before = tuple(config.stage.shape)
 
 
-def _frame_rate(config) -> float:
-    return config.stage.data_fps * config.stage.shape[0] / config.data.num_frames
-
-
-def _identity(source: str) -> list[Any]:
-    """Distinguishes a model from an earlier one of the same name."""
+def identity(source: str | Path) -> list[Any]:
+    """Distinguishes a model from an earlier one of the same name; JSON can say it."""
     path = Path(source)
     if path.is_dir():
         from vdm_jax.training import checkpoints
@@ -358,7 +355,7 @@ def _identity(source: str) -> list[Any]:
         return [step, config_lib.to_dict(config)]
     if path.is_file():
         return [path.stat().st_size, path.stat().st_mtime_ns]
-    return [source]
+    return [str(source)]
 
 
 def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:
