@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
     from vdm_jax import systems
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import distillation
+    from vdm_jax.training import lock
 
     ladder = distillation.rounds(config.distill)
     source = options.model or pretrained.DEFAULT
@@ -83,13 +84,21 @@ def main(arguments: list[str]) -> int:
     data.data_dir = config.data.data_dir
     prepare_data.render_missing(data)
     workdir = Path(options.workdir)
+    with lock.held(workdir, say):
+        return _climb(workdir, source, teacher_config, ladder, config, options.metrics)
+
+
+def _climb(workdir: Path, source: str, teacher_config, ladder, config, metrics: list[str]) -> int:
+    """Trains every round that is not done, then reports; the exit status."""
+    from vdm_jax.systems import distillation
+
     for number, this in enumerate(ladder, 1):
         say(f"round {number} of {len(ladder)}: {this.name}, {this.updates} updates")
         this_config = distillation.round_config(teacher_config, config, this, source)
         code = _train_round(workdir, source, teacher_config, this, this_config)
         if code is not None:
             return code
-    _report(workdir, source, config, ladder, options.metrics)
+    _report(workdir, source, config, ladder, metrics)
     return 0
 
 
