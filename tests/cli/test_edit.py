@@ -95,6 +95,32 @@ def test_super_resolve_and_loop(run, clip):
     np.testing.assert_array_equal(made[:, :4], given)
 
 
+def test_a_video_is_brought_to_the_model_s_rate(run, tmp_path, capsys):
+    """The model's is 8: a video of 24 played three times too slowly after it had been extended."""
+    video = np.repeat(np.arange(0, 240, 20, dtype=np.uint8), 64 * 3).reshape(12, 8, 8, 3)
+    clip = video_io.write_mp4(tmp_path / "in.mp4", video, fps=24, min_size=8)
+    flags = (f"--input={clip}", PROMPT, "--frames=6", "--context=1", "--method=replacement")
+    given, _, _ = run("extend", *flags)
+    assert np.abs(given[0, :, 0, 0, 0].astype(int) - [0, 60, 120, 180]).max() < 8
+    assert "12 frames at 24 fps become 4 at the model's 8; frames are left out" in (
+        capsys.readouterr().out
+    )
+    out = tmp_path / "extend"
+    assert video_io.read_video(next(out.glob("*.mp4")))[1] == 8
+    with np.load(out / "samples.npz") as samples:
+        assert samples["fps"] == 8
+
+    np.savez(tmp_path / "slow.npz", video=video[None, :2], fps=4.0)
+    given, _, _ = run("extend", f"--input={tmp_path / 'slow.npz'}", *flags[1:])
+    np.testing.assert_array_equal(given[0], video[[0, 0, 1]])
+    assert "2 frames at 4 fps become 3 at the model's 8; frames are repeated" in (
+        capsys.readouterr().out
+    )
+    np.savez(tmp_path / "unknown.npz", video=video[None, :3])
+    run("extend", f"--input={tmp_path / 'unknown.npz'}", *flags[1:])
+    assert "has no frame rate; taken as the model's 8 fps" in capsys.readouterr().out
+
+
 def test_stylise_writes_a_model_between_two(model_file, tmp_path):
     model = pretrained.load(model_file)
     styled = jax.tree.map(lambda leaf: leaf + 1, model.params)
