@@ -18,6 +18,11 @@ def videos(count, first=0):
     return np.broadcast_to(values, (count, 2, 8, 8, 3)).copy()
 
 
+def full(*_, number=errno.ENOSPC, **__):
+    """What the operating system says in the place of writing."""
+    raise OSError(number, os.strerror(number))
+
+
 @pytest.fixture
 def no_sampling(monkeypatch):
     """Fails a test that loads or samples a model."""
@@ -42,10 +47,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused_first(command, tmp_path, no_
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_a_folder_that_takes_no_file_is_refused(number, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", lambda *_: full(number=number))
     with pytest.raises(outputs.OutputError, match=os.strerror(number)):
         outputs.check_folder(tmp_path / "new", "--out")
     assert not list((tmp_path / "new").iterdir())
@@ -118,9 +120,6 @@ def test_a_full_disk_loses_a_batch_at_most(tmp_path, monkeypatch):
     parts = outputs.Parts(tmp_path, {}, 4)
     parts.add(videos(2))
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch, pytest.raises(outputs.OutputError) as error:
         patch.setattr(os, "fsync", full)
         parts.add(videos(2))
@@ -151,11 +150,11 @@ def test_samples_are_whole_before_any_picture(tmp_path, monkeypatch, capsys):
 def test_an_archive_is_whole_or_not_there(tmp_path, monkeypatch):
     path = outputs.save_videos(tmp_path / "samples.npz", videos(2), ["a", "b"], 8)
 
-    def full(file, **_):
+    def half(file, **_):
         file.write(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        full()
 
-    monkeypatch.setattr(np, "savez_compressed", full)
+    monkeypatch.setattr(np, "savez_compressed", half)
     with pytest.raises(outputs.OutputError, match="samples.npz could not be written: No space"):
         outputs.save_videos(path, videos(3), ["a", "b", "c"], 8)
     with np.load(path) as saved:
@@ -179,8 +178,15 @@ def test_an_interrupted_command_goes_on(model_file, tmp_path, monkeypatch, capsy
         patch.setattr(outputs.Parts, "add", killed)
         sample.main([*flags, out])
     capsys.readouterr()
-    assert sample.main([*flags, out]) == 0
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(outputs.OutputError, match="All samples are"),
+    ):
+        patch.setattr(np, "savez_compressed", full)
+        sample.main([*flags, out])
     assert "4 samples are in" in capsys.readouterr().out
+    assert sample.main([*flags, out]) == 0  # there is room again
+    assert "5 samples are in" in capsys.readouterr().out
     with (
         np.load(tmp_path / "whole/samples.npz") as one,
         np.load(tmp_path / "a:b/samples.npz") as two,
