@@ -179,6 +179,7 @@ def _parse(arguments: list[str]):
 
 def _stylise(options) -> int:
     common.setup(options.device, options)
+    outputs.in_first_process(lambda: outputs.check_file(options.out, "--out"))
 
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import lumiere

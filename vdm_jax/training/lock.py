@@ -257,9 +257,16 @@ def _this_process() -> Holder:
         machine=_machine(),
         started=_started(os.getpid()) or 0,
         since=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:500],
+        command=shlex.join(_command())[:500],
         token=secrets.token_hex(8),
     )
+
+
+def _command() -> list[str]:
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return ["python", "-m", program.parent.name, *sys.argv[1:]]
+    return [program.name, *sys.argv[1:]]
 
 
 def _machine() -> str:
