@@ -118,7 +118,20 @@ def test_a_video_is_brought_to_the_model_s_rate(run, tmp_path, capsys):
     )
     np.savez(tmp_path / "unknown.npz", video=video[None, :3])
     run("extend", f"--input={tmp_path / 'unknown.npz'}", *flags[1:])
-    assert "has no frame rate; taken as the model's 8 fps" in capsys.readouterr().out
+    assert "has no frame rate; it is taken as the model's 8 fps" in capsys.readouterr().out
+
+
+def test_an_interpolated_video_lasts_as_long_as_before(run, tmp_path, capsys):
+    video = np.repeat(np.uint8([[0], [90], [180]]), 64 * 3).reshape(3, 8, 8, 3)
+    np.savez(tmp_path / "in.npz", video=video[None], fps=12.0)
+    flags = (f"--input={tmp_path / 'in.npz'}", PROMPT, "--method=replacement")
+    given, made, _ = run("interpolate", *flags)
+    assert given.shape[1] == 3 and made.shape[1] == 5
+    out = tmp_path / "interpolate"
+    with np.load(out / "samples.npz") as samples, np.load(out / "given.npz") as known:
+        assert (samples["fps"], known["fps"]) == (24, 12)
+    said = capsys.readouterr().out
+    assert "the model learned motion at 8 fps, which takes an input of 4" in said
 
 
 def test_stylise_writes_a_model_between_two(model_file, tmp_path):

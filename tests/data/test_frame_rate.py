@@ -101,3 +101,10 @@ def test_videos_are_brought_to_a_rate_by_time(count, fps, rate, expected):
     assert frame_rate.resampled(count, fps, rate).tolist() == expected
     with pytest.raises(ValueError, match="must be above 0"):
         frame_rate.resampled(count, 0, rate)
+
+
+def test_rates_that_differ_by_rounding_are_equal():
+    assert frame_rate.equal(24, 23 / 2.88, 8)  # a GIF's times, in hundredths of a second
+    assert frame_rate.equal(2, 1 / 0.13, 8)
+    assert frame_rate.equal(24, 23.976, 24) and not frame_rate.equal(24, 24, 25)
+    assert not frame_rate.equal(2, 8, 4) and frame_rate.equal(1, 8, 4)

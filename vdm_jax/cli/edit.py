@@ -22,9 +22,9 @@ JOB is one of
 
 Without --input a clip of each prompt is sampled first, and the job's known frames or pixels are
 taken from it. An --input is resized to the job's size (its middle square), brought to the model's
-frame rate by time, and needs one --prompt, or one for each video. OUT receives the files of vdm
-sample, and the known pixels as given.gif and given.npz. --method chooses how known pixels guide
-sampling (docs/conditional.md).
+frame rate by time (interpolate keeps its frames), and needs one --prompt, or one for each video.
+OUT receives the files of vdm sample, and the known pixels as given.gif and given.npz. --method
+chooses how known pixels guide sampling (docs/conditional.md).
 """
 
 from pathlib import Path
@@ -74,9 +74,8 @@ def main(arguments: list[str]) -> int:
         **common.sampler_changes(options),
     )
     key, start_key = jax.random.split(jax.random.key(options.seed))
-    fps = model.fps
+    given, prompts, fps, notes = _inputs(options, sampler, model.fps)
     rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
-    given, prompts, notes = _inputs(options, sampler, rate)
     if jax.process_index() == 0:
         for note in filter(None, [frame_rate.note(model.config), *notes]):
             print(note)
@@ -232,35 +231,40 @@ def _run(options, sampler, params, key, given, prompts, progress):
     return editing.inpaint(sampler, params, key, given, prompts, known=known, progress=progress)
 
 
-def _inputs(options, sampler, rate: float):
-    """The videos of --input at `rate` frames a second, uint8 `n f h w c` or None, their prompts,
-    and lines that say what was done to their frame rates."""
+def _inputs(options, sampler, fps: float):
+    """The videos of --input, uint8 `n f h w c` or None, their prompts, the result's frame rate, and
+    lines that say what was done to frame rates.
+
+    fps: the model's.
+    """
     import numpy as np
 
     from vdm_jax.data import source, video_io
 
     prompts = list(options.prompt)
     if not options.input:
-        return None, prompts, []
-    videos, saved, notes = [], [], []
+        return None, prompts, fps, []
+    videos, saved, rates = [], [], []
     for name in options.input:
         path = Path(name)
         if not path.is_file():
             raise FileNotFoundError(f"--input={path}: there is no such file")
         if path.suffix == ".npz":
-            found, texts, fps = _archive(path)
+            found, texts, rate = _archive(path)
             saved += texts
         else:
-            video, fps = video_io.read_video(path)
+            video, rate = video_io.read_video(path)
             found = [video]
-        if any(len(video) > 1 for video in found):
-            found, note = _retimed(found, fps, rate)
-            notes += [f"--input={path}: {note}"] if note else []
         videos += found
+        rates += [rate] * len(found)
+    if options.job == "interpolate":
+        fps, notes = _rate_between(rates, options.factor or 2, fps)
+    else:
+        videos, notes = _retimed(videos, rates, fps)
     lengths = sorted({len(video) for video in videos})
     if len(lengths) > 1:
         raise ValueError(
-            f"--input: videos of {lengths} frames at {rate:g} fps; must be as many in all of them"
+            f"--input: videos of {lengths} frames at {fps:g} fps; must be as many in all of them"
         )
     size = sampler.video_shape[1]
     if options.job == "super_resolve":
@@ -272,7 +276,7 @@ def _inputs(options, sampler, rate: float):
     if len(prompts) != len(videos):
         raise ValueError(f"{len(prompts)} prompts, {len(videos)} videos: must be one, or as many")
     fitted = np.stack([source.fit(video, size) for video in videos])
-    return _still(options, fitted, sampler), prompts, notes
+    return _still(options, fitted, sampler), prompts, fps, notes
 
 
 def _archive(path: Path):
@@ -286,19 +290,45 @@ def _archive(path: Path):
         return list(arrays["video"]), texts, float(arrays.get("fps", 0.0))
 
 
-def _retimed(videos, fps: float, rate: float):
-    """Videos `f h w c` of `fps` at `rate` frames a second, and a line that says how, if it is to be
-    said."""
+def _retimed(videos, rates: list[float], fps: float):
+    """Videos `f h w c` of `rates` frames a second at `fps`, and lines that say how."""
     from vdm_jax.data import frame_rate
 
-    if not fps:
-        return videos, f"has no frame rate; taken as the model's {rate:g} fps"
-    if abs(fps - rate) < 0.01 * rate:
-        return videos, ""
-    kept = [video[frame_rate.resampled(len(video), fps, rate)] for video in videos]
-    how = "frames are repeated" if fps < rate else "frames are left out"
-    before, after = len(videos[0]), len(kept[0])
-    return kept, f"{before} frames at {fps:.4g} fps become {after} at the model's {rate:g}; {how}"
+    kept, notes = [], []
+    for number, (video, rate) in enumerate(zip(videos, rates, strict=True), 1):
+        count = len(video)
+        if rate and not frame_rate.equal(count, rate, fps):
+            video = video[frame_rate.resampled(count, rate, fps)]
+            how = "repeated" if rate < fps else "left out"
+            notes.append(
+                f"--input: video {number}: {count} frames at {rate:.4g} fps become {len(video)} at "
+                f"the model's {fps:g}; frames are {how}"
+            )
+        elif not rate and count > 1:
+            notes.append(
+                f"--input: video {number} has no frame rate; it is taken as the model's {fps:g} fps"
+            )
+        kept.append(video)
+    return kept, notes
+
+
+def _rate_between(rates: list[float], factor: int, fps: float) -> tuple[float, list[str]]:
+    """The frame rate of videos of `rates` with `factor` times the frames, which last as long as
+    before, and lines that say where the model learned another. Raises ValueError."""
+    known = sorted({round(rate * factor, 2) for rate in rates if rate})
+    if not known:
+        return fps, [f"--input: has no frame rate; the result is taken as the model's {fps:g} fps"]
+    if known[-1] > 1.01 * known[0]:
+        raise ValueError(
+            f"--input: videos of {known[0] / factor:g} to {known[-1] / factor:g} fps; must have "
+            "one frame rate"
+        )
+    if abs(known[0] - fps) < 0.01 * fps:
+        return fps, []
+    return known[0], [
+        f"--input: at {known[0] / factor:.4g} fps the result has {known[0]:.4g}; the model learned "
+        f"motion at {fps:g} fps, which takes an input of {fps / factor:.4g}"
+    ]
 
 
 def _part_known(options, videos, sampler):

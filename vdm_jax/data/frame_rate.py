@@ -66,6 +66,14 @@ def note(config: ConfigDict) -> str:
     )
 
 
+def equal(count: int, fps: float, rate: float) -> bool:
+    """Whether `count` frames at `fps` a second end within half a frame of as many at `rate`.
+
+    Files round times: a GIF's frames at 8 a second are 120 or 130 ms apart.
+    """
+    return abs(rate / fps - 1) * (count - 1) < 0.5
+
+
 def resampled(count: int, fps: float, rate: float) -> Int[np.ndarray, "n"]:
     """Which of `count` frames, at `fps` a second, are seen at `rate` frames a second.
 
