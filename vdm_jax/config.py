@@ -38,6 +38,7 @@ MAY_CHANGE_ON_RESUME = (
     "model.dtype",
     "model.remat",
     "data.data_dir",
+    "data.source_fps",
     "data.workers",
     "text.weights",
     "train.steps",

@@ -93,6 +93,45 @@ def test_super_resolve_and_loop(run, clip):
     np.testing.assert_array_equal(made[:, :4], given)
 
 
+def test_a_video_is_brought_to_the_model_s_rate(run, tmp_path, capsys):
+    """The model's is 8: a video of 24 played three times too slowly after it had been extended."""
+    video = np.repeat(np.arange(0, 240, 20, dtype=np.uint8), 64 * 3).reshape(12, 8, 8, 3)
+    clip = video_io.write_mp4(tmp_path / "in.mp4", video, fps=24, min_size=8)
+    flags = (f"--input={clip}", PROMPT, "--frames=6", "--context=1", "--method=replacement")
+    given, _, _ = run("extend", *flags)
+    assert np.abs(given[0, :, 0, 0, 0].astype(int) - [0, 60, 120, 180]).max() < 8
+    assert "12 frames at 24 fps become 4 at the model's 8; frames are left out" in (
+        capsys.readouterr().out
+    )
+    out = tmp_path / "extend"
+    assert video_io.read_video(next(out.glob("*.mp4")))[1] == 8
+    with np.load(out / "samples.npz") as samples:
+        assert samples["fps"] == 8
+
+    np.savez(tmp_path / "slow.npz", video=video[None, :2], fps=4.0)
+    given, _, _ = run("extend", f"--input={tmp_path / 'slow.npz'}", *flags[1:])
+    np.testing.assert_array_equal(given[0], video[[0, 0, 1]])
+    assert "2 frames at 4 fps become 3 at the model's 8; frames are repeated" in (
+        capsys.readouterr().out
+    )
+    np.savez(tmp_path / "unknown.npz", video=video[None, :3])
+    run("extend", f"--input={tmp_path / 'unknown.npz'}", *flags[1:])
+    assert "has no frame rate; it is taken as the model's 8 fps" in capsys.readouterr().out
+
+
+def test_an_interpolated_video_lasts_as_long_as_before(run, tmp_path, capsys):
+    video = np.repeat(np.uint8([[0], [90], [180]]), 64 * 3).reshape(3, 8, 8, 3)
+    np.savez(tmp_path / "in.npz", video=video[None], fps=12.0)
+    flags = (f"--input={tmp_path / 'in.npz'}", PROMPT, "--method=replacement")
+    given, made, _ = run("interpolate", *flags)
+    assert given.shape[1] == 3 and made.shape[1] == 5
+    out = tmp_path / "interpolate"
+    with np.load(out / "samples.npz") as samples, np.load(out / "given.npz") as known:
+        assert (samples["fps"], known["fps"]) == (24, 12)
+    said = capsys.readouterr().out
+    assert "the model learned motion at 8 fps, which takes an input of 4" in said
+
+
 def test_stylise_writes_a_model_between_two(model_file, tmp_path):
     model = pretrained.load(model_file)
     styled = jax.tree.map(lambda leaf: leaf + 1, model.params)

@@ -1,6 +1,10 @@
 """Batches against the source: every clip once an epoch, and positions exact to the example."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +18,38 @@ from vdm_jax.models.text.words import WordEncoder
 from vdm_jax.systems import vdm
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+# Reads with workers, keeps the batches, and ends in one of three ways.
+TRAINING = """
+import sys
+from tests.data.test_pipeline import Large
+from vdm_jax.data.pipeline import ClipDataset
+
+if __name__ == "__main__":
+    iterator = iter(ClipDataset(Large(), text_encoder=None, batch_size=4, workers=1))
+    kept = [next(iterator) for _ in range(3)]
+    print("read", flush=True)
+    if sys.argv[1] == "closed":
+        iterator.close()
+    if sys.argv[1] == "raised":
+        raise RuntimeError
+"""
+
+
+class Large(ClipSource):
+    """Clips that workers hand over in shared memory."""
+
+    video_shape = (8, 64, 64, 3)
+
+    def __len__(self):
+        return 11
+
+    def read(self, index, rng=None):
+        return {"video": np.full(self.video_shape, index, np.uint8), "caption": ""}
+
+    def captions(self):
+        return [""]
 
 
 class Numbered(ClipSource):
@@ -193,6 +229,22 @@ def test_only_training_clips_are_augmented(tmp_path):
     for train in (True, False):
         with pytest.raises(DataError, match="data.augment = .*'flip' unknown; allowed are start"):
             made(train)
+
+
+@pytest.mark.parametrize("left", ["open", "closed", "raised"])
+def test_shared_memory_is_given_back(left, tmp_path):
+    """Python warned of leaked objects where an iterator was not closed, or a batch was kept."""
+    script = tmp_path / "train.py"
+    script.write_text(TRAINING)
+    command = [sys.executable, str(script), left]
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout == "read\n", done.stderr
+    assert "leaked" not in done.stderr and "Exception ignored" not in done.stderr
+    assert (done.stderr == "") == (left != "raised")
 
 
 def test_bad_numbers_are_named():

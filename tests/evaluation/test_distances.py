@@ -114,7 +114,7 @@ def test_bad_gaussians_and_features_are_refused():
     x = random(9, 3)
     with pytest.raises(ValueError, match="of 3 and of 2 dimensions"):
         frechet_from_features(x, x[:, :2])
-    with pytest.raises(ValueError, match="2 rows or more"):
+    with pytest.raises(ValueError, match="must be of 2 or more; give more vid"):
         frechet_from_features(x[:1], x)
     with pytest.raises(ValueError, match="must be finite"):
         frechet_from_features(x, np.where(x > 1, np.inf, x))
@@ -401,9 +401,9 @@ def test_intervals_refuse_bad_arguments():
             frechet_interval(x, x, **wrong)
         with pytest.raises(ValueError, match="replicates .*, level"):
             bootstrap(np.mean, x, **wrong)
-    with pytest.raises(ValueError, match="4 rows"):
+    with pytest.raises(ValueError, match="3 clips: must be of 4 or more"):
         half_sampling(np.mean, x[:3])
-    with pytest.raises(ValueError, match="4 rows"):
+    with pytest.raises(ValueError, match="3 clips: must be of 4 or more"):
         frechet_interval(x[:3], x)
 
 

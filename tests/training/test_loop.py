@@ -1,17 +1,19 @@
 """The loop: resuming, stopping, refusing; on a stage of a few hundred parameters."""
 
+import dataclasses
 import itertools
 import json
 import os
 import signal
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax.training import checkpoints, loop, metrics
+from vdm_jax.training import checkpoints, lock, loop, metrics
 
 
 class Watched:
@@ -95,6 +97,49 @@ def test_the_log_has_each_step_once(uninterrupted, stage, make_config, make_data
         file.write('{"step": 8, "loss": 1.0}\n{"step": 9, "lo')
     metrics.MetricWriter(workdir, first_step=6).close()
     assert [line["step"] for line in log_lines(workdir)] == [2, 4, 6]
+
+
+def lock_of(workdir, **changes):
+    """Writes the lock of this process, changed."""
+    holder = dataclasses.replace(lock._this_process(), **changes)
+    (workdir / lock.FILE).write_text(json.dumps(dataclasses.asdict(holder)))
+
+
+def test_a_workdir_has_one_run(stage, make_config, make_dataset, train_step, tmp_path):
+    lock_of(tmp_path)
+    with pytest.raises(checkpoints.CheckpointError, match=f"in use by process {os.getpid()} on"):
+        loop.train(stage, make_config(), tmp_path, make_dataset(), train_step=train_step)
+    assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]  # nothing was touched
+
+    lock_of(tmp_path, pid=1 << 30)  # gone
+    result = loop.train(
+        stage, make_config(steps=2), tmp_path, make_dataset(), train_step=train_step
+    )
+    assert result.step == 2 and not (tmp_path / lock.FILE).exists()
+
+
+def test_a_run_whose_lock_was_taken_saves_nothing_more(
+    stage, make_config, make_dataset, train_step, tmp_path
+):
+    dataset = Watched(
+        make_dataset(), at=lambda k: lock_of(tmp_path, host="other") if k == 4 else None
+    )
+    with pytest.raises(checkpoints.CheckpointError, match="taken over by process"):
+        loop.train(stage, make_config(), tmp_path, dataset, train_step=train_step)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    assert (tmp_path / lock.FILE).exists()  # the other one's
+
+
+def test_a_picture_that_fails_does_not_end_the_run(tmp_path):
+    train = types.SimpleNamespace(sample_prompts=("a",), sample_every=1, seed=0)
+    current = types.SimpleNamespace(step=3, ema=None)
+    video = np.zeros((1, 2, 4, 4, 3), np.uint8)
+    sampler = types.SimpleNamespace(stream=lambda *_: iter([video]))
+    (tmp_path / "samples").write_text("a file in the place of the folder")
+    told = []
+    config = types.SimpleNamespace(train=train)
+    loop._write_samples(sampler, config, current, tmp_path, None, 8, told.append)
+    assert len(told) == 1 and "step_3.gif could not be written" in told[0]
 
 
 def nan(batch):

@@ -16,11 +16,13 @@ def train(config, options, overrides: dict[str, str]) -> int:
     """Trains the stages of a cascade's configuration, and distils them with `options.distill`.
 
     options: the flags of `vdm train`. overrides: of every stage's configuration. Returns the first
-    exit status that is not 0. Raises ConfigError and ValueError before anything is trained.
+    exit status that is not 0. Raises ConfigError, ValueError, and CheckpointError where another run
+    is in the workdir, before anything is trained.
     """
     from vdm_jax import config as config_lib
     from vdm_jax.pipelines import cascade as cascade_lib
     from vdm_jax.systems import distillation
+    from vdm_jax.training import lock
 
     origins = config.init_from.to_dict() if "init_from" in config else {}
     # The model that a stage starts from comes before it.
@@ -42,38 +44,40 @@ def train(config, options, overrides: dict[str, str]) -> int:
         for name in (config.stages if options.distill else ())
         if name in chosen
     }
-    for name, this in configs.items():
-        _prepare(this, files[name], overrides)
-    cascade_lib.save(workdir, config)
-    training = {}
-    for name, file in files.items():
-        flags = _flags(overrides)
-        if name in origins:
-            flags.append(f"--config.train.init_from={workdir / origins[name]}")
-        training[name] = _command(
-            "train", f"--config={file}", f"--workdir={workdir / name}", *flags
-        )
-    code = _run_all("training", training, workdir, jobs, origins)
-    if code or not options.distill:
+    # A lock a stage is not enough: two calls would write the same logs and students.
+    with lock.Lock(workdir):
+        for name, this in configs.items():
+            _prepare(this, files[name], overrides)
+        cascade_lib.save(workdir, config)
+        training = {}
+        for name, file in files.items():
+            flags = _flags(overrides)
+            if name in origins:
+                flags.append(f"--config.train.init_from={workdir / origins[name]}")
+            training[name] = _command(
+                "train", f"--config={file}", f"--workdir={workdir / name}", *flags
+            )
+        code = _run_all("training", training, workdir, jobs, origins)
+        if code or not options.distill:
+            return code
+        distilling = {
+            name: _command(
+                "distill",
+                f"--config={options.distill}:{name}",
+                f"--model={workdir / name}",
+                f"--workdir={distilled / 'rounds' / name}",
+                f"--config.data.data_dir={configs[name].data.data_dir}",
+            )
+            for name in distill_configs
+        }
+        cascade_lib.save(distilled, config)
+        code = _run_all("distilling", distilling, distilled, jobs)
+        for name, this in distill_configs.items():
+            last = distillation.rounds(this.distill)[-1].name
+            student = distilled / "rounds" / name / f"{last}.safetensors"
+            if student.is_file():
+                shutil.copy(student, distilled / f"{name}.safetensors")
         return code
-    distilling = {
-        name: _command(
-            "distill",
-            f"--config={options.distill}:{name}",
-            f"--model={workdir / name}",
-            f"--workdir={distilled / 'rounds' / name}",
-            f"--config.data.data_dir={configs[name].data.data_dir}",
-        )
-        for name in distill_configs
-    }
-    cascade_lib.save(distilled, config)
-    code = _run_all("distilling", distilling, distilled, jobs)
-    for name, this in distill_configs.items():
-        last = distillation.rounds(this.distill)[-1].name
-        student = distilled / "rounds" / name / f"{last}.safetensors"
-        if student.is_file():
-            shutil.copy(student, distilled / f"{name}.safetensors")
-    return code
 
 
 def _prepare(config, file: Path, overrides: dict[str, str]) -> None:

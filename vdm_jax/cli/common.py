@@ -6,12 +6,11 @@ data pipeline start without JAX.
 
 import argparse
 import importlib.util
-import itertools
+import io
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,6 @@ CACHE = Path("~/.cache/vdm_jax/xla")
 # The exit status of a run that was stopped (SIGTERM, a preemption notice) and saved: the same
 # command goes on. EX_TEMPFAIL of sysexits.h; launch/supervise.sh starts it again.
 PREEMPTED = 75
-# A GIF of more clips than this is too large to look at; the MP4s and the npz are always complete.
-AT_A_GLANCE = 64
 _MEASURED_JAXLIB = "0.10.2"
 _CPU_FLAGS = {
     # YNNPACK for products and sums only: a convolution's gradient by its kernel takes it two to
@@ -32,7 +29,6 @@ _CPU_FLAGS = {
     # Operations in the order that holds least memory: a sixth less, for 4% of the time.
     "xla_cpu_enable_concurrency_optimized_scheduler": "false",
 }
-_LEAST_SIDE = 64  # pixels, of a clip in the GIF
 
 
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
@@ -54,6 +50,10 @@ def run(main: Callable[[list[str]], int | None], arguments: list[str]) -> None:
     A mistake of the user is printed without a traceback; with VDM_JAX_TRACEBACK=1 in the
     environment, with one.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name may hold bytes that are no text: printing it must not end the run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main(arguments)
     except KeyboardInterrupt:
@@ -298,37 +298,6 @@ def greyed(videos: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
     import numpy as np
 
     return np.where(known[..., None], videos, np.uint8(96))
-
-
-def write_samples(
-    out: Path, batches: Iterable["np.ndarray"], prompts: Sequence[str], fps: float
-) -> "np.ndarray":
-    """Writes videos, uint8 `n f h w c` a batch, as they come, and prints the files' names.
-
-    The directory `out` receives an MP4 a sample, samples.gif, contact_sheet.png and samples.npz:
-    `video`, uint8 b f h w c, and `prompts`, b texts. Returns the videos.
-    """
-    import numpy as np
-
-    from vdm_jax.data import video_io
-
-    videos = []
-    for video in itertools.chain.from_iterable(batches):
-        slug = re.sub(r"[^a-z0-9]+", "_", prompts[len(videos)].lower()).strip("_")[:60]
-        video_io.write_mp4(out / f"{len(videos):04d}_{slug}.mp4", video, fps=fps)
-        videos.append(video)
-    videos = np.stack(videos)
-    watchable = video_io.enlarge(videos[:AT_A_GLANCE], _LEAST_SIDE)
-    gif = video_io.write_gif(out / "samples.gif", video_io.grid(watchable), fps=fps)
-    numbered = [f"{index:04d} {prompt}" for index, prompt in enumerate(prompts)]
-    sheet = video_io.contact_sheet(out / "contact_sheet.png", videos, numbered)
-    np.savez_compressed(out / "samples.npz", video=videos, prompts=np.array(prompts, dtype=str))
-    total = len(videos)
-    some = f" (the first {AT_A_GLANCE} of {total})" if total > AT_A_GLANCE else ""
-    even = f" ({video_io.SHEET_CLIPS} of {total}, evenly chosen)"
-    print(f"{gif}{some}\n{sheet}{even if total > video_io.SHEET_CLIPS else ''}")
-    print(f"{out / 'samples.npz'}\n{out}/*.mp4: {total} clips")
-    return videos
 
 
 def positive(text: str) -> int:

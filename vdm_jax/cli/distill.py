@@ -17,12 +17,13 @@ evaluate, measured against clips of the teacher's data set.
 Exit status: as of vdm train.
 """
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from vdm_jax.cli import common, prepare_data
+from vdm_jax.cli import common, outputs, prepare_data
 
 _SHOWN = 8  # clips of each model in ladder.gif
 
@@ -65,10 +66,12 @@ def main(arguments: list[str]) -> int:
             f"--metrics={','.join(paired)}: samples have no reference each that shows the same"
         )
     common.setup(config.device, options)
+    outputs.in_first_process(lambda: outputs.check_folder(options.workdir, "--workdir"))
 
     from vdm_jax import systems
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import distillation
+    from vdm_jax.training import lock
 
     ladder = distillation.rounds(config.distill)
     source = options.model or pretrained.DEFAULT
@@ -81,6 +84,15 @@ def main(arguments: list[str]) -> int:
     data.data_dir = config.data.data_dir
     prepare_data.render_missing(data)
     workdir = Path(options.workdir)
+    with lock.held(workdir, say):
+        return _climb(workdir, source, teacher_config, ladder, config, options.metrics)
+
+
+def _climb(workdir: Path, source: str, teacher_config, ladder, config, metrics: list[str]) -> int:
+    """Trains every round that is not done, then reports; the exit status."""
+    from vdm_jax.pipelines import model as pretrained
+    from vdm_jax.systems import distillation
+
     for number, this in enumerate(ladder, 1):
         say(f"round {number} of {len(ladder)}: {this.name}, {this.updates} updates")
         before = workdir / this.teacher if this.teacher else source
@@ -90,7 +102,7 @@ def main(arguments: list[str]) -> int:
         code = _train_round(workdir, source, teacher_config, this, this_config)
         if code is not None:
             return code
-    _report(workdir, source, config, ladder, options.metrics)
+    _report(workdir, source, config, ladder, metrics)
     return 0
 
 
@@ -109,7 +121,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
 
     from vdm_jax import config as config_lib
     from vdm_jax import systems
-    from vdm_jax.data import pipeline
+    from vdm_jax.data import frame_rate, pipeline
     from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import distillation
@@ -155,6 +167,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         rows=plan.rows(train.batch_size),
         report=None,
     )
+    config = frame_rate.recorded(config, dataset.source)
     # Beside the student's forward and backward, which count three, every target takes two forward.
     flops = train.batch_size * stage.train_flops() * (1 + 2 / 3)
     result = loop.train(
@@ -163,7 +176,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         directory,
         dataset,
         plan=plan,
-        fps=config.data.fps or 8,
+        fps=frame_rate.playback(config),
         initial=initial,
         flops=flops,
         train_step=step.make_train_step(stage, tx, config, plan, {"teacher": frozen}),
@@ -221,14 +234,21 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
         labels.append(f"{name}, {steps} steps")
         samples.append(videos)
     table = ladder_lib.markdown(rows)
-    (workdir / "report.md").write_text(table)
     ladder_lib.save(workdir / "report.json", rows)
-    ladder_lib.curve(workdir / "curve.png", rows)
+    (workdir / "report.md").write_text(table, encoding="utf-8")
     first = np.stack([videos[0] for videos in samples])
-    video_io.contact_sheet(workdir / "ladder.png", first, labels, max_clips=len(first))
     few = np.concatenate([videos[:_SHOWN] for videos in samples])
     tiled = video_io.grid(video_io.enlarge(few, 64), columns=_SHOWN)
-    video_io.write_gif(workdir / "ladder.gif", tiled, fps=teacher.config.data.fps or 8)
+    makers = {
+        "curve.png": lambda path: ladder_lib.curve(path, rows),
+        "ladder.png": lambda path: video_io.contact_sheet(
+            path, first, labels, max_clips=len(first)
+        ),
+        "ladder.gif": lambda path: video_io.write_gif(path, tiled, fps=teacher.fps),
+    }
+    with outputs.Pictures() as pictures:
+        for name, make in makers.items():
+            pictures.write(workdir / name, functools.partial(make, workdir / name))
     print(f"{len(prompts)} samples of each, guidance {distill.guidance:g}\n\n{table}")
     print(", ".join(str(workdir / name) for name in ("report.md", "curve.png", "ladder.gif")))
 

@@ -21,14 +21,16 @@ JOB is one of
                  section 4.1). Sample it with vdm sample --model=FILE.
 
 Without --input a clip of each prompt is sampled first, and the job's known frames or pixels are
-taken from it. An --input is resized to the job's size (its middle square) and needs one --prompt,
-or one for each video. OUT receives the files of vdm sample, and the known pixels as given.gif and
-given.npz. --method chooses how known pixels guide sampling (docs/conditional.md).
+taken from it. An --input is resized to the job's size (its middle square), brought to the model's
+frame rate by time (interpolate keeps its frames), and needs one --prompt, or one for each video.
+OUT receives the files of vdm sample, and the known pixels as given.gif and given.npz. --method
+chooses how known pixels guide sampling (docs/conditional.md).
 """
 
 from pathlib import Path
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
+from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
 JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop", "stylise")
@@ -49,13 +51,18 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     if options.job == "stylise":
         return _stylise(options)
+    for flag in ("prompt", "then"):
+        prompts_lib.check(getattr(options, flag), f"--{flag}")
+    prompts_lib.check([options.negative or ""], "--negative")
     common.setup(options.device, options)
+    out = Path(options.out or "edited")
+    outputs.in_first_process(lambda: outputs.check_folder(options.out or out, "--out"))
 
     import jax
     import numpy as np
     from rich.progress import Progress
 
-    from vdm_jax.data import video_io
+    from vdm_jax.data import frame_rate
     from vdm_jax.stage.conditions.video import MaskedVideo
 
     model = common.load_model(options)
@@ -67,13 +74,18 @@ def main(arguments: list[str]) -> int:
         **common.sampler_changes(options),
     )
     key, start_key = jax.random.split(jax.random.key(options.seed))
-    given, prompts, fps = _inputs(options, sampler)
+    given, prompts, fps, notes = _inputs(options, sampler, model.fps)
+    rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
+    if jax.process_index() == 0:
+        for note in filter(None, [frame_rate.note(model.config), *notes]):
+            print(note)
     model.stage.check_prompts([*prompts, *options.then])  # refuses an unknown word
     if given is None:
         given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
         given = _part_known(options, given, sampler)
-        fps = model.config.data.fps or 8
     first = jax.process_index() == 0
+    if first:  # before the work on it begins
+        outputs.save_videos(out / "given.npz", given, prompts, rate)
     with Progress(transient=True, disable=not first) as bar:
         task = bar.add_task(options.job, total=None)
 
@@ -83,15 +95,21 @@ def main(arguments: list[str]) -> int:
         videos = _run(options, sampler, model.params, key, given, prompts, progress)
     if not first:
         return 0
-    out = Path(options.out or "edited")
-    shown = _shown(options, given, sampler)
-    common.write_samples(out, [videos], prompts, fps)
-    rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
-    watchable = video_io.enlarge(shown[: common.AT_A_GLANCE], videos.shape[2] * 4)
-    print(video_io.write_gif(out / "given.gif", video_io.grid(watchable), fps=rate))
-    np.savez_compressed(out / "given.npz", video=given, prompts=np.array(prompts, dtype=str))
-    print(out / "given.npz")
+    outputs.write_samples(out, videos, prompts, fps)
+    _show_given(out, _shown(options, given, sampler), videos.shape[2] * 4, rate)
     return 0
+
+
+def _show_given(out: Path, shown, size: int, fps: float) -> None:
+    """Writes what was known, uint8 `n f h w c`, as given.gif, and names it and given.npz."""
+    from vdm_jax.data import video_io
+
+    path = out / "given.gif"
+    watchable = video_io.enlarge(shown[: outputs.AT_A_GLANCE], size)
+    with outputs.Pictures() as pictures:
+        if pictures.write(path, lambda: video_io.write_gif(path, video_io.grid(watchable), fps)):
+            print(path)
+    print(out / "given.npz")
 
 
 def _parse(arguments: list[str]):
@@ -160,6 +178,7 @@ def _parse(arguments: list[str]):
 
 def _stylise(options) -> int:
     common.setup(options.device, options)
+    outputs.in_first_process(lambda: outputs.check_file(options.out, "--out"))
 
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import lumiere
@@ -212,32 +231,41 @@ def _run(options, sampler, params, key, given, prompts, progress):
     return editing.inpaint(sampler, params, key, given, prompts, known=known, progress=progress)
 
 
-def _inputs(options, sampler):
-    """The videos of --input, uint8 `n f h w c` or None, their prompts and frame rate."""
+def _inputs(options, sampler, fps: float):
+    """The videos of --input, uint8 `n f h w c` or None, their prompts, the result's frame rate, and
+    lines that say what was done to frame rates.
+
+    fps: the model's.
+    """
     import numpy as np
 
     from vdm_jax.data import source, video_io
 
     prompts = list(options.prompt)
     if not options.input:
-        return None, prompts, 0.0
-    videos, saved, fps = [], [], 0.0
+        return None, prompts, fps, []
+    videos, saved, rates = [], [], []
     for name in options.input:
         path = Path(name)
         if not path.is_file():
             raise FileNotFoundError(f"--input={path}: there is no such file")
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                if "video" not in arrays or arrays["video"].ndim != 5:
-                    raise ValueError(f"--input={path}: holds no array video, uint8 n f h w c")
-                videos += list(arrays["video"])
-                saved += [str(text) for text in arrays.get("prompts", ())]
+            found, texts, rate = _archive(path)
+            saved += texts
         else:
-            video, fps = video_io.read_video(path)
-            videos.append(video)
+            video, rate = video_io.read_video(path)
+            found = [video]
+        videos += found
+        rates += [rate] * len(found)
+    if options.job == "interpolate":
+        fps, notes = _rate_between(rates, options.factor or 2, fps)
+    else:
+        videos, notes = _retimed(videos, rates, fps)
     lengths = sorted({len(video) for video in videos})
     if len(lengths) > 1:
-        raise ValueError(f"--input: videos of {lengths} frames; must be as many in all of them")
+        raise ValueError(
+            f"--input: videos of {lengths} frames at {fps:g} fps; must be as many in all of them"
+        )
     size = sampler.video_shape[1]
     if options.job == "super_resolve":
         size = _low_size(options, sampler)
@@ -248,7 +276,59 @@ def _inputs(options, sampler):
     if len(prompts) != len(videos):
         raise ValueError(f"{len(prompts)} prompts, {len(videos)} videos: must be one, or as many")
     fitted = np.stack([source.fit(video, size) for video in videos])
-    return _still(options, fitted, sampler), prompts, fps or 8
+    return _still(options, fitted, sampler), prompts, fps, notes
+
+
+def _archive(path: Path):
+    """The videos of an archive, its prompts, none if it has none, and its fps, 0 = not known."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        if "video" not in arrays or arrays["video"].ndim != 5:
+            raise ValueError(f"--input={path}: holds no array video, uint8 n f h w c")
+        texts = [str(text) for text in arrays.get("prompts", ())]
+        return list(arrays["video"]), texts, float(arrays.get("fps", 0.0))
+
+
+def _retimed(videos, rates: list[float], fps: float):
+    """Videos `f h w c` of `rates` frames a second at `fps`, and lines that say how."""
+    from vdm_jax.data import frame_rate
+
+    kept, notes = [], []
+    for number, (video, rate) in enumerate(zip(videos, rates, strict=True), 1):
+        count = len(video)
+        if rate and not frame_rate.equal(count, rate, fps):
+            video = video[frame_rate.resampled(count, rate, fps)]
+            how = "repeated" if rate < fps else "left out"
+            notes.append(
+                f"--input: video {number}: {count} frames at {rate:.4g} fps become {len(video)} at "
+                f"the model's {fps:g}; frames are {how}"
+            )
+        elif not rate and count > 1:
+            notes.append(
+                f"--input: video {number} has no frame rate; it is taken as the model's {fps:g} fps"
+            )
+        kept.append(video)
+    return kept, notes
+
+
+def _rate_between(rates: list[float], factor: int, fps: float) -> tuple[float, list[str]]:
+    """The frame rate of videos of `rates` with `factor` times the frames, which last as long as
+    before, and lines that say where the model learned another. Raises ValueError."""
+    known = sorted({round(rate * factor, 2) for rate in rates if rate})
+    if not known:
+        return fps, [f"--input: has no frame rate; the result is taken as the model's {fps:g} fps"]
+    if known[-1] > 1.01 * known[0]:
+        raise ValueError(
+            f"--input: videos of {known[0] / factor:g} to {known[-1] / factor:g} fps; must have "
+            "one frame rate"
+        )
+    if abs(known[0] - fps) < 0.01 * fps:
+        return fps, []
+    return known[0], [
+        f"--input: at {known[0] / factor:.4g} fps the result has {known[0]:.4g}; the model learned "
+        f"motion at {fps:g} fps, which takes an input of {fps / factor:.4g}"
+    ]
 
 
 def _part_known(options, videos, sampler):

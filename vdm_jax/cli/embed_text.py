@@ -11,8 +11,9 @@ under Slurm --shard=$SLURM_PROCID/$SLURM_NTASKS.
 
 import argparse
 import time
+from pathlib import Path
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
 
 
 def main(arguments: list[str]) -> int:
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
     if options.mesh:
         encoder.place(sharding.make_plan(encoder, mesh.parse_mesh(options.mesh)))
     folder = text_embeddings.folder_of(config.data.data_dir, encoder)
-    wanted = text_embeddings.missing(folder, captions)
+    wanted = _missing(folder, captions)
     part, parts = options.shard
     share = f" (share {part} of {parts})" if parts > 1 else ""
     print(
@@ -95,6 +96,16 @@ def main(arguments: list[str]) -> int:
     rate = f", {len(wanted) / seconds:.1f} captions a second" if wanted else ""
     print(f"{folder}: complete{share}, in {seconds:.0f} s{rate}")
     return 0
+
+
+def _missing(folder: Path, captions: list[str]) -> list[str]:
+    """The captions that are to be embedded; where there are any, the folder can be written to."""
+    from vdm_jax.data import text_embeddings
+
+    wanted = text_embeddings.missing(folder, captions)
+    if wanted:
+        outputs.check_folder(folder, "data.data_dir, embeddings")
+    return wanted
 
 
 def _columns() -> tuple:

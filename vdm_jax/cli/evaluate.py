@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
 
 
 def main(arguments: list[str]) -> int:
@@ -107,6 +107,8 @@ def main(arguments: list[str]) -> int:
 
         suite.check(options.metrics, reference=bool(options.reference) or not options.samples)
     common.setup(options.device, options, quiet=options.json)
+    if options.out:
+        outputs.in_first_process(lambda: outputs.check_file(options.out, "--out"))
     if options.metrics:
         return _measure(options)
     return _judge(options)

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,6 +97,7 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     common.setup("any")
+    outputs.check_folder(options.out, "--out")
 
     from rich.progress import track
 
@@ -196,7 +197,7 @@ def _text_to_video(model: "Model", options: argparse.Namespace) -> Section:
             "vdm sample --model=moving_shapes --guidance=2", f'--prompt="{captions[0]}"'
         ),
         rows=[videos[:half], videos[half:]],
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -229,7 +230,7 @@ def _extension(model: "Model", options: argparse.Namespace) -> Section:
             f"--frames={_EXTENDED} --context=2 --guidance=2",
         ),
         rows=rows,
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -260,7 +261,7 @@ def _interpolation(model: "Model", options: argparse.Namespace) -> Section:
             f'--prompt="{captions[0]}"',
         ),
         rows=[ends, blend, sample, truth],
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -281,7 +282,7 @@ def _inpainting(model: "Model", options: argparse.Namespace) -> Section:
             f'--prompt="{captions[0]}"',
         ),
         rows=[common.greyed(truth, known), sample, truth],
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -314,7 +315,7 @@ def _super_resolution(model: "Model", options: argparse.Namespace) -> Section:
             f'--prompt="{captions[0]}"',
         ),
         rows=[*rows, truth],
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -339,7 +340,7 @@ def _loop(model: "Model", options: argparse.Namespace) -> Section:
             "--guidance=2",
         ),
         rows=[start, loop],
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -369,7 +370,7 @@ def _distillation(
             "--workdir=runs/distilled",
         ),
         rows=rows,
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -411,7 +412,7 @@ def _image_to_video(model: "Model", options: argparse.Namespace) -> Section:
             f'--prompt="{captions[0]}"',
         ),
         rows=[given, sample, truth],
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -429,7 +430,7 @@ def _completion(model: "Model", options: argparse.Namespace) -> Section:
             f'--prompt="{captions[0]}"',
         ),
         rows=[given, sample, truth],
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -450,7 +451,7 @@ def _cinemagraph(model: "Model", options: argparse.Namespace) -> Section:
             f'--prompt="{captions[0]}"',
         ),
         rows=[given, sample],
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -475,7 +476,7 @@ def _stylisation(model: "Model", options: argparse.Namespace, style: "Model") ->
             "--out=styled.safetensors",
         ),
         rows=rows,
-        fps=_fps(model),
+        fps=model.fps,
     )
 
 
@@ -498,10 +499,6 @@ def _key(options: argparse.Namespace, index: int):
     import jax
 
     return jax.random.fold_in(jax.random.key(options.seed), index)
-
-
-def _fps(model: "Model") -> float:
-    return model.config.data.fps or 8
 
 
 def _sample(
@@ -602,7 +599,7 @@ def _write_picture(out: Path, name: str, section: Section) -> None:
     ]
     picture = video_io.grid(np.concatenate(rows), columns=len(rows[0]), gap=_GAP, color=_GAP_COLOR)
     path = out / _PICTURES / f"{name}.gif"
-    video_io.write_gif(path, picture, fps=section.fps, min_size=1, one_palette=True)
+    video_io.write_gif(path, picture, fps=section.fps, min_size=1)
 
 
 def _markdown(name: str, section: Section) -> str:

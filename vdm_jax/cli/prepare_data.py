@@ -14,7 +14,7 @@ need no preparation (data.name = "video_folder").
 
 import time
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
 
 
 def main(arguments: list[str]) -> int:
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
     builder = tfds_source.make_builder(name, variant, folder)
     done_already = bool(builder.info.splits)
     if not done_already:
+        outputs.check_folder(folder, "data.data_dir" if options.config else "--data_dir")
         size = builder.info.download_size  # 0 where it is unknown, or nothing is downloaded
         download = f" ({size} to download)" if size else ""
         print(f"preparing {builder.info.full_name} in {folder}{download}", flush=True)
@@ -81,5 +82,6 @@ def render_missing(data) -> None:
         return
     builder = tfds_source.make_builder(data.name, data.config, data.data_dir)
     if not builder.info.splits:
+        outputs.check_folder(data.data_dir, "data.data_dir")
         print(f"{builder.info.full_name} is not in {data.data_dir}/: rendering it", flush=True)
         tfds_source.prepare(builder)

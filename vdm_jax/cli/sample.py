@@ -3,9 +3,12 @@
     vdm sample --prompt="a red circle moving left" --num_samples=4 [--model=MODEL] [--out=DIR]
 
 OUT receives an MP4 a sample, samples.gif (all side by side), contact_sheet.png (each sample's
-frames with its prompt) and samples.npz: `video`, uint8 b f h w c, and `prompts`, b texts. Files
-that are in OUT already are overwritten where the names agree, and else stay. A sample depends on
-its place in the list of samples and on the seed, not on the batch size.
+frames with its prompt) and samples.npz: `video`, uint8 b f h w c, `prompts`, b texts, and `fps`.
+Files that are in OUT already are overwritten where the names agree, and else stay. A sample depends
+on its place in the list of samples and on the seed, not on the batch size.
+
+Every batch is written when it is drawn (OUT/samples_parts/NUMBER.npy). The same command goes on
+behind the last batch after it was interrupted. samples.npz is written before the pictures.
 
 MODEL may be a cascade: a shipped one, such as imagen_video_tiny, or the working directory of one.
 OUT then also receives the videos of each stage (stages/), and the same command goes on where it
@@ -13,9 +16,11 @@ was interrupted. --stage.NAME.FIELD=VALUE sets a field of one stage's sampler, s
 --stage.base_8.steps=32; the other sampler flags are for single models.
 """
 
+import math
 from pathlib import Path
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
+from vdm_jax.cli import prompts as prompts_lib
 
 
 def main(arguments: list[str]) -> int:
@@ -45,11 +50,12 @@ def main(arguments: list[str]) -> int:
 
     overrides, arguments = config_lib.split_overrides(arguments, "stage")
     options = parser.parse_args(arguments)
-    prompts = _prompts(options)
+    prompts = prompts_lib.read(options.prompt, options.prompts_file)
+    prompts_lib.check([options.negative or ""], "--negative")
     common.setup(options.device, options)
+    outputs.in_first_process(lambda: outputs.check_folder(options.out, "--out"))
 
     import jax
-    from rich.progress import track
 
     from vdm_jax import pipelines
 
@@ -73,27 +79,72 @@ def main(arguments: list[str]) -> int:
             f"guidance {sampler.guidance_scale:g}"
         )
 
-    fps = model.config.data.fps or 8
-    batches = -(-len(repeated) // min(sampler.batch_size, len(repeated)))
-    stream = sampler.stream(
-        model.params,
-        jax.random.key(options.seed),
-        repeated,
-        preview=_write_preview(Path(options.out)) if options.preview else None,
-    )
+    return _sample_model(model, sampler, options, repeated)
+
+
+def _sample_model(model, sampler, options, prompts: list[str]) -> int:
+    """Draws and writes what an earlier call of the same command has not drawn."""
+    import jax
+    from rich.progress import track
+
+    from vdm_jax.data import frame_rate
+    from vdm_jax.training import processes
+
+    out, parts = Path(options.out), []
+    needed = len(prompts) * math.prod(sampler.video_shape)
+
+    def take_up() -> int:
+        outputs.check_folder(out, "--out", needed=needed)
+        parts.append(outputs.Parts(out, _identity(options, prompts), len(prompts)))
+        return parts[0].done
+
+    done = processes.first_does(take_up) if jax.process_count() > 1 else take_up()
+    stream, left = iter(()), len(prompts) - done
+    if left:
+        stream = sampler.stream(
+            model.params,
+            jax.random.key(options.seed),
+            prompts[done:],
+            preview=_write_preview(out) if options.preview else None,
+            first=done,
+        )
     if jax.process_index() != 0:
         for _ in stream:  # the first process writes
             pass
         return 0
-    batches = track(stream, "sampling", total=batches, transient=True)
-    common.write_samples(Path(options.out), batches, repeated, fps)
+    if done:
+        print(f"{done} samples are in {out / outputs.PARTS}: going on behind them")
+    if note := frame_rate.note(model.config):
+        print(note)
+    batches = -(-left // min(sampler.batch_size, left)) if left else 0
+    for videos in track(stream, "sampling", total=batches, transient=True):
+        parts[0].add(videos)
+    try:
+        outputs.write_samples(out, parts[0].videos(), prompts, model.fps)
+    except outputs.OutputError as error:
+        raise outputs.OutputError(
+            f"{error}. All samples are in {out / outputs.PARTS}; the same command writes them"
+        ) from error
+    parts[0].remove()
     return 0
+
+
+def _identity(options, prompts: list[str]) -> dict:
+    """What samples depend on."""
+    from vdm_jax.pipelines import cascade
+    from vdm_jax.pipelines import model as pretrained
+
+    settings = common.sampler_changes(options)
+    del settings["batch_size"]  # it changes no sample
+    model = cascade.digest(options.model or pretrained.DEFAULT)
+    return {"model": model, "seed": options.seed, "prompts": prompts, **settings}
 
 
 def _sample_cascade(cascade, options, overrides: dict[str, str], prompts: list[str]) -> int:
     import jax
 
     from vdm_jax import config as config_lib
+    from vdm_jax.data import frame_rate
 
     flags = {k: v for k, v in common.sampler_changes(options).items() if v is not None}
     if flags or options.preview:
@@ -120,7 +171,9 @@ def _sample_cascade(cascade, options, overrides: dict[str, str], prompts: list[s
             shape = " x ".join(map(str, output.videos.shape[1:4]))
             print(f"{output.name}: {shape}, {output.seconds:.1f} s", flush=True)
     if first:
-        common.write_samples(out, [output.videos], repeated, output.fps)
+        if note := frame_rate.note(cascade.last_config):
+            print(note)
+        outputs.write_samples(out, output.videos, repeated, output.fps)
     return 0
 
 
@@ -128,19 +181,13 @@ def _write_preview(out: Path):
     from vdm_jax.data import video_io
 
     def write(step: int, steps: int, videos) -> None:
-        partial = video_io.contact_sheet(
-            out / ".preview.png", videos, [f"step {step} of {steps}"] * len(videos), max_clips=8
-        )
-        partial.replace(out / "preview.png")  # never half a picture
+        labels, partial = [f"step {step} of {steps}"] * len(videos), out / ".preview.png"
+
+        def make() -> None:
+            video_io.contact_sheet(partial, videos, labels, max_clips=8)
+            partial.replace(out / "preview.png")  # never half a picture
+
+        with outputs.Pictures() as pictures:
+            pictures.write(out / "preview.png", make)
 
     return write
-
-
-def _prompts(options) -> list[str]:
-    prompts = list(options.prompt)
-    if options.prompts_file is not None:
-        path = Path(options.prompts_file)
-        if not path.is_file():
-            raise FileNotFoundError(f"--prompts_file={path}: there is no such file")
-        prompts += [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [prompt for prompt in prompts if prompt]

@@ -30,7 +30,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from vdm_jax.cli import cascade, common, prepare_data
+from vdm_jax.cli import cascade, common, outputs, prepare_data
 
 
 def main(arguments: list[str]) -> int:
@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
     if "stages" in (config := config_lib.load_config(options.config)):
         if options.profile:
             parser.error("--profile: a cascade is trained stage by stage; profile one stage's run")
+        outputs.check_folder(options.workdir, "--workdir")
         return cascade.train(config, options, overrides)
     for name in ("stages", "jobs", "distill"):
         if getattr(options, name) is not None:
@@ -83,11 +84,12 @@ def main(arguments: list[str]) -> int:
 
 def _train(config, options) -> int:
     common.setup(config.device, options)
+    outputs.in_first_process(lambda: outputs.check_folder(options.workdir, "--workdir"))
 
     import jax
 
     from vdm_jax import systems
-    from vdm_jax.data import pipeline
+    from vdm_jax.data import frame_rate, pipeline
     from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.training import loop
@@ -105,6 +107,7 @@ def _train(config, options) -> int:
         rows=plan.rows(config.train.batch_size),
         report=print if jax.process_index() == 0 else None,
     )
+    config = frame_rate.recorded(config, dataset.source)
     initial = None
     if config.train.init_from:
         initial = functools.partial(
@@ -120,7 +123,7 @@ def _train(config, options) -> int:
         options.workdir,
         dataset,
         plan=plan,
-        fps=config.data.fps or 8,
+        fps=frame_rate.playback(config),
         initial=initial,
         flops=config.train.batch_size * stage.train_flops(config.data.image_frames),
         profile=options.profile,

@@ -8,6 +8,7 @@ that it has given.
 
 import dataclasses
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -344,13 +345,20 @@ class ClipIterator(Iterator[Batch]):
     def __init__(self, dataset: ClipDataset):
         self._dataset = dataset
         self._given = 0
-        self._stream: Any = None
+        self._streams: list[Any] = []  # none or one
+        # Python takes its modules apart before it deletes an iterator that nobody closed. The
+        # workers' batches could then not be given back: "leaked shared_memory objects".
+        weakref.finalize(self, _close, self._streams)
 
     def __next__(self) -> Batch:
         self.start_prefetch()
-        batch = next(self._stream)
+        batch = next(self._streams[0])
         self._given += 1
-        return batch
+        if not self._dataset.workers:
+            return batch
+        # Workers hand arrays over in shared memory, which lives as long as the array: a batch that
+        # is kept to the end of the program would leak it.
+        return {name: np.array(value, subok=False) for name, value in batch.items()}
 
     def get_state(self) -> dict[str, int]:
         """The position: how many batches were given."""
@@ -363,11 +371,16 @@ class ClipIterator(Iterator[Batch]):
 
     def start_prefetch(self) -> None:
         """Starts reading ahead, if it is not going on already."""
-        if self._stream is None:
-            self._stream = iter(self._dataset.starting_at(self._given))
+        if not self._streams:
+            self._streams.append(iter(self._dataset.starting_at(self._given)))
 
     def close(self) -> None:
         """Stops reading ahead and ends the worker processes; the position stays."""
-        if self._stream is not None and hasattr(self._stream, "close"):
-            self._stream.close()
-        self._stream = None
+        _close(self._streams)
+
+
+def _close(streams: list[Any]) -> None:
+    while streams:
+        stream = streams.pop()
+        if hasattr(stream, "close"):
+            stream.close()

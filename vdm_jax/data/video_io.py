@@ -10,8 +10,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange, repeat
-from PIL import Image, ImageDraw, ImageFont
+from PIL import GifImagePlugin, Image, ImageDraw
+
+from vdm_jax.data.lettering import Lettering
 
 # Clips smaller than this are enlarged by a whole factor: a 16-pixel video cannot be watched.
 MIN_WATCHABLE = 192
@@ -20,6 +23,9 @@ SHEET_CLIPS = 32
 _SHEET_FRAMES = 16  # of a clip, on a contact sheet
 _CAPTION_WIDTH = 420  # pixels that a caption may take where the frames below it take less
 _INK, _PAPER = (235, 235, 235), (24, 24, 24)
+_BT709 = 1  # the code of its primaries, its transfer and its matrix (ITU-T H.273)
+_GIF_LEAST = 2  # hundredths of a second: players take a frame of less for one of ten
+_GIF_COLOURS = 255  # of the 256 one is kept for pixels that stay as they are
 
 
 def enlarge(video: np.ndarray, min_size: int = MIN_WATCHABLE) -> np.ndarray:
@@ -58,58 +64,115 @@ def write_mp4(
     """Writes one clip uint8 `f h w c` as H.264 in yuv420p, which every player opens.
 
     Small clips are enlarged (see `enlarge`); an odd side is completed by repeating its last row
-    or column, because yuv420p stores colour at half resolution.
+    or column, because yuv420p stores colour at half resolution. Colours are converted by BT.709's
+    matrix and the file says so; of an untagged file players guess the matrix from its size.
     """
     video = enlarge(_check(video, 4), min_size)
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     path = _parent_made(path)
-    with av.open(str(path), "w", format="mp4") as container:
+    # A file object: FFmpeg takes a name with a colon for a protocol, and wants UTF-8.
+    with path.open("wb") as file, av.open(file, "w", format="mp4") as container:
         rate = fractions.Fraction(fps).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         # crf 12: hard pixel edges of small videos stay crisp; the files are tiny all the same.
         stream.options = {"crf": "12", "preset": "veryfast"}
+        context = stream.codec_context
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.color_range = ColorRange.MPEG
         for pixels in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation="BICUBIC",
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
 def write_gif(
-    path: str | Path,
-    video: np.ndarray,
-    fps: float = 8,
-    min_size: int = MIN_WATCHABLE,
-    one_palette: bool = False,
+    path: str | Path, video: np.ndarray, fps: float = 8, min_size: int = MIN_WATCHABLE
 ) -> Path:
-    """Writes one clip uint8 `f h w c` as an endless GIF, small ones enlarged.
-
-    one_palette: all frames share 256 colours instead of having 256 each. The file is about half as
-    large, and the same pixels have the same colours in all frames.
-
-    Pillow stores frames that do not change as one frame that stands longer.
-    """
-    video = enlarge(_check(video, 4), min_size)
-    frames = [Image.fromarray(pixels) for pixels in video]
-    if one_palette:
-        # Pillow's default, the median cut, gives most colours to black and its grain.
-        strip = Image.fromarray(rearrange(video, "f h w c -> (f h) w c"))
-        palette = strip.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
-        frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    """Writes one clip uint8 `f h w c` as an endless GIF, small ones enlarged; see `encode_gif`."""
     path = _parent_made(path)
-    frames[0].save(
-        path,
-        format="GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=round(1000 / fps),
-        loop=0,
-        disposal=1,
-    )
+    path.write_bytes(encode_gif(enlarge(_check(video, 4), min_size), fps))
     return path
+
+
+def encode_gif(video: np.ndarray, fps: float) -> bytes:
+    """One clip uint8 `f h w c` as an endless GIF of the clip's duration.
+
+    Every frame is a frame of the file, also one that equals the frame before it. A GIF counts time
+    in hundredths of a second: the frames' times are rounded, not their durations. Players show no
+    frame for less than 20 ms, so above 50 frames a second frames are left out, evenly. Each frame
+    stores the part that changes, in at most 255 colours of its own.
+
+    Raises ValueError where `fps` is not above 0.
+    """
+    video = _check(video, 4)
+    shown, times = _gif_times(len(video), fps)
+    video = video[shown]
+    parts = []
+    before: np.ndarray | None = None
+    for pixels, hundredths in zip(video, np.diff(times), strict=True):
+        image, corner, keep = _gif_part(pixels, before)
+        if before is None:
+            parts += GifImagePlugin.getheader(image, info={"loop": 0})[0]
+        # As long as the format can say.
+        setting = {"duration": min(10 * int(hundredths), 655_350), "disposal": 1}
+        if keep is not None:
+            setting["transparency"] = keep
+        parts += GifImagePlugin.getdata(image, corner, include_color_table=True, **setting)
+        before = pixels
+    return b"".join([*parts, b";"])
+
+
+def _gif_times(count: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` frames a GIF shows, and when, in hundredths of a second; the end last."""
+    if not fps > 0 or not math.isfinite(fps):
+        raise ValueError(f"fps = {fps}: must be a number above 0")
+    end = max(_GIF_LEAST, round(100 * count / fps))
+    rate = 100 / fps
+    if rate >= _GIF_LEAST:
+        times = np.floor(rate * np.arange(count) + 0.5).astype(int)
+        return np.arange(count), np.append(times, max(end, times[-1] + _GIF_LEAST))
+    times = np.arange(0, end - _GIF_LEAST + 1, _GIF_LEAST)
+    shown = np.minimum(np.floor(times / rate + 0.5).astype(int), count - 1)
+    return shown, np.append(times, max(end, times[-1] + _GIF_LEAST))
+
+
+def _gif_part(
+    pixels: np.ndarray, before: np.ndarray | None
+) -> tuple[Image.Image, tuple[int, int], int | None]:
+    """What a GIF stores of a frame: the part that differs from the frame before it, the part's left
+    and top, and the colour number, if any, that keeps the pixel of the frame before."""
+    if before is None:
+        return _quantised(pixels), (0, 0), None
+    changed = (pixels != before).any(-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    if not len(rows):
+        rows = columns = np.zeros(1, int)  # a frame has a pixel at least
+    top, left = int(rows[0]), int(columns[0])
+    part = (slice(top, rows[-1] + 1), slice(left, columns[-1] + 1))
+    image, changed = _quantised(pixels[part]), changed[part]
+    if changed.all():
+        return image, (left, top), None
+    numbers = np.asarray(image)
+    keep = int(numbers.max()) + 1  # the palette stays as short as it can be
+    cleared = Image.frombytes("P", image.size, np.where(changed, numbers, np.uint8(keep)).tobytes())
+    cleared.putpalette([*image.getpalette()[: 3 * keep], 0, 0, 0])
+    return cleared, (left, top), keep
+
+
+def _quantised(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels).convert(
+        "P", palette=Image.Palette.ADAPTIVE, colors=_GIF_COLOURS, dither=Image.Dither.NONE
+    )
 
 
 def contact_sheet(
@@ -123,7 +186,8 @@ def contact_sheet(
 
     Clips follow each other down the columns, as many columns as bring the sheet near 3:2. Of more
     than `max_clips` clips as many are shown, evenly chosen from first to last, with a note; of
-    more than 16 frames likewise 16. Captions that are too long are cut.
+    more than 16 frames likewise 16. Captions that are too long are cut; what no font of this machine
+    has is written as an escape (see `lettering`).
 
     videos: uint8 `n f h w c`; captions: n texts; frame_size: least shorter side of a frame on the
     sheet, in pixels; more than twice as much is scaled down to that.
@@ -140,10 +204,12 @@ def contact_sheet(
     shrink = min(1.0, 2 * frame_size / min(height, width))
     height, width = round(height * shrink), round(width * shrink)
     gap, text_height = 2, 18
-    font = ImageFont.load_default(size=13)
-    longest = max(math.ceil(font.getlength(caption)) for caption in captions)
+    lettering = Lettering()
+    widest = max(frames * (width + gap), _CAPTION_WIDTH)
+    lines = [lettering.line(caption, widest - 8) for caption in captions]
+    longest = max(math.ceil(lettering.width(line)) for line in lines)
     cell_height = text_height + height + gap
-    cell_width = max(frames * (width + gap), min(longest + 8, _CAPTION_WIDTH))
+    cell_width = max(frames * (width + gap), longest + 8)
     columns = min(
         range(1, count + 1),
         key=lambda n: abs(math.log(n * cell_width / (-(-count // n) * cell_height) / 1.5)),
@@ -159,18 +225,17 @@ def contact_sheet(
     )
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for index, (video, caption) in enumerate(zip(videos, captions, strict=True)):
+    for index, (video, line) in enumerate(zip(videos, lines, strict=True)):
         column, row = divmod(index, rows)
         left, top = column * (cell_width + between), row * cell_height
-        text = _fitting(caption, font, cell_width - 8)
-        draw.text((left + 4, top + 1), text, fill=_INK, font=font)
+        lettering.draw(draw, (left + 4, top + 1), line, _INK)
         for frame, pixels in enumerate(video):
             image = Image.fromarray(pixels)
             if shrink < 1:
                 image = image.resize((width, height), Image.Resampling.BOX)
             sheet.paste(image, (left + frame * (width + gap), top + text_height))
     if note:
-        draw.text((4, rows * cell_height + 1), note, fill=_INK, font=font)
+        lettering.draw(draw, (4, rows * cell_height + 1), note, _INK)
     path = _parent_made(path)
     sheet.save(path, format="PNG")
     return path
@@ -197,15 +262,6 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
 def _evenly(count: int, most: int) -> np.ndarray:
     """`most` of the numbers below `count`, from first to last, or all where they are fewer."""
     return np.unique(np.rint(np.linspace(0, count - 1, min(count, most))).astype(int))
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or as much of its beginning as `width` pixels hold."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
 
 
 def _check(video: np.ndarray, rank: int) -> np.ndarray:

@@ -139,8 +139,15 @@ def check_features(x: Shaped[np.ndarray, "n d"], name: str, least: int) -> Float
     """The features in float64. Raises ValueError for another rank, fewer rows than `least`, and
     values that are not finite."""
     x = np.asarray(x)
-    if x.ndim != 2 or len(x) < least or not x.shape[1]:
-        raise ValueError(f"{name} {list(x.shape)}: must be [n, d] with {least} rows or more")
+    if x.ndim != 2 or not x.shape[1]:
+        raise ValueError(
+            f"{name} {list(x.shape)}: must be [n, d], a row a clip, with {least} rows or more"
+        )
+    if len(x) < least:
+        raise ValueError(
+            f"{name} of {len(x)} clip{'s' * (len(x) != 1)}: must be of {least} or more; give more "
+            "videos, or a larger --num_samples"
+        )
     x = x.astype(np.float64, copy=False)
     if not np.isfinite(x).all():
         raise ValueError(f"{name} {list(x.shape)}: must be finite")

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, UInt8
 
 from vdm_jax import config as config_lib
+from vdm_jax.data import frame_rate
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage import sampler as sampling
 
@@ -112,7 +113,7 @@ class CascadeModel:
     @property
     def fps(self) -> float:
         """The frame rate of the last stage's videos."""
-        return _frame_rate(self.last_config)
+        return frame_rate.playback(self.last_config)
 
     @property
     def last_config(self) -> ml_collections.ConfigDict:
@@ -199,7 +200,7 @@ class CascadeModel:
                 name=step.name,
                 path=record.path,
                 seconds=record.seconds,
-                fps=_frame_rate(pretrained.read_config(step.source)),
+                fps=frame_rate.playback(pretrained.read_config(step.source)),
             )
             low_res = output.videos
             yield output
@@ -350,8 +351,13 @@ def _check_chain(steps: Sequence[CascadeStep]) -> None:
         before = tuple(config.stage.shape)
 
 
-def _frame_rate(config) -> float:
-    return config.stage.data_fps * config.stage.shape[0] / config.data.num_frames
+def digest(source: str | Path) -> str:
+    """What names the parameters and configurations of a model or a cascade: "sha256:…"."""
+    if (folder := pretrained.find_cascade(source)) is None:
+        return pretrained.digest(source)
+    stages = [pretrained.digest(step.source) for step in load(source).steps]
+    text = (folder / pretrained.CASCADE_FILE).read_text(encoding="utf-8")
+    return f"sha256:{_digest([text, stages])}"
 
 
 def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Key, PyTree, UInt8
 
 from vdm_jax import config as config_lib
 from vdm_jax import systems
+from vdm_jax.data import frame_rate
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import model_file
 from vdm_jax.stage import sampler as sampling
@@ -53,6 +54,11 @@ class Model:
     def denoiser(self) -> Any:
         """The Denoiser `(z, logsnr [b], cond) -> Prediction`, without guidance."""
         return self.stage.denoiser(self.params)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of the model's videos; 8 where that is not known (`frame_rate.known`)."""
+        return frame_rate.playback(self.config)
 
     def sampler(self, **changes) -> sampling.Sampler:
         """The sampler of the configuration; changes: of `sampling.FIELDS`.

@@ -80,6 +80,7 @@ def default_config() -> ConfigDict:
                 "image_width": 0,  # 0 = image_size
                 "frame_stride": 1,
                 "fps": 0.0,
+                "source_fps": 0.0,  # training fills it: the files' own rate, where fps = 0
                 "image_frames": 0,
                 "augment": (),
                 "workers": 4,

@@ -26,7 +26,7 @@ from vdm_jax import config as config_lib
 from vdm_jax.data import video_io
 from vdm_jax.parallel import chips, heap, sharding
 from vdm_jax.stage import sampler as sampling
-from vdm_jax.training import checkpoints, metrics, optimizer, state, step
+from vdm_jax.training import checkpoints, lock, metrics, optimizer, processes, state, step
 
 _NOTHING: dict[str, Any] = {}
 
@@ -74,7 +74,7 @@ def train(
       train_step: one compiled already for the same stage, config and plan.
 
     Writes checkpoints/, config.json, metrics.jsonl, tensorboard/, samples/step_N.gif, profile/.
-    Raises NonFiniteError, CheckpointError, MeshError.
+    Raises NonFiniteError, CheckpointError (also where another run is in `workdir`), MeshError.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         report = print if first_process else _say_nothing
+        own = stack.enter_context(lock.held(workdir, report))
         saves = checkpoints.Checkpoints(workdir, keep=config.checkpoint.keep, report=report)
         stack.callback(saves.close)
         iterator = iter(dataset)
@@ -163,10 +164,11 @@ def train(
                 with watch.paused():
                     if last or done % config.checkpoint.every == 0:
                         with clock.measure("checkpoint_wait"):
+                            processes.first_does(own.check)
                             saves.save(current, iterator.get_state(), config)
                     # A run that is told to go, or whose time is over, goes without a last sample.
                     if sampling_due or (last and reason == "steps"):
-                        _write_samples(sampler, config, current, workdir, writer, fps)
+                        _write_samples(sampler, config, current, workdir, writer, fps, saves.report)
             if last:
                 break
             saves.poll()
@@ -266,8 +268,12 @@ def _write_samples(
     workdir: Path,
     writer: metrics.MetricWriter,
     fps: float,
+    report: Callable[[str], Any],
 ) -> None:
-    """Samples train.sample_prompts with the averaged parameters into one GIF."""
+    """Samples train.sample_prompts with the averaged parameters into one GIF.
+
+    report: takes a line where the GIF cannot be written.
+    """
     prompts = list(config.train.sample_prompts)
     if not config.train.sample_every or not prompts:
         return
@@ -276,9 +282,13 @@ def _write_samples(
     videos = np.concatenate(list(sampler.stream(current.ema, key, prompts)))
     if jax.process_index() != 0:
         return
-    tiled = video_io.grid(videos)
-    video_io.write_gif(workdir / "samples" / f"step_{update}.gif", tiled, fps=fps)
-    writer.video(update, "samples", video_io.enlarge(tiled, 64), fps)
+    path = workdir / "samples" / f"step_{update}.gif"
+    try:
+        tiled = video_io.grid(videos)
+        video_io.write_gif(path, tiled, fps=fps)
+        writer.video(update, "samples", video_io.enlarge(tiled, 64), fps)
+    except Exception as error:  # a picture is not worth a run
+        report(f"{path} could not be written: {error}")
 
 
 def _say_nothing(text: str) -> None:

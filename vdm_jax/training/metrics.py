@@ -1,7 +1,6 @@
 """What a run tells: a JSONL log, TensorBoard, a progress bar or plain lines."""
 
 import contextlib
-import io
 import json
 import math
 import sys
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
+
+from vdm_jax.data import video_io
 
 LOG_NAME = "metrics.jsonl"
 
@@ -116,21 +116,11 @@ class MetricWriter:
     def video(self, step: int, tag: str, video: np.ndarray, fps: float) -> None:
         """An animated image in TensorBoard. video: uint8 `f h w c`."""
         # SummaryWriter.add_video wants moviepy and, without it, silently writes nothing.
-        frames = [Image.fromarray(pixels) for pixels in video]
-        encoded = io.BytesIO()
-        frames[0].save(
-            encoded,
-            format="GIF",
-            save_all=True,
-            append_images=frames[1:],
-            duration=round(1000 / fps),
-            loop=0,
-        )
         image = Summary.Image(
             height=video.shape[1],
             width=video.shape[2],
             colorspace=3,
-            encoded_image_string=encoded.getvalue(),
+            encoded_image_string=video_io.encode_gif(video, fps),
         )
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._tensorboard.file_writer.add_summary(summary, step)
