@@ -52,7 +52,7 @@ def train(
     dataset,
     *,
     plan: sharding.Plan | None = None,
-    fps: float = 8,
+    fps: float = 8.0,
     initial: Callable[[], PyTree] | None = None,
     flops: float = 0.0,
     profile: tuple[int, int] | None = None,
@@ -94,15 +94,9 @@ def train(
         iterator = iter(dataset)
         if hasattr(iterator, "close"):
             stack.callback(iterator.close)
-        abstract = state.abstract_state(stage, tx, plan)
-        if saves.latest() is not None:
-            current, position = saves.restore(abstract, config, fallback=config.checkpoint.fallback)
-            iterator.set_state(position)
-        elif initial is not None:
-            current = state.from_params(stage, initial(), tx, plan)
-        else:
-            current = state.create_state(stage, tx, train.seed, plan)
+        current = _first_state(stage, config, plan, tx, saves, iterator, initial)
         first = int(current.step)
+        batch = None
         if first < train.steps:
             with _signals_ignored_by_children():
                 batch = next(iterator)  # starts the data workers
@@ -123,55 +117,26 @@ def train(
             f"{plan.mesh.size} device{'s' * (plan.mesh.size > 1)}"
         )
         saves.report = progress.message if first_process else _say_nothing
-        stop = stack.enter_context(_stop_on_signals())
+
+        def write_samples(current: state.TrainState) -> None:
+            _write_samples(sampler, config, current, workdir, writer, fps, saves.report)
+
         clock = metrics.Clock(_ideal_seconds(flops, plan))
-        watch = _Watch(config, writer, progress, saves, clock, first)
-        trace = stack.enter_context(_Trace(profile, workdir / "profile"))
-
-        done, in_flight = first, _NOTHING
-        reason = "steps"
-        while done < train.steps:
-            if done > first:
-                with clock.measure("data_wait"):
-                    batch = next(iterator)
-            trace.before(done - first + 1)
-            with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
-                placed = plan.put_batch(batch, train.batch_size)
-                current, sent = train_step(current, placed)
-            if done == first:
-                heap.trim()
-            done += 1
-            for leaf in sent.values():
-                leaf.copy_to_host_async()
-            # The update before this one: the device works on this one while the host reads.
-            if in_flight:
-                watch.see(done - 1, in_flight)
-            in_flight = sent
-            trace.after(done - first, sent)
-
-            if train.minutes and _agreed(
-                time.monotonic() - started >= train.minutes * 60, done % train.log_every == 0
-            ):
-                reason = "minutes"
-            if signal_name := stop.reached(done):
-                reason = signal_name
-                progress.message(f"{reason}: saving; once more to abort without saving")
-            last = done == train.steps or reason != "steps"
-            sampling_due = train.sample_every and done % train.sample_every == 0
-            if last or sampling_due or done % config.checkpoint.every == 0:
-                watch.see(done, in_flight)
-                in_flight = _NOTHING
-                with watch.paused():
-                    if last or done % config.checkpoint.every == 0:
-                        with clock.measure("checkpoint_wait"):
-                            processes.first_does(own.check)
-                            saves.save(current, iterator.get_state(), config)
-                    # A run that is told to go, or whose time is over, goes without a last sample.
-                    if sampling_due or (last and reason == "steps"):
-                        _write_samples(sampler, config, current, workdir, writer, fps, saves.report)
-            if last:
-                break
-            saves.poll()
+        turns = _Turns(
+            config=config,
+            plan=plan,
+            train_step=train_step,
+            saves=saves,
+            clock=clock,
+            watch=_Watch(config, writer, progress, saves, clock, first),
+            trace=stack.enter_context(_Trace(profile, workdir / "profile")),
+            stop=stack.enter_context(_stop_on_signals()),
+            say=progress.message,
+            check_lock=lambda: processes.first_does(own.check),
+            write_samples=write_samples,
+            started=started,
+        )
+        current, done, reason = turns.run(current, batch, iterator)
         saves.wait()
         seconds = time.monotonic() - started
         why = {"steps": "train.steps is reached", "minutes": "train.minutes are over"}
@@ -180,6 +145,101 @@ def train(
             f"saved in {saves.directory / str(done)}"
         )
     return Result(state=current, step=done, reason=reason, seconds=seconds)
+
+
+def _first_state(stage, config, plan, tx, saves, iterator, initial) -> state.TrainState:
+    """The state that a run begins with. A checkpoint's comes with the position of the data."""
+    if saves.latest() is not None:
+        abstract = state.abstract_state(stage, tx, plan)
+        current, position = saves.restore(abstract, config, fallback=config.checkpoint.fallback)
+        iterator.set_state(position)
+        return current
+    if initial is not None:
+        return state.from_params(stage, initial(), tx, plan)
+    return state.create_state(stage, tx, config.train.seed, plan)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Turns:
+    """The turns of the loop, and what each of them uses."""
+
+    config: Any
+    plan: sharding.Plan
+    train_step: step.TrainStep
+    saves: checkpoints.Checkpoints
+    clock: metrics.Clock
+    watch: "_Watch"
+    trace: "_Trace"
+    stop: "_Stop"
+    say: Callable[[str], object]
+    check_lock: Callable[[], object]
+    write_samples: Callable[[state.TrainState], None]
+    started: float
+
+    def run(
+        self, current: state.TrainState, batch: Any, iterator: Iterator
+    ) -> tuple[state.TrainState, int, str]:
+        """Updates until the run ends: the state, the number of updates, and why it ended.
+
+        batch: the first one, which was read already.
+        """
+        train = self.config.train
+        done = first = int(current.step)
+        in_flight, reason = _NOTHING, "steps"
+        while done < train.steps:
+            if done > first:
+                with self.clock.measure("data_wait"):
+                    batch = next(iterator)
+            self.trace.before(done - first + 1)
+            with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
+                placed = self.plan.put_batch(batch, train.batch_size)
+                current, sent = self.train_step(current, placed)
+            if done == first:
+                heap.trim()
+            done += 1
+            for leaf in sent.values():
+                leaf.copy_to_host_async()
+            # The update before this one: the device works on this one while the host reads.
+            if in_flight:
+                self.watch.see(done - 1, in_flight)
+            in_flight = sent
+            self.trace.after(done - first, sent)
+
+            reason = self._why_to_stop(done)
+            last = done == train.steps or reason != "steps"
+            sampling = train.sample_every and done % train.sample_every == 0
+            saving = last or done % self.config.checkpoint.every == 0
+            if saving or sampling:
+                self.watch.see(done, in_flight)
+                in_flight = _NOTHING
+                # A run that is told to go, or whose time is over, goes without a last sample.
+                self._pause(current, iterator, saving, sampling or (last and reason == "steps"))
+            if last:
+                break
+            self.saves.poll()
+        return current, done, reason
+
+    def _why_to_stop(self, done: int) -> str:
+        """The signal or the limit for which the run ends after `done` updates, else "steps"."""
+        train = self.config.train
+        if signal_name := self.stop.reached(done):
+            self.say(f"{signal_name}: saving; once more to abort without saving")
+            return signal_name
+        over = time.monotonic() - self.started >= train.minutes * 60
+        if train.minutes and _agreed(over, done % train.log_every == 0):
+            return "minutes"
+        return "steps"
+
+    def _pause(
+        self, current: state.TrainState, iterator: Any, saving: bool, sampling: bool
+    ) -> None:
+        with self.watch.paused():
+            if saving:
+                with self.clock.measure("checkpoint_wait"):
+                    self.check_lock()
+                    self.saves.save(current, iterator.get_state(), self.config)
+            if sampling:
+                self.write_samples(current)
 
 
 class _Watch:
