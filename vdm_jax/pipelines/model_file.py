@@ -74,7 +74,10 @@ def write(
         metadata["base"] = json.dumps(dataclasses.asdict(base))
     partial = path.with_name(f"{path.name}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # the user's; safetensors makes files for the owner alone
         safetensors.numpy.save_file(dict(tensors), partial, metadata=metadata)
+        partial.chmod(mode)
         at = _place(partial, _NO_DIGEST)
         digest = _hash(partial, at)
         with partial.open("r+b") as file:
