@@ -83,7 +83,7 @@ class VideoFolder(ClipSource):
         index_cache.load(root)
         fresh, saved = False, time.monotonic()
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            for path, (found, captions, new) in zip(paths, pool.map(_look_at, paths), strict=True):
+            for path, (found, captions, new) in zip(paths, pool.map(look_at, paths), strict=True):
                 self._add(path, found, captions)
                 fresh |= new
                 if fresh and time.monotonic() - saved > _SAVE_SECONDS:
@@ -150,8 +150,8 @@ class VideoFolder(ClipSource):
             try:
                 video = self._decode(number, places)
             except (av.error.FFmpegError, OSError, ValueError) as error:
-                name, reason = text_files.shown(file.path), video_index.reason_of(error)
-                warnings.warn(f"{name}: {reason}; another clip is used", stacklevel=2)
+                path, reason = text_files.shown(file.path), video_index.reason_of(error)
+                warnings.warn(f"{path}: {reason}; another clip is used", stacklevel=2)
                 continue
             captions = self._captions[number]
             caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
@@ -181,7 +181,7 @@ class VideoFolder(ClipSource):
     def summary(self) -> str:
         frames, height, width = self.video_shape[:3]
         lines = [
-            f"{self.directory}: {len(self)} clips of {frames} frames of {height} x {width} "
+            f"{text_files.shown(self.directory)}: {len(self)} clips of {frames} frames of {height} x {width} "
             f"from {len(self.files)} files"
         ]
         repeated = sum(self._step(file) < self._stride - 1e-3 for file in self.files)
@@ -247,7 +247,7 @@ def _no_file(path: Path) -> str:
     return f"is no file but {'a folder' if stat.S_ISDIR(kind) else 'a pipe or a device'}"
 
 
-def _look_at(path: Path) -> tuple[VideoFile | Unusable, tuple[str, ...], bool]:
+def look_at(path: Path) -> tuple[VideoFile | Unusable, tuple[str, ...], bool]:
     """(what is known of a file, its captions, whether it was read for that).
 
     Runs in threads: why a file is left out is returned, not raised.

@@ -42,7 +42,10 @@ DEMUXERS = {
 }
 # Demuxers that a file's content may choose, whatever its name. None of them opens other files, as
 # those of playlists do.
-ALLOWED = (*dict.fromkeys(DEMUXERS.values()), "mpegts", "mpegvideo", "m4v", "flv", "asf", "ogg")
+ALLOWED = (
+    *dict.fromkeys(DEMUXERS.values()),
+    *("mpegts", "mpegvideo", "m4v", "flv", "asf", "ogg", "ivf", "nut", "dv", "yuv4mpegpipe"),
+)
 _TIMED = ("mov", "matroska", "gif")  # demuxers that know the time of every frame
 _INTRA = {"mjpeg", "ffv1", "prores", "png", "dnxhd", "huffyuv", "ffvhuff", "rawvideo", "gif"}
 _ONE_FRAME_EACH = _INTRA | {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4"}  # see `_shows`
@@ -413,7 +416,7 @@ def _from_frames(path: str | os.PathLike) -> VideoIndex:
     return VideoIndex(
         demuxer=demuxer,
         time_base=time_base,
-        times=_times(np.array(pts), np.array(dts), step),
+        times=frame_times(np.array(pts), np.array(dts), step),
         rate=float(rate or 0),
         packets=np.array(numbers if known else [], np.int64),
         keys=np.array(keys, np.int64).reshape(-1, 5),
@@ -423,7 +426,7 @@ def _from_frames(path: str | os.PathLike) -> VideoIndex:
     )
 
 
-def _times(
+def frame_times(
     pts: Int64[np.ndarray, "n"], dts: Int64[np.ndarray, "n"], step: float
 ) -> Int64[np.ndarray, "n"]:
     """Increasing times of frames, in ticks, from what a decoder gives beside each.
