@@ -362,7 +362,9 @@ def numbered_frames(
                     continue
                 number = int(start[1]) - 1
             number += 1
-            packet.opaque = number
+            # An object of its own: PyAV files it under its address, and small numbers are shared
+            # with the packets of other threads.
+            packet.opaque = [number]
             if stamps is not None and packet.is_keyframe:
                 stamps[number] = _stamps(packet)
         elif number is None:
@@ -374,8 +376,9 @@ def numbered_frames(
                 raise
             continue  # a frame before the key frame, which needs others
         for frame in frames:
-            started |= start is not None and frame.opaque == start[1]
-            yield frame.opaque, frame
+            came = frame.opaque[0] if frame.opaque else None
+            started |= start is not None and came == start[1]
+            yield came, frame
 
 
 def _stamps(packet: av.Packet) -> tuple[int, int, int]:
