@@ -5,6 +5,7 @@ Videos here are numpy uint8 arrays: one clip `f h w c`, a list of clips `n f h w
 
 import fractions
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -203,6 +204,8 @@ def _in_order(
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         for frame in container.decode(stream):
             geometry = geometry or Geometry.of_frame(frame, stream.sample_aspect_ratio)
+            if frame.is_corrupt:
+                warnings.warn(f"{path}: frame {len(pictures)} is damaged", stacklevel=3)
             pictures.append(upright(frame, size, geometry=geometry, reformatter=reformatter))
             pts.append(video_index.NONE if frame.pts is None else frame.pts)
             dts.append(video_index.NONE if frame.dts is None else frame.dts)

@@ -32,8 +32,8 @@ def decode(
     """The frames with the numbers `wanted`, upright, of square pixels.
 
     wanted: ascending; a number may occur more than once. size: see `frames.upright`.
-    Raises IndexMismatch where the file has other frames than the index says, PyAV's errors where
-    it is damaged, and OSError.
+    Raises IndexMismatch where the file has other frames than the index says, DataError and PyAV's
+    errors where it is damaged, and OSError.
     """
     for start, margin in _starts(index, wanted[0]):
         found = _attempt(path, index, wanted, size, start, margin)
@@ -75,6 +75,7 @@ def _attempt(
             except (OSError, ValueError):  # PyAV's errors are these too
                 return None
         number = None if start is not None else 0
+        damaged = False  # this frame, or one since the last key frame that it may be made from
         for packet, frame in video_index.numbered_frames(container, stream, start):
             if number is None:
                 # Frames before the key frame need others that were not decoded.
@@ -83,7 +84,12 @@ def _attempt(
                 number = int(start[0])
             if number >= len(index) or (len(index.packets) and packet != index.packets[number]):
                 return None
+            damaged = frame.is_corrupt or (damaged and not frame.key_frame)
             if number in needed:
+                if damaged and start is not None:
+                    return None
+                if damaged:
+                    raise DataError(f"frame {number} is damaged")
                 found[number] = upright(
                     frame, size, geometry=index.geometry, reformatter=reformatter
                 )

@@ -1,0 +1,399 @@
+"""Indexes and readers of video files, against decoding from first to last: every container, codec
+and pattern of times that PyAV writes here."""
+
+import concurrent.futures
+import dataclasses
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data import video_files
+from tests.data.video_files import B_FRAMES, CODECS, PATTERNS, Video, numbers, write
+from vdm_jax.data import index_cache, video_index, video_io, video_reader
+from vdm_jax.data.frames import upright
+from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.data.video_index import VideoFile
+
+PRODUCT = [
+    (suffix, codec, b_frames)
+    for suffix, codecs in CODECS.items()
+    for codec in codecs
+    for b_frames in ((0, 2) if codec in B_FRAMES else (0,))
+]
+
+
+def patterns_of(suffix, codec):
+    """The patterns that a container can hold. FFmpeg writes program streams of constant rate."""
+    if suffix == ".mpg" or codec == "mpeg4_packed":
+        return ("constant",)
+    return ("constant", "dropped") if suffix == ".avi" else PATTERNS
+
+
+@pytest.fixture(autouse=True)
+def no_memory(monkeypatch, tmp_path):
+    """Every test begins as a new process, with a user's cache of its own."""
+    monkeypatch.setattr(index_cache, "_KNOWN", {})
+    monkeypatch.setattr(index_cache, "_LOADED", {})
+    monkeypatch.setattr(index_cache, "USER_CACHE", tmp_path / "users_cache")
+
+
+@pytest.mark.parametrize(("suffix", "codec", "b_frames"), PRODUCT)
+def test_frames_are_those_of_sequential_decoding(suffix, codec, b_frames, tmp_path, monkeypatch):
+    from_start = []
+    attempt = video_reader._attempt
+
+    def counted(*arguments):
+        found = attempt(*arguments)
+        if arguments[4] is not None and found is None:
+            from_start.append(arguments[0])
+        return found
+
+    monkeypatch.setattr(video_reader, "_attempt", counted)
+    for name in patterns_of(suffix, codec):
+        times = () if name == "constant" else video_files.pattern(name, 24)
+        video = Video(codec=codec, b_frames=b_frames, times=times, gop=7)
+        path = write(tmp_path / name / f"clip{suffix}", video)
+        assert video_files.sequential(path) == list(range(24))
+        index = video_index.build(path)
+        fps = 25 if codec.startswith(("mpeg1", "mpeg2")) else 30
+        truth = np.array(times or np.arange(24) / fps)
+        found = (index.times - index.times[0]) * float(index.time_base)
+        # GIF counts in hundredths of a second; FFmpeg's does not write its first frame late.
+        np.testing.assert_allclose(found, truth, atol=0.011 if suffix == ".gif" else 0.0011)
+        for first in (20, 6, 0, 13, 7, 22, 3, 15):  # as shuffled training reads
+            wanted = [first, first + 1]
+            assert numbers(video_reader.decode(path, index, wanted, (32, 32))) == wanted
+        source = VideoFolder(path.parent, num_frames=4, image_size=32)
+        assert not source.skipped and len(source) == 6
+        for clip in (4, 0, 5, 2):
+            wanted = index.frames_at(4 * clip + np.arange(4))
+            assert numbers(source[clip]["video"]) == list(wanted)
+            if name == "constant":
+                assert list(wanted) == [4 * clip + k for k in range(4)]
+    assert not from_start  # every seek delivered
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_open_groups_of_pictures(codec, tmp_path):
+    """Frames before a key frame that are coded after it need the group before."""
+    suffix = ".mkv" if codec == "libx264" else ".mpg"
+    path = write(tmp_path / f"a{suffix}", Video(codec=codec, b_frames=2, open_gop=True, frames=40))
+    assert video_files.sequential(path) == list(range(40))
+    index = video_index.build(path)
+    for first in range(38):
+        assert numbers(video_reader.decode(path, index, [first, first + 1])) == [first, first + 1]
+
+
+def test_a_long_program_stream_is_read_to_its_end(tmp_path):
+    video = Video(codec="mpeg2video", frames=250, gop=120, b_frames=2, width=160, height=128)
+    noise = np.random.default_rng(0).integers(0, 30, (128, 160, 1), np.uint8)
+    pictures = [video_files.picture(k, 128, 160) + noise for k in range(250)]
+    write(tmp_path / "long.mpg", video, pictures)
+    source = VideoFolder(tmp_path, num_frames=10, image_size=32)
+    assert len(source) == 25
+    for clip in (24, 23, 12, 0):
+        assert numbers(source[clip]["video"]) == [10 * clip + k for k in range(10)]
+
+
+def test_threads_do_not_disturb_each_other(tmp_path):
+    for k in range(24):
+        write(tmp_path / f"{k:02d}.avi", Video(codec="mpeg4_packed", b_frames=2, frames=60))
+    paths = sorted(tmp_path.iterdir())
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        indexes = list(pool.map(video_index.build, paths))
+    assert all(len(index.packets) == 60 and len(index.keys) == 6 for index in indexes)
+
+
+def test_an_index_survives_being_stored(tmp_path):
+    for suffix, codec in ((".mkv", "libx264"), (".avi", "mpeg4_packed"), (".gif", "gif")):
+        times = () if suffix == ".avi" else video_files.pattern("jitter", 24)
+        path = write(tmp_path / f"a{suffix}", Video(codec=codec, b_frames=2, times=times))
+        index = video_index.build(path)
+        copy = VideoFile.of(str(path), index).index
+        for field in dataclasses.fields(index):
+            np.testing.assert_array_equal(getattr(copy, field.name), getattr(index, field.name))
+
+
+def test_a_hour_takes_few_bytes():
+    index = video_index.VideoIndex(
+        demuxer="mov",
+        time_base=Fraction(1, 90000),
+        times=np.arange(108_000) * 3000,
+        rate=30.0,
+        packets=np.arange(108_000),
+        keys=np.zeros((400, 5), np.int64),
+        geometry=video_index.Geometry(height=2, width=2),
+        decoded=False,
+    )
+    assert len(VideoFile.of("a", index).packed) < 10_000
+
+
+def times_of(pts, dts, step=10):
+    none = video_index.NONE
+    arrays = (np.array([none if t is None else t for t in row]) for row in (pts, dts))
+    return video_index.frame_times(*arrays, step).tolist()
+
+
+def test_times_are_repaired():
+    nothing = [None] * 5
+    assert times_of([0, 10, 25, 30, 40], nothing) == [0, 10, 25, 30, 40]
+    # The pts of H.264 in AVI are in the order of decoding.
+    assert times_of([1, 3, 2, 5, 4], [2, 3, 4, None, None], 1) == [2, 3, 4, 5, 6]
+    assert times_of([0, None, None, 30, None], nothing) == [0, 10, 20, 30, 40]
+    assert times_of(nothing, nothing) == [0, 10, 20, 30, 40]
+    assert times_of([500, 510, 0, 10, 20], nothing) == [500, 510, 520, 530, 540]  # two files joined
+
+
+def test_variable_rates_are_resampled_by_time(tmp_path):
+    """30 frames a second, then 24 in dim light: clips at 8 frames a second."""
+    times = (*np.arange(60) / 30, *(2 + np.arange(60) / 24))
+    write(tmp_path / "phone.mp4", Video(frames=120, b_frames=2, times=times, gop=8))
+    source = VideoFolder(tmp_path, num_frames=8, image_size=32, fps=8)
+    assert "1 files have a variable frame rate" in source.summary()
+    for clip in range(len(source)):
+        wanted = (8 * clip + np.arange(8)) / 8
+        shown = [max(k for k in range(120) if times[k] <= time + 1e-4) for time in wanted]
+        assert numbers(source[clip]["video"]) == shown
+    own = VideoFolder(tmp_path, num_frames=8, image_size=32)  # at the mean rate
+    fps = 119 / times[-1]
+    assert own.files[0].fps == pytest.approx(fps, rel=1e-4)
+    wanted = np.arange(8 * 10, 8 * 11) / fps
+    assert numbers(own[10]["video"]) == [int(np.searchsorted(times, t + 1e-4)) - 1 for t in wanted]
+
+
+def test_a_long_pause_repeats_its_frame(tmp_path):
+    times = [k / 8 + 2.5 * (k > 12) for k in range(24)]
+    write(tmp_path / "a.mp4", Video(fps=8, times=tuple(times)))
+    source = VideoFolder(tmp_path, num_frames=8, image_size=32, fps=8)
+    clips = [numbers(source[i]["video"]) for i in range(len(source))]
+    assert clips[1] == [8, 9, 10, 11, 12, 12, 12, 12] and clips[2] == [12] * 8
+    assert clips[4] == [12, 13, 14, 15, 16, 17, 18, 19]
+
+
+def test_a_wrong_index_is_mended(tmp_path):
+    """Packets may promise other frames than the decoder gives."""
+    path = write(tmp_path / "a.mp4", Video(b_frames=2))
+    source = VideoFolder(tmp_path, num_frames=4, image_size=32)
+    file = source.files[0]
+    swapped = file.index.packets.copy()
+    swapped[[5, 9]] = swapped[[9, 5]]
+    wrong = dataclasses.replace(file.index, packets=swapped)
+    source.files[0] = VideoFile.of(str(path), wrong)
+    assert [numbers(source[k]["video"])[0] for k in range(6)] == [0, 4, 8, 12, 16, 20]
+    # Or a place to seek to that is not one.
+    moved = file.index.keys + np.array([[0, 0, 0, 0, 0]] + [[1, 0, 0, 0, 0]] * 2)
+    wrong = dataclasses.replace(file.index, keys=moved)
+    assert numbers(video_reader.decode(path, wrong, [15, 16])) == [15, 16]
+
+
+def test_a_damaged_frame_is_not_given_out(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 30, (64, 64, 1), np.uint8)
+    pictures = [video_files.picture(k, 64, 64) + noise for k in range(24)]
+    path = write(tmp_path / "a.mp4", Video(codec="mpeg4", gop=8), pictures)
+    with av.open(str(path)) as container:
+        places = [p.pos for p in container.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    at = (places[10] + places[11]) // 2
+    data[at : at + 12] = np.random.default_rng(1).bytes(12)
+    path.write_bytes(data)
+    source = VideoFolder(tmp_path, num_frames=4, image_size=32)
+    with pytest.warns(UserWarning, match="a.mp4.*damaged|a.mp4.*Invalid"):
+        assert numbers(source[2]["video"]) == [16, 17, 18, 19]  # clips 2 and 3 are of its group
+    assert numbers(source[1]["video"]) == [4, 5, 6, 7]
+
+
+def test_what_can_be_read_of_a_cut_file_is_used(tmp_path):
+    path = write(tmp_path / "a.avi", Video(codec="mjpeg", frames=40))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+    source = VideoFolder(tmp_path, num_frames=4, image_size=32)
+    assert 3 <= len(source) < 10
+    for clip in range(len(source)):
+        assert numbers(source[clip]["video"]) == [4 * clip + k for k in range(4)]
+
+
+# The cache.
+
+
+def counted_opens(monkeypatch):
+    opened = []
+    open_ = av.open
+    monkeypatch.setattr(av, "open", lambda path, **kw: opened.append(path) or open_(path, **kw))
+    return opened
+
+
+def restart(monkeypatch):
+    monkeypatch.setattr(index_cache, "_KNOWN", {})
+    monkeypatch.setattr(index_cache, "_LOADED", {})
+
+
+def test_a_second_start_opens_only_new_files(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    for name in ("a.mp4", "sub/b.mp4", "c.avi"):
+        write(root / name, Video(codec="mpeg4", frames=8))
+    (root / "bad.mp4").write_bytes(b"no video")
+    opened = counted_opens(monkeypatch)
+    first = VideoFolder(root, num_frames=4, image_size=32)
+    assert opened and (root / index_cache.NAME).is_file()
+    restart(monkeypatch)
+    opened.clear()
+    second = VideoFolder(root, num_frames=4, image_size=32)
+    assert not opened
+    assert second.files == first.files and second.skipped == first.skipped
+    write(root / "a.mp4", Video(codec="mpeg4", frames=12))
+    restart(monkeypatch)
+    third = VideoFolder(root, num_frames=4, image_size=32)
+    assert {*opened} == {str(root / "a.mp4")} and len(third) == 7
+
+
+def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    for name in "abc":
+        write(root / f"{name}.mp4", Video(codec="mpeg4", frames=8))
+    expected = VideoFolder(root, num_frames=4, image_size=32).files
+    cache = root / index_cache.NAME
+    good = cache.read_bytes()
+    rng = np.random.default_rng(0)
+    damages = [
+        b"",
+        b"\n",
+        b"\xff\xfe",
+        b"{}",
+        good[:-40],
+        good.replace(b'"version":1', b'"version":0'),
+    ]
+    for _ in range(30):
+        flipped = bytearray(good)
+        flipped[rng.integers(len(good))] ^= 1 << int(rng.integers(8))
+        damages.append(bytes(flipped))
+    for damage in damages:
+        cache.write_bytes(damage)
+        restart(monkeypatch)
+        assert VideoFolder(root, num_frames=4, image_size=32).files == expected
+        assert cache.read_bytes() == good
+    cache.unlink()
+    cache.mkdir()
+    restart(monkeypatch)
+    assert VideoFolder(root, num_frames=4, image_size=32).files == expected
+
+
+def test_a_folder_that_cannot_be_written_is_cached_elsewhere(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    write(root / "a.mp4", Video(codec="mpeg4", frames=8))
+    real = index_cache._write
+
+    def refused(place, content):
+        if place.parent == root:
+            raise PermissionError(f"{place}: read-only")
+        real(place, content)
+
+    monkeypatch.setattr(index_cache, "_write", refused)
+    VideoFolder(root, num_frames=4, image_size=32)
+    assert [path.name for path in root.iterdir()] == ["a.mp4"]
+    restart(monkeypatch)
+    opened = counted_opens(monkeypatch)
+    VideoFolder(root, num_frames=4, image_size=32)
+    assert not opened
+    monkeypatch.setattr(index_cache, "USER_CACHE", root / "a.mp4" / "no folder")
+    restart(monkeypatch)
+    assert len(VideoFolder(root, num_frames=4, image_size=32)) == 2
+    assert len(opened) > 0
+
+
+# Geometry.
+
+CORNERS = ((230, 40, 40), (40, 230, 40), (40, 40, 230), (230, 230, 230))
+
+
+def corners(height, width):
+    """A picture whose quarters have different colours."""
+    image = np.zeros((height, width, 3), np.uint8)
+    rows, columns = np.arange(height) * 2 // height, np.arange(width) * 2 // width
+    image[:] = np.array(CORNERS, np.uint8).reshape(2, 2, 3)[rows][:, columns]
+    return image
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("turns", range(4))
+def test_turned_and_mirrored_films_are_upright(suffix, mirror, turns, tmp_path):
+    shown = corners(48, 64)
+    # What is stored becomes what is shown by turning clockwise, then exchanging left and right.
+    stored = np.rot90(shown[:, ::-1] if mirror else shown, turns)
+    height, width = stored.shape[:2]
+    path = write(
+        tmp_path / f"a{suffix}",
+        Video(frames=4, width=width, height=height),
+        [np.ascontiguousarray(stored)] * 4,
+    )
+    # Rows of the matrix: where a step right and a step down in what is stored lead to.
+    turned = np.linalg.matrix_power(np.array([[0, 1], [-1, 0]]), turns)
+    video_files.set_matrix(path, (turned @ np.diag([-1 if mirror else 1, 1])).ravel())
+    video, _ = video_io.read_video(path)
+    assert video.shape == (4, 48, 64, 3)
+    assert np.abs(video[0].astype(int) - shown).mean() < 12
+    clip = VideoFolder(tmp_path, num_frames=4, image_size=24, image_width=32)[0]["video"]
+    assert clip.shape == (4, 24, 32, 3)
+    assert np.abs(clip[0].astype(int) - corners(24, 32)).mean() < 12
+
+
+def disc(height, width):
+    y, x = np.mgrid[:height, :width]
+    inside = ((y - height / 2) / (height / 3)) ** 2 + ((x - width / 2) / (height / 3)) ** 2 < 1
+    return np.repeat(np.where(inside, 230, 20).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "ffv1"), (".mpg", "mpeg2video")]
+)
+@pytest.mark.parametrize("sar", [Fraction(64, 45), Fraction(8, 9), Fraction(1)])
+def test_a_disc_stays_round(suffix, codec, sar, tmp_path):
+    if suffix == ".mpg" and sar != 1:
+        sar = Fraction(16, 9) / Fraction(96, 72)  # MPEG-2 stores one of four ratios of the picture
+    width = 96
+    round_one = Image.fromarray(disc(72, round(width * sar)))
+    stored = np.asarray(round_one.resize((width, 72), Image.Resampling.BICUBIC))
+    video = Video(codec=codec, frames=4, width=width, height=72, sar=sar)
+    path = write(tmp_path / f"a{suffix}", video, [stored] * 4)
+    for picture in (
+        video_io.read_video(path)[0][0],
+        VideoFolder(tmp_path, num_frames=4, image_size=64)[0]["video"][0],
+        video_io.read_video(path, size=(64, 64), frames=1)[0][0],
+    ):
+        bright = picture.mean(axis=-1) > 125
+        height, width_ = bright.any(axis=1).sum(), bright.any(axis=0).sum()
+        assert height == pytest.approx(width_, rel=0.06)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_upright(orientation, tmp_path):
+    operations = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    shown = corners(48, 64)
+    stored = Image.fromarray(np.ascontiguousarray(operations[orientation](shown)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        assert np.abs(upright(image).astype(int) - shown).mean() < 6
+    video, fps = video_io.read_video(tmp_path / "photo.jpg")
+    assert video.shape == (1, 48, 64, 3) and fps == 0
+    assert np.abs(video[0].astype(int) - shown).mean() < 6
+    small, _ = video_io.read_video(tmp_path / "photo.jpg", size=(16, 16))
+    assert small.shape == (1, 16, 16, 3)
+
+
+def test_json_of_an_index_is_plain(tmp_path):
+    path = write(tmp_path / "a.mp4", Video(quarter_turns=1))
+    json.dumps(video_index.build(path).to_json(), allow_nan=False)
