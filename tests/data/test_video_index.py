@@ -103,9 +103,12 @@ def test_threads_do_not_disturb_each_other(tmp_path):
     for k in range(24):
         write(tmp_path / f"{k:02d}.avi", Video(codec="mpeg4_packed", b_frames=2, frames=60))
     paths = sorted(tmp_path.iterdir())
+    alone = video_index.build(paths[0])
+    assert len(alone.packets) == 60 and len(alone.keys) == 7
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        indexes = list(pool.map(video_index.build, paths))
-    assert all(len(index.packets) == 60 and len(index.keys) == 6 for index in indexes)
+        for index in pool.map(video_index.build, paths):
+            np.testing.assert_array_equal(index.packets, alone.packets)
+            np.testing.assert_array_equal(index.keys, alone.keys)
 
 
 def test_an_index_survives_being_stored(tmp_path):
@@ -221,7 +224,7 @@ def test_what_can_be_read_of_a_cut_file_is_used(tmp_path):
 def counted_opens(monkeypatch):
     opened = []
     open_ = av.open
-    monkeypatch.setattr(av, "open", lambda path, **kw: opened.append(path) or open_(path, **kw))
+    monkeypatch.setattr(av, "open", lambda *a, **kw: opened.append(a[0]) or open_(*a, **kw))
     return opened
 
 
@@ -237,7 +240,7 @@ def test_a_second_start_opens_only_new_files(tmp_path, monkeypatch):
     (root / "bad.mp4").write_bytes(b"no video")
     opened = counted_opens(monkeypatch)
     first = VideoFolder(root, num_frames=4, image_size=32)
-    assert opened and (root / index_cache.NAME).is_file()
+    assert len(opened) > 3 and (root / index_cache.NAME).is_file()
     restart(monkeypatch)
     opened.clear()
     second = VideoFolder(root, num_frames=4, image_size=32)
@@ -245,6 +248,7 @@ def test_a_second_start_opens_only_new_files(tmp_path, monkeypatch):
     assert second.files == first.files and second.skipped == first.skipped
     write(root / "a.mp4", Video(codec="mpeg4", frames=12))
     restart(monkeypatch)
+    opened.clear()
     third = VideoFolder(root, num_frames=4, image_size=32)
     assert {*opened} == {str(root / "a.mp4")} and len(third) == 7
 
@@ -347,7 +351,7 @@ def disc(height, width):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "ffv1"), (".mpg", "mpeg2video")]
+    ("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "libx264"), (".mpg", "mpeg2video")]
 )
 @pytest.mark.parametrize("sar", [Fraction(64, 45), Fraction(8, 9), Fraction(1)])
 def test_a_disc_stays_round(suffix, codec, sar, tmp_path):

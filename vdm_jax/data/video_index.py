@@ -341,13 +341,13 @@ def numbered_frames(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     start: Int64[np.ndarray, "5"] | None = None,
-    stamps: dict[int, tuple[int, int, int]] | None = None,
+    stamps: dict[int, tuple[int, int, int, bool]] | None = None,
 ) -> Iterator[tuple[int | None, av.VideoFrame]]:
     """Frames in the order in which they are shown, with the numbers of their packets.
 
     start: a row of `VideoIndex.keys`: packets before that one are not decoded. The container must
     be at or before it; where the packet does not come, nothing does. stamps: receives times and
-    size of every key packet, by number. Raises PyAV's errors.
+    size of every packet, and whether it is a key, by number. Raises PyAV's errors.
     """
     stream.codec_context.copy_opaque = True
     number = -1 if start is None else None
@@ -365,8 +365,8 @@ def numbered_frames(
             # An object of its own: PyAV files it under its address, and small numbers are shared
             # with the packets of other threads.
             packet.opaque = [number]
-            if stamps is not None and packet.is_keyframe:
-                stamps[number] = _stamps(packet)
+            if stamps is not None:
+                stamps[number] = (*_stamps(packet), packet.is_keyframe)
         elif number is None:
             return
         try:
@@ -410,11 +410,14 @@ def _from_frames(path: str | os.PathLike) -> VideoIndex:
     if not numbers:
         raise Unusable("unreadable: no frame can be decoded")
     known = None not in numbers and len(set(numbers)) == len(numbers)
+    if demuxer == "avi":  # it has no pts; those that there are have been guessed
+        in_order = known and (np.diff(numbers) > 0).all()
+        pts = [stamps[number][1] for number in numbers] if in_order else [NONE] * len(pts)
     step = 1 / (float(rate) * float(time_base)) if rate else 1.0
     keys = [
-        (place, number, *stamps[number])
+        (place, number, *stamps[number][:3])
         for place, number in enumerate(numbers)
-        if known and key_frames[place] and number in stamps
+        if known and key_frames[place] and stamps[number][3]
     ]
     return VideoIndex(
         demuxer=demuxer,
