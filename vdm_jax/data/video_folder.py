@@ -122,7 +122,8 @@ class VideoFolder(ClipSource):
                 f"a clip takes {math.floor(span + 1e-6) + 1}"
             )
         hop = span + step  # clips follow each other without sharing frames
-        count = math.floor((file.frames - 1 - span + 1e-6) / hop) + 1
+        # The last frame is shown until the next one would be.
+        count = math.ceil((file.frames - 1e-6 - span) / hop)
         return [i * hop for i in range(count)]
 
     def __len__(self) -> int:
@@ -145,7 +146,7 @@ class VideoFolder(ClipSource):
             file, step = self.files[number], self._step(self.files[number])
             if self.random_start and rng is not None:
                 span = self._span(file)
-                start = min(start + rng.uniform(0, span + step), file.frames - 1 - span)
+                start = min(start + rng.uniform(0, span + step), max(file.frames - 1 - span, 0.0))
             places = start + step * np.array(frames)
             try:
                 video = self._decode(number, places)

@@ -119,8 +119,9 @@ class VideoIndex:
         if self.constant:
             found = np.floor(np.asarray(places) + 1e-6).astype(np.int64)
         else:
-            # A time may be rounded by a tick, in formats that count in milliseconds.
-            wanted = self.times[0] + np.asarray(places) * self.ticks + min(1.0, 0.2 * self.ticks)
+            # A time may be rounded by a tick, unless a tick is about as long as a frame.
+            slack = min(0.15 * self.ticks, 1.0) if self.ticks > 3 else 1e-3
+            wanted = self.times[0] + np.asarray(places) * self.ticks + slack
             found = np.searchsorted(self.times, wanted, side="right") - 1
         return np.clip(found, 0, len(self) - 1)
 
