@@ -30,7 +30,10 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         return clean(raw.decode(encoding, "surrogatepass"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"is not {encoding}: {error.reason} at byte {error.start}") from None
+        raise ValueError(
+            f"{shown(Path(path).name)} is not {encoding} ({error.reason} at byte {error.start}); "
+            "save it as UTF-8"
+        ) from None
 
 
 def clean(text: str) -> str:
