@@ -88,6 +88,38 @@ def test_open_groups_of_pictures(codec, tmp_path):
         assert numbers(video_reader.decode(path, index, [first, first + 1])) == [first, first + 1]
 
 
+def cut_at_second_key(path):
+    """The file without its first group of pictures, as a stream that was joined late."""
+    cut = path.with_name(f"cut{path.suffix}")
+    with av.open(str(path)) as source, av.open(str(cut), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        keys = 0
+        for packet in source.demux(stream):
+            keys += packet.size > 0 and packet.is_keyframe
+            if keys > 1 and packet.size:
+                packet.stream = copy
+                target.mux(packet)
+    path.unlink()
+    return cut
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".avi"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
+def test_files_that_begin_with_frames_that_lack_another(suffix, codec, tmp_path):
+    if (suffix, codec) == (".avi", "libx265"):
+        pytest.skip("AVI does not take it")
+    video = Video(codec=codec, b_frames=2, open_gop=True, frames=40, gop=11)
+    path = cut_at_second_key(write(tmp_path / f"a{suffix}", video))
+    whole = video_files.sequential(path)
+    first = whole[0]
+    assert first > 9 and whole == list(range(first, 40))
+    index = video_index.build(path)
+    assert len(index) == len(whole)
+    for number in range(len(index)):
+        assert numbers(video_reader.decode(path, index, [number])) == [first + number]
+
+
 def test_a_long_program_stream_is_read_to_its_end(tmp_path):
     video = Video(codec="mpeg2video", frames=250, gop=120, b_frames=2, width=160, height=128)
     noise = np.random.default_rng(0).integers(0, 30, (128, 160, 1), np.uint8)

@@ -12,10 +12,12 @@ hands the number on (`AV_CODEC_FLAG_COPY_OPAQUE`). So a reader can tell whether 
 after a seek is the one that the index means.
 """
 
+import base64
 import dataclasses
 import functools
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +51,12 @@ ALLOWED = (
 _TIMED = ("mov", "matroska", "gif")  # demuxers that know the time of every frame
 _INTRA = {"mjpeg", "ffv1", "prores", "png", "dnxhd", "huffyuv", "ffvhuff", "rawvideo", "gif"}
 _ONE_FRAME_EACH = _INTRA | {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4"}  # see `_shows`
+_CODEC_OF_DECODER = {
+    "libvpx": "vp8",
+    "libvpx-vp9": "vp9",
+    "libdav1d": "av1",
+    "libaom-av1": "av1",
+}
 _NEVER_REORDERED = _INTRA | {"mpeg4"}  # of AVI; mpeg4 without B-frames
 # A smaller packet may be the empty one that stands for a packed B-frame.
 _LEAST_MPEG4 = 20
@@ -116,12 +124,13 @@ class VideoIndex:
     def frames_at(self, places: np.ndarray) -> Int64[np.ndarray, "m"]:
         """Numbers of the frames that are shown at `places`, in mean frame intervals from the first:
         the nearest at or before each."""
+        # A time may be rounded by a tick, unless a tick is about as long as a frame.
+        slack = min(0.15, 1 / self.ticks) if self.ticks > 3 else 1e-3
+        places = np.asarray(places) + slack
         if self.constant:
-            found = np.floor(np.asarray(places) + 1e-6).astype(np.int64)
+            found = np.floor(places).astype(np.int64)
         else:
-            # A time may be rounded by a tick, unless a tick is about as long as a frame.
-            slack = min(0.15 * self.ticks, 1.0) if self.ticks > 3 else 1e-3
-            wanted = self.times[0] + np.asarray(places) * self.ticks + slack
+            wanted = self.times[0] + places * self.ticks
             found = np.searchsorted(self.times, wanted, side="right") - 1
         return np.clip(found, 0, len(self) - 1)
 
@@ -143,7 +152,7 @@ class VideoIndex:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Raises KeyError, TypeError or ValueError where `to_json` has not made it."""
+        """The index that `to_json` was called on."""
         geometry = dict(content["geometry"])
         geometry["aspect"] = Fraction(*geometry["aspect"])
         times = np.cumsum(_unrolled(content["times"]))
@@ -172,7 +181,7 @@ class VideoFile:
       fps: frames a second, the mean over the file.
       constant: whether the frame rate is.
       note: what is wrong with it; "" = nothing that is known.
-      packed: its `VideoIndex`, as JSON.
+      packed: its `VideoIndex`, as JSON, compressed, in base 64.
     """
 
     path: str
@@ -184,7 +193,8 @@ class VideoFile:
 
     @classmethod
     def of(cls, path: str, index: VideoIndex) -> Self:
-        packed = json.dumps(index.to_json(), separators=(",", ":")).encode()
+        text = json.dumps(index.to_json(), separators=(",", ":"))
+        packed = base64.b64encode(zlib.compress(text.encode()))
         return cls(
             path=path,
             frames=len(index),
@@ -196,13 +206,13 @@ class VideoFile:
 
     @property
     def index(self) -> VideoIndex:
-        """Raises KeyError, TypeError or ValueError where `packed` is damaged."""
+        """The index; unpacked anew where it has not been used for long."""
         return _unpacked(self.packed)
 
 
 @functools.lru_cache(maxsize=256)
 def _unpacked(packed: bytes) -> VideoIndex:
-    return VideoIndex.from_json(json.loads(packed))
+    return VideoIndex.from_json(json.loads(zlib.decompress(base64.b64decode(packed))))
 
 
 def open_video(path: str | os.PathLike, demuxer: str | None = None) -> av.container.InputContainer:
@@ -240,7 +250,7 @@ def build(path: str | os.PathLike, decode: bool = False) -> VideoIndex:
     and OSError.
     """
     index = None if decode else _from_packets(path)
-    return index or _from_frames(path)
+    return _from_frames(path) if index is None else index
 
 
 def reason_of(error: Exception) -> str:
@@ -252,9 +262,8 @@ def _from_packets(path: str | os.PathLike) -> VideoIndex | None:
     """The index by packets alone; None where they do not tell."""
     with open_video(path) as container:
         stream = video_stream(container)
-        demuxer, codec = container.format.name.split(",")[0], stream.codec_context.name
-        # The decoder of VP8 and VP9 may be libvpx's or FFmpeg's own.
-        codec = codec.removeprefix("libvpx-") if codec != "libvpx" else "vp8"
+        demuxer, decoder = container.format.name.split(",")[0], stream.codec_context.name
+        codec = _CODEC_OF_DECODER.get(decoder, decoder)
         timed = demuxer in _TIMED
         clear = _ONE_FRAME_EACH if timed else _NEVER_REORDERED if demuxer == "avi" else ()
         if codec not in clear:
