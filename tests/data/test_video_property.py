@@ -113,6 +113,8 @@ def reference_clips(example):
         slack = rounding * (1 + wanted / max(len(times) - 1, 1)) + 1e-6
         if wanted[-1] > len(times) - slack[-1]:
             break
+        if len(times) == 1 and (clip or example.num_frames > 1):
+            break  # one frame is one clip of one frame, at any rate
         clips.append([])
         for place, off in zip(wanted, slack, strict=True):
             right = set()

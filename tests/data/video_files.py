@@ -26,7 +26,8 @@ CODECS = {
     ".mpg": ("mpeg2video", "mpeg1video"),
     ".gif": ("gif",),
 }
-B_FRAMES = {"libx264", "libx265", "mpeg4", "mpeg4_packed", "mpeg2video", "mpeg1video"}  # codecs that have them
+# Codecs that have B-frames.
+B_FRAMES = {"libx264", "libx265", "mpeg4", "mpeg4_packed", "mpeg2video", "mpeg1video"}
 _TICK = Fraction(1, 90000)
 _PIXELS = {"gif": "rgb8", "mjpeg": "yuvj420p", "ffv1": "yuv420p"}
 _OPTIONS = {
@@ -139,6 +140,9 @@ def write(path: Path, video: Video, pictures: Sequence[np.ndarray] | None = None
         if video.times:
             _set_times(packets, video.times, rate, path.suffix == ".avi")
         container.mux(_packed(packets, stream) if packed else packets)
+    if video.quarter_turns or video.mirror:
+        turned = np.linalg.matrix_power([[0, 1], [-1, 0]], -video.quarter_turns % 4)
+        set_matrix(path, (turned @ np.diag([-1 if video.mirror else 1, 1])).ravel())
     return path
 
 
@@ -161,8 +165,6 @@ def _set_up(stream: av.VideoStream, video: Video, rate: int) -> None:
     if video.codec in ("mpeg4", "mpeg4_packed", "mpeg1video", "mpeg2video", "mjpeg"):
         context.bit_rate = 4_000_000
     stream.options = options
-    if video.quarter_turns or video.mirror:
-        stream.set_display_rotation(90 * video.quarter_turns, hflip=video.mirror)
 
 
 def _set_times(packets: list[av.Packet], times: Sequence[float], rate: int, whole: bool) -> None:
@@ -212,7 +214,10 @@ def sequential(path: Path) -> list[int]:
 
 
 def set_matrix(path: Path, matrix: Sequence[float]) -> None:
-    """Overwrites the display matrix [a, b, c, d] of an MP4's first track."""
+    """Overwrites the display matrix of an MP4's first track.
+
+    matrix: [a, b, c, d]: a step right in what is stored leads to (a, b), one down to (c, d).
+    """
     data = bytearray(path.read_bytes())
     at = data.find(b"tkhd") + 4 + 40  # version 0
     for place, value in zip((0, 4, 12, 16), matrix, strict=True):

@@ -69,11 +69,11 @@ class VideoFolder(ClipSource):
         self._fps, self._stride = fps, frame_stride
         self.random_start = random_start
         self.files: list[VideoFile] = []
-        self.skipped: dict[str, str] = {}
         self._decoded: dict[int, VideoIndex] = {}  # in the place of an index that was wrong
         self._captions: list[tuple[str, ...]] = []
         self._clips: list[tuple[int, float]] = []  # (file, first frame, not rounded)
 
+        self.skipped: dict[str, str]
         paths, self.skipped = find_files(root)
         if not paths:
             raise DataError(
@@ -116,10 +116,12 @@ class VideoFolder(ClipSource):
 
     def _starts(self, file: VideoFile) -> list[float]:
         step, span = self._step(file), self._span(file)
-        if math.floor(span + 1e-6) > file.frames - 1:
+        if file.frames == 1 and self.video_shape[0] == 1:
+            return [0.0]  # the rate of one frame means nothing
+        if math.floor(span + 1e-6) > file.frames - 1 or file.frames == 1:
             raise Unusable(
                 f"too short: {file.frames} frames at {file.fps:.5g} fps, "
-                f"a clip takes {math.floor(span + 1e-6) + 1}"
+                f"a clip takes {max(math.floor(span + 1e-6) + 1, 2)}"
             )
         hop = span + step  # clips follow each other without sharing frames
         # The last frame is shown until the next one would be.
@@ -182,8 +184,8 @@ class VideoFolder(ClipSource):
     def summary(self) -> str:
         frames, height, width = self.video_shape[:3]
         lines = [
-            f"{text_files.shown(self.directory)}: {len(self)} clips of {frames} frames of {height} x {width} "
-            f"from {len(self.files)} files"
+            f"{text_files.shown(self.directory)}: {len(self)} clips of {frames} frames of "
+            f"{height} x {width} from {len(self.files)} files"
         ]
         repeated = sum(self._step(file) < self._stride - 1e-3 for file in self.files)
         if repeated:
@@ -221,7 +223,12 @@ def find_files(root: Path) -> tuple[list[Path], dict[str, str]]:
         top = links.pop(0)
         found: list[str] = []
         for folder, names, files in os.walk(top, onerror=unlisted):
-            identity = os.stat(folder)
+            try:
+                identity = os.stat(folder)
+            except OSError as error:  # it has gone
+                unlisted(error)
+                names.clear()
+                continue
             if (identity.st_dev, identity.st_ino) in seen:
                 problems[folder] = "leads to a folder that is read already"
                 names.clear()
