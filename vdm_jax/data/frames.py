@@ -122,7 +122,10 @@ def _upright_still(image: Image.Image, size: tuple[int, int] | None) -> np.ndarr
     if size is not None:
         # A JPEG is decoded at half the size or less where that is enough.
         image.draft("RGB", (2 * max(size), 2 * max(size)))
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's conversion would clip
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
     if size is not None:
         image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
     return np.asarray(image).copy()
