@@ -1,5 +1,7 @@
 """What is kept of a folder's files from one start to the next."""
 
+import dataclasses
+
 import av
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from tests.data.video_files import Video, write
 from vdm_jax.data import index_cache
 from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.data.video_index import VideoFile
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +104,21 @@ def test_a_folder_that_cannot_be_written_is_cached_elsewhere(tmp_path, monkeypat
     restart(monkeypatch)
     assert len(VideoFolder(root, num_frames=4, image_size=32)) == 2
     assert len(opened) > 0
+
+
+def test_an_index_from_elsewhere_opens_no_other_file(tmp_path):
+    """A data set may come with an index that somebody made up."""
+    path = write(tmp_path / "a.mp4", Video(codec="mpeg4", frames=8))
+    source = VideoFolder(tmp_path, num_frames=4, image_size=32)
+    file = source.files[0]
+    for packed in (
+        VideoFile.of(str(path), dataclasses.replace(file.index, demuxer="concat")).packed,
+        b"e30=",
+        b"no base 64",
+    ):
+        source.files[0] = dataclasses.replace(file, packed=packed)
+        with (
+            pytest.warns(UserWarning, match=r"a.mp4: (demuxer 'concat': allowed|its index|Incorr)"),
+            pytest.raises(ValueError, match="no clip can be decoded"),
+        ):
+            source[0]

@@ -206,8 +206,11 @@ class VideoFile:
 
     @property
     def index(self) -> VideoIndex:
-        """The index; unpacked anew where it has not been used for long."""
-        return _unpacked(self.packed)
+        """Raises ValueError where `packed` is no index."""
+        try:
+            return _unpacked(self.packed)
+        except (KeyError, TypeError, ArithmeticError, zlib.error) as error:
+            raise ValueError(f"its index is damaged: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -218,9 +221,11 @@ def _unpacked(packed: bytes) -> VideoIndex:
 def open_video(path: str | os.PathLike, demuxer: str | None = None) -> av.container.InputContainer:
     """Opens a video file, and no other file.
 
-    demuxer: known from an index; None: the file's content chooses one of `ALLOWED`, and where it
-    chooses none, the extension does. Raises PyAV's errors, OSError and ValueError.
+    demuxer: one of `ALLOWED`, known from an index; None: the file's content chooses one, and where
+    it chooses none, the extension does. Raises PyAV's errors, OSError and ValueError.
     """
+    if demuxer is not None and demuxer not in ALLOWED:
+        raise ValueError(f"demuxer {demuxer!r}: allowed are {', '.join(ALLOWED)}")
     path = os.path.abspath(path)  # a colon in a relative name would be a protocol
     options = {"protocol_whitelist": "file"}
     if demuxer is not None:
@@ -491,6 +496,6 @@ def _runs(values: np.ndarray) -> list[list[int]]:
 
 def _unrolled(runs: list[list[int]]) -> Int64[np.ndarray, "n"]:
     counts, values = np.array(runs, np.int64).reshape(-1, 2).T
-    if (counts < 1).any() or counts.sum() > 1 << 31:
+    if (counts < 1).any() or counts.sum() > 1 << 27:
         raise ValueError("a run of no values, or of too many")
     return np.repeat(values, counts)
