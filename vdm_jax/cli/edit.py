@@ -9,6 +9,8 @@ JOB is one of
                  --context frames so far; --then gives the prompts of the added clips, in turn
   interpolate    makes --factor - 1 new frames between each two
   super_resolve  enlarges from 1/--factor of the model's size
+  refine         a video of any size and rate through a super-resolution stage (--model=STAGE), in
+                 space or in time; a longer one in parts that share --context frames
   inpaint        makes --box anew
   outpaint       makes all but --box anew
   animate        makes a clip that begins with the first frame
@@ -23,7 +25,8 @@ JOB is one of
 Without --input a clip of each prompt is sampled first, and the job's known frames or pixels are
 taken from it. An --input is resized to the job's size (its middle square) and needs one --prompt,
 or one for each video. OUT receives the files of vdm sample, and the known pixels as given.gif and
-given.npz. --method chooses how known pixels guide sampling (docs/conditional.md).
+given.npz. --method chooses how known pixels guide sampling (docs/conditional.md). --low_res=FILE
+is what all frames of the result are at a lower resolution: the new ones follow it.
 """
 
 from pathlib import Path
@@ -31,11 +34,12 @@ from pathlib import Path
 from vdm_jax.cli import common
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
-JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop", "stylise")
+JOBS = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle", "loop", "stylise")
 _SAMPLING = JOBS[:-1]
 _FLAGS = {
     "frames": ("extend",),
-    "context": ("extend", "loop"),
+    "context": ("extend", "loop", "refine"),
+    "low_res": ("extend", *_MASKED),
     "factor": ("interpolate", "super_resolve"),
     "box": ("inpaint", "outpaint", "cinemagraph"),
     "strength": ("restyle",),
@@ -67,7 +71,10 @@ def main(arguments: list[str]) -> int:
         **common.sampler_changes(options),
     )
     key, start_key = jax.random.split(jax.random.key(options.seed))
-    given, prompts, fps = _inputs(options, sampler)
+    if options.job == "refine":
+        given, prompts, fps = _refined(options, model)
+    else:
+        given, prompts, fps = _inputs(options, sampler)
     model.stage.check_prompts([*prompts, *options.then])  # refuses an unknown word
     if given is None:
         given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
@@ -86,7 +93,8 @@ def main(arguments: list[str]) -> int:
     out = Path(options.out or "edited")
     shown = _shown(options, given, sampler)
     common.write_samples(out, [videos], prompts, fps)
-    rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
+    rate = fps * given.shape[1] / videos.shape[1] if options.job == "refine" else fps
+    rate = fps / (options.factor or 2) if options.job == "interpolate" else rate
     watchable = video_io.enlarge(shown[: common.AT_A_GLANCE], videos.shape[2] * 4)
     print(video_io.write_gif(out / "given.gif", video_io.grid(watchable), fps=rate))
     np.savez_compressed(out / "given.npz", video=given, prompts=np.array(prompts, dtype=str))
@@ -106,11 +114,20 @@ def _parse(arguments: list[str]):
         "--prompt", action="append", default=[], metavar="TEXT", help="one for each video, or one"
     )
     parser.add_argument("--then", action="append", default=[], metavar="TEXT", help="see above")
+    parser.add_argument(
+        "--low_res",
+        metavar="FILE",
+        help="a video or samples.npz: the result at a lower resolution, for extend and jobs with "
+        "known pixels",
+    )
     job = parser.add_argument_group("for some jobs")
     number = {"type": common.positive, "metavar": "N"}
     job.add_argument("--frames", **number, help="extend: in all (default: 4 clips' worth)")
     job.add_argument(
-        "--context", **number, help="extend, loop: known frames (default: half a clip, 1)"
+        "--context",
+        **number,
+        help="extend, loop: known frames (default: half a clip, 1); refine: frames of the input "
+        "that parts share (default: a quarter of a part)",
     )
     job.add_argument("--factor", **number, help="interpolate, super_resolve: (default 2)")
     job.add_argument(
@@ -153,6 +170,8 @@ def _parse(arguments: list[str]):
             parser.error("stylise needs --model, a space-time U-Net, and --style, an image model")
         if not (options.out or "").endswith(".safetensors"):
             parser.error(f"--out={options.out}: must end in .safetensors for stylise")
+    elif options.job == "refine" and not options.input:
+        parser.error("refine needs --input, the video that is refined")
     elif not options.input and not options.prompt:
         parser.error("neither --input nor --prompt")
     return options
@@ -184,6 +203,17 @@ def _run(options, sampler, params, key, given, prompts, progress):
             [options.then or prompt for prompt in prompts],
             frames=options.frames or 4 * clip,
             context=options.context or max(1, clip // 2),
+            low_res=_low_res(options, sampler, options.frames or 4 * clip),
+            progress=progress,
+        )
+    if options.job == "refine":
+        return editing.refine(
+            sampler,
+            params,
+            key,
+            given,
+            prompts,
+            context=options.context or max(1, _coarse_shape(sampler.stage)[0] // 4),
             progress=progress,
         )
     if options.job == "loop":
@@ -209,46 +239,137 @@ def _run(options, sampler, params, key, given, prompts, progress):
             sampler, params, key, given, texts, strength=strength, progress=progress
         )
     known = _known(options, sampler)
-    return editing.inpaint(sampler, params, key, given, prompts, known=known, progress=progress)
+    low_res = _low_res(options, sampler, clip)
+    return editing.inpaint(
+        sampler, params, key, given, prompts, known=known, low_res=low_res, progress=progress
+    )
 
 
 def _inputs(options, sampler):
     """The videos of --input, uint8 `n f h w c` or None, their prompts and frame rate."""
     import numpy as np
 
-    from vdm_jax.data import source, video_io
+    from vdm_jax.data import source
 
     prompts = list(options.prompt)
     if not options.input:
         return None, prompts, 0.0
-    videos, saved, fps = [], [], 0.0
-    for name in options.input:
-        path = Path(name)
-        if not path.is_file():
-            raise FileNotFoundError(f"--input={path}: there is no such file")
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                if "video" not in arrays or arrays["video"].ndim != 5:
-                    raise ValueError(f"--input={path}: holds no array video, uint8 n f h w c")
-                videos += list(arrays["video"])
-                saved += [str(text) for text in arrays.get("prompts", ())]
-        else:
-            video, fps = video_io.read_video(path)
-            videos.append(video)
+    read = _read("input", options.input)
+    videos = [video for video, _, _ in read]
+    fps = max(rate for _, rate, _ in read)
     lengths = sorted({len(video) for video in videos})
     if len(lengths) > 1:
         raise ValueError(f"--input: videos of {lengths} frames; must be as many in all of them")
-    size = sampler.video_shape[1]
+    size = sampler.video_shape[1:3]
     if options.job == "super_resolve":
-        size = _low_size(options, sampler)
-    if not prompts:
-        prompts = saved
+        factor = size[0] // _low_size(options, sampler)
+        size = tuple(side // factor for side in size)
+    fitted = np.stack([source.fit(video, *size) for video in videos])
+    return _still(options, fitted, sampler), _one_each(prompts, read), fps or 8
+
+
+def _read(flag: str, names) -> list[tuple]:
+    """The videos of files and archives: each uint8 `f h w c`, its frame rate (0 = unknown) and its
+    prompt, None where there is none."""
+    import numpy as np
+
+    from vdm_jax.data import video_io
+
+    found = []
+    for name in names:
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"--{flag}={path}: there is no such file")
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                if "video" not in arrays or arrays["video"].ndim != 5:
+                    raise ValueError(f"--{flag}={path}: holds no array video, uint8 n f h w c")
+                videos = list(arrays["video"])
+                saved = [str(text) for text in arrays.get("prompts", ())] or [None] * len(videos)
+            found += [(video, 0.0, text) for video, text in zip(videos, saved, strict=True)]
+        else:
+            found.append((*video_io.read_video(path), None))
+    return found
+
+
+def _one_each(prompts: list[str], read: list[tuple]) -> list[str]:
+    """A prompt for each video that was read. Raises ValueError."""
+    prompts = prompts or [text for _, _, text in read if text is not None]
     if len(prompts) == 1:
-        prompts = prompts * len(videos)
-    if len(prompts) != len(videos):
-        raise ValueError(f"{len(prompts)} prompts, {len(videos)} videos: must be one, or as many")
-    fitted = np.stack([source.fit(video, size) for video in videos])
-    return _still(options, fitted, sampler), prompts, fps or 8
+        prompts = prompts * len(read)
+    if len(prompts) != len(read):
+        raise ValueError(f"{len(prompts)} prompts, {len(read)} videos: must be one, or as many")
+    return prompts
+
+
+def _coarse_shape(stage) -> tuple[int, ...]:
+    """(f, h, w, c) of what a stage refines. Raises ValueError for one that refines nothing."""
+    from vdm_jax.stage.conditions.video import LowResVideo
+
+    condition = stage.find(LowResVideo)
+    if condition is None:
+        raise ValueError(
+            "refine: this model refines no video; choose a super-resolution stage with --model, "
+            "such as imagen_video_tiny/ssr_16"
+        )
+    return tuple(condition.low_res_shape)
+
+
+def _refined(options, model):
+    """The videos of --input in the size and at the frame rate that the stage refines, uint8
+    `n f h w c`, their prompts, and the frame rate of the refined videos."""
+    import numpy as np
+
+    from vdm_jax.data import source
+
+    frames, height, width, _ = _coarse_shape(model.stage)
+    view = model.stage.view
+    wanted = view.fps * frames / view.shape[0]
+    read, videos = _read("input", options.input), []
+    for number, (video, fps, _) in enumerate(read):
+        if wanted and fps:
+            # The frame that is shown at each time; 1e-6 is for times that are equal but rounded.
+            count = max(1, round(len(video) * wanted / fps))
+            places = np.floor(np.arange(count) * fps / wanted + 1e-6).astype(int)
+            video = video[np.minimum(places, len(video) - 1)]
+        if len(video) < frames:
+            rate = f" at {wanted:g} frames a second" if wanted and fps else ""
+            raise ValueError(
+                f"--input: video {number + 1} has {len(video)} frames{rate}, and the stage refines "
+                f"{frames} at once: give a longer video"
+            )
+        videos.append(source.fit(video, height, width))
+    lengths = sorted({len(video) for video in videos})
+    if len(lengths) > 1:
+        raise ValueError(f"--input: videos of {lengths} frames; must be as many in all of them")
+    without = all(text is None for _, _, text in read)
+    prompts = _one_each(options.prompt or [""] * without, read)
+    rate = view.fps or max(fps for _, fps, _ in read) * view.shape[0] / frames
+    return np.stack(videos), prompts, rate or 8
+
+
+def _low_res(options, sampler, frames: int):
+    """The videos of --low_res in the size that the model follows, uint8 `n f h w c`; None without.
+
+    A stage that refines videos has a size of its own; else the file's must divide the model's.
+    """
+    import numpy as np
+
+    from vdm_jax.data import source
+    from vdm_jax.stage.conditions.video import LowResVideo
+
+    if not options.low_res:
+        return None
+    videos = np.stack([video for video, _, _ in _read("low_res", [options.low_res])])
+    condition = sampler.stage.find(LowResVideo)
+    if condition is not None:
+        videos = np.stack([source.fit(video, *condition.low_res_shape[1:3]) for video in videos])
+    if videos.shape[1] < frames and options.job == "extend":
+        raise ValueError(
+            f"--low_res={options.low_res}: has {videos.shape[1]} frames, the result {frames} "
+            "(--frames)"
+        )
+    return videos[:, :frames]
 
 
 def _part_known(options, videos, sampler):

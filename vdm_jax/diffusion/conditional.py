@@ -66,9 +66,9 @@ def reconstruction_guidance(
     """x̃ = x̂ − (w_r α/2) ∇_z ‖y − A x̂(z)‖² (VDM, Ho et al. 2022, §3.1, eq. 7).
 
     That is E[x | z, y] = x̂ + (σ²/α) ∇_z log p(y | z) with p(y | z) ≈ N(A x̂, σ²/(w_r α²) I).
-    The norm is a sum over an example. Of a `Mask`, and of the known elements of `MaskedMeans`, z^a is
-    drawn from x^a by `Replacement`, only z^b is guided, and x̃^a = x^a. Of another measurement all
-    of z is guided, and nothing replaced.
+    The norm is a sum over an example. Of a `Mask`, and of the known elements of `MaskedMeans`, z^a
+    is drawn from x^a by `Replacement`, only z^b is guided, and x̃^a = x^a. Of another measurement
+    all of z is guided, and nothing replaced.
 
     Args:
       denoiser: evaluated once and differentiated once.

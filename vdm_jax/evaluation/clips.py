@@ -421,11 +421,12 @@ def _both(places: list[dict]) -> tuple[tuple[dict, dict], tuple[dict, dict]]:
 def _check_pairs(ours: Listing, theirs: Listing, names, first, second) -> None:
     """Raises DataError where a pair differs in caption (of archives) or in frame rate."""
     pairs = list(zip(names, first, second, strict=True))
-    if ours.numbered and theirs.numbered and ours.captions and theirs.captions:
-        if other := [n for (n, _), i, j in pairs if ours.captions[i] != theirs.captions[j]]:
-            raise DataError(
-                f"samples and references do not pair: captions differ of clips {_shortened(other)}"
-            )
+    captions = ours.numbered and theirs.numbered and ours.captions and theirs.captions
+    other = [n for (n, _), i, j in pairs if captions and ours.captions[i] != theirs.captions[j]]
+    if other:
+        raise DataError(
+            f"samples and references do not pair: captions differ of clips {_shortened(other)}"
+        )
     rates = [(n, ours.rates[i], theirs.rates[j]) for (n, _), i, j in pairs]
     other = [
         f"{name} ({a:.5g} and {b:.5g})"

@@ -221,9 +221,7 @@ def frechet_interval(
 
     def replicate() -> float:
         part, other = groups.part(a, b, lambda n: n // 2, generator)
-        return _combine(
-            _moments(part, fast=True), fixed or _moments(other, fast=True), fast=True
-        )
+        return _combine(_moments(part, fast=True), fixed or _moments(other, fast=True), fast=True)
 
     value = _combine(_moments(a), fixed or _moments(b))
     interval = interval_of(value, replicate, replicates, level, shift=True)

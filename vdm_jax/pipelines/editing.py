@@ -169,8 +169,8 @@ def inpaint(
     """Makes the pixels anew that are not known.
 
     videos: of the model's number of frames. known: bool, `[1, h, w]` for the same pixels in all
-    frames, or `[f, h, w]`. low_res: the videos at a lower resolution, uint8 `n f/j h/k w/k c`, which
-    the new pixels follow: by the conditional method as means over blocks, or, in a stage that
+    frames, or `[f, h, w]`. low_res: the videos at a lower resolution, uint8 `n f/j h/k w/k c`,
+    which the new pixels follow: by the conditional method as means over blocks, or, in a stage that
     refines videos, as its input. Raises ValueError if nothing is known, or everything, and for a
     low_res that does not fit.
     """
@@ -275,7 +275,9 @@ def refine(
     if length == clip:
         return _sample(sampler, params, key, prompts, None, progress, inputs={"low_res": low_res})
     if not 1 <= context < clip:
-        raise ValueError(f"context = {context}: must be from 1 to {clip - 1}, below a part's frames")
+        raise ValueError(
+            f"context = {context}: must be from 1 to {clip - 1}, below a part's frames"
+        )
     _check_continues(sampler, clip, length)
     ratio = sampler.video_shape[0] // clip
     starts = [*range(0, length - clip, clip - context), length - clip]
@@ -384,9 +386,7 @@ def _fill(
     mask = known.reshape(-1, 1, 1, 1) if known.ndim == 1 else known
     rows = np.broadcast_to(mask, (len(given), *mask.shape))
     what, inputs = _known(sampler, given, rows, low_res)
-    made = _sample(
-        sampler, params, key, prompts, what, progress, inputs=inputs, first=first
-    )
+    made = _sample(sampler, params, key, prompts, what, progress, inputs=inputs, first=first)
     # Methods that only pull towards what is known do not end in it to the last bit.
     return np.where(rows, given, made)
 
