@@ -27,7 +27,7 @@ from vdm_jax.evaluation.protocol import Protocol, Result
 KERNEL_BLOCK = 64  # clips of a block of the kernel distance, where there are enough for two
 SPLITS = 10  # of the Inception score
 NEIGHBOURS = 3  # of precision and recall
-HALVES = 100  # for the bias of a Fréchet distance, where no intervals are wanted
+HALVES = 400  # for the bias of a Fréchet distance, where no intervals are wanted
 SOUND = 5  # clips a feature, from which a Fréchet distance and its interval are sound
 TOP = 5  # classes among which the accuracy beside the first looks
 
