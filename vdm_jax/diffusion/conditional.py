@@ -32,7 +32,7 @@ def _check_shape(measurement: Measurement, y: Array, x: Array) -> None:
         raise ValueError(f"y has shape {y.shape}; the measurement of {x.shape} has {expected}")
 
 
-def _check_weight(weight: Weight) -> None:
+def _check_weight(weight: Weight | Float[Array, "..."]) -> None:
     if isinstance(weight, (int, float)) and not weight >= 0:
         raise ValueError(f"weight={weight} must not be negative")
 

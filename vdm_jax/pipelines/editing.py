@@ -411,12 +411,13 @@ def _known(
         return (masked if rows.any() else None), {"low_res": low_res}
     clip, height, width, channels = sampler.video_shape
     time, space = (max(1, a // b) for a, b in zip((clip, height), low_res.shape[1:3], strict=True))
-    _check_low_res(low_res, len(given), (clip // time, height // space, width // space, channels))
-    if space == time == 1 or clip % time or height % space or width % space:
+    whole = (low_res.shape[1] * time, *(side * space for side in low_res.shape[2:4]), channels)
+    if whole != sampler.video_shape or space == time == 1:
         raise ValueError(
             f"low_res {list(low_res.shape)}: the model's {clip} frames of {height} x {width} must "
-            "be whole multiples of it"
+            "be whole multiples of it, of height and width the same"
         )
+    _check_low_res(low_res, len(given), low_res.shape[1:])
     both = MaskedMeans(known=rows, space=space, time=time)
     y = np.asarray(both.combine(jnp.asarray(y), jnp.asarray(_scaled(low_res))))
     return Known(measurement=both, y=y), {}
