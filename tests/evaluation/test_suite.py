@@ -368,6 +368,16 @@ def test_figures_say_what_was_left_out_and_the_frame_rate(pairs, monkeypatch, ca
         run("true", "true", "--metrics=psnr", "--num_references=2")
 
 
+def test_clips_of_a_data_set_pair_by_caption(folders, shapes, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(evaluate.common, "setup", lambda *_, **__: None)
+    flags = ["--metrics=psnr", "--reference=moving_shapes/16x16x8", "--json", "--replicates=0"]
+    assert evaluate.main([f"--samples={folders / 'ours'}", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["value"] == "inf"
+    np.savez(tmp_path / "moved.npz", video=shapes.videos[1:7], prompts=shapes.captions[1:7])
+    with pytest.raises(ValueError, match="pair with samples of the same captions"):
+        evaluate.main([f"--samples={tmp_path / 'moved.npz'}", *flags])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -174,6 +174,13 @@ def given(options) -> Measured:
     if options.reference:
         count = options.num_references or len(samples.videos)
         reference = _reference(options, options.reference, count, cut)
+    # Clips of a data set have no names.
+    if by_name and (not samples.captions or list(samples.captions) != list(reference.captions)):
+        raise ValueError(
+            f"--reference={options.reference}: its clips pair with samples of the same captions in "
+            "the same order only, and these have others; give the references as a directory or an "
+            "archive"
+        )
     return Measured(samples=samples, reference=reference, subject=subject, stride=stride)
 
 
