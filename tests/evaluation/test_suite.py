@@ -286,6 +286,7 @@ def pairs(tmp_path_factory):
     videos = np.stack([moving(8, index, index) for index in range(3)])
     for name, texts in (("archive", "abc"), ("other", "abd")):
         np.savez(root / f"{name}.npz", video=videos, prompts=np.array(list(texts)))
+    np.savez(root / "timed.npz", video=videos, fps=16.0)
     return root
 
 
@@ -323,11 +324,23 @@ def test_clips_pair_by_name(pairs, ours, theirs):
         ("true", "named", "only in the samples: sub/v0, sub/v1, sub/v2; only in the references"),
         ("true", "archive.npz", "sub/v0 does not begin with a number"),
         ("archive.npz", "other.npz", "captions differ of clips 2"),
+        ("timed.npz", "named", r"other frame rates: 0 \(16 and 8\), 1"),
     ],
 )
 def test_what_does_not_pair_is_named(pairs, ours, theirs, message):
     with pytest.raises(DataError, match=message):
         paired(pairs, ours, theirs)
+
+
+def test_an_archive_with_a_frame_rate_is_brought_to_another(pairs):
+    cut = {"size": (16, 32), "stride": 1, "count": None, "seed": 0}
+    slow = clips.from_path(pairs / "timed.npz", num_frames=4, fps=8.0, **cut)
+    whole = clips.from_path(pairs / "timed.npz", num_frames=8, **cut)
+    np.testing.assert_array_equal(slow.videos, whole.videos[:, ::2])
+    assert (slow.fps, whole.fps) == ((8.0, 8.0), (16.0, 16.0))
+    assert clips.size_of(pairs / "timed.npz", fps=8.0) == (4, 16, 32)
+    with pytest.raises(DataError, match="5 frames at a stride of 2 take 9"):
+        clips.from_path(pairs / "timed.npz", num_frames=5, fps=8.0, **cut)
 
 
 def test_two_files_of_one_name_do_not_pair(pairs, tmp_path):

@@ -192,14 +192,14 @@ def open_path(
     path: a directory below which video files are, or .npz or .npy with `video`, uint8 n f h w c,
     as vdm sample writes it; in a directory samples.npz goes before the files, which lose in
     compression. num_frames, stride: of a clip; a file gives as many as fit into it. size: pixels,
-    of the centre. fps: the rate that files are brought to before the stride, 0 = each file's own.
-    Raises DataError.
+    of the centre. fps: the rate that files, and archives with `fps`, are brought to before the
+    stride; 0 = their own. Raises DataError.
     """
     path = Path(path).expanduser()
     height, width = height_width(size)
     archive = path / "samples.npz" if path.is_dir() else path
     if archive.suffix in (".npz", ".npy") and archive.is_file():
-        return _archive_listing(archive, num_frames, (height, width), stride)
+        return _archive_listing(archive, num_frames, (height, width), stride, fps)
     from vdm_jax.data.video_folder import VideoFolder
 
     if not path.is_dir():
@@ -289,7 +289,9 @@ def size_of(path: str | Path, stride: int = 1, fps: float = 0.0) -> tuple[int, i
     path = Path(path).expanduser()
     archive = path / "samples.npz" if path.is_dir() else path
     if archive.suffix in (".npz", ".npy") and archive.is_file():
-        _, frames, height, width, _ = _archive(archive)[0].shape
+        videos, _, rate = _archive(archive)
+        _, frames, height, width, _ = videos.shape
+        frames = int((frames - 1) * (fps / rate if fps and rate else 1.0) + 1e-6) + 1
         return (frames - 1) // stride + 1, height, width
     from vdm_jax.data import video_io
     from vdm_jax.data.video_folder import VideoFolder
@@ -323,7 +325,7 @@ def _folder(source: ClipSource, name: str, split: str, fps: float = 0.0) -> List
     places: collections.Counter = collections.Counter()
     names = []
     for number in numbers:
-        stem = _stem(Path(source.files[number].path).relative_to(root).as_posix())
+        stem = _stem(_below(source.files[number].path, root))
         names.append((stem, places[number]))
         places[number] += 1
 
@@ -344,28 +346,29 @@ def _folder(source: ClipSource, name: str, split: str, fps: float = 0.0) -> List
         captions=[str(source._captions[number][0]) for number in numbers],
         rates=[fps or source.files[number].fps for number in numbers],
         lengths=[source.files[number].frames for number in numbers],
-        left_out={
-            Path(path).relative_to(root).as_posix(): why for path, why in source.skipped.items()
-        },
+        left_out={_below(path, root): why for path, why in source.skipped.items()},
         description={"data": name, "split": split, "resize": filter_of(height, width)},
         numbered=False,
         read=read,
     )
 
 
-def _archive_listing(path: Path, num_frames: int, size: tuple[int, int], stride: int) -> Listing:
-    videos, captions = _archive(path)
-    span = (num_frames - 1) * stride + 1
-    if videos.shape[1] < span:
+def _archive_listing(
+    path: Path, num_frames: int, size: tuple[int, int], stride: int, fps: float
+) -> Listing:
+    videos, captions, rate = _archive(path)
+    step = stride * (rate / fps if rate and fps else 1.0)
+    places = np.floor(np.arange(num_frames) * step + 1e-6).astype(int)
+    if videos.shape[1] <= places[-1]:
         raise DataError(
             f"{path}: videos of {videos.shape[1]} frames; {num_frames} frames at a stride "
-            f"of {stride} take {span}"
+            f"of {step:.4g} take {places[-1] + 1}"
         )
     same = videos.shape[2:4] == size
     return Listing(
         names=[(str(index), 0) for index in range(len(videos))],
         captions=captions,
-        rates=[0.0] * len(videos),
+        rates=[(fps or rate) if rate else 0.0] * len(videos),
         lengths=[videos.shape[1]] * len(videos),
         left_out={},
         description={
@@ -374,25 +377,30 @@ def _archive_listing(path: Path, num_frames: int, size: tuple[int, int], stride:
             "resize": UNCHANGED if same else filter_of(*size),
         },
         numbered=True,
-        read=lambda index: (
-            videos[index, :span:stride] if same else fit(videos[index, :span:stride], *size)
-        ),
+        read=lambda index: videos[index, places] if same else fit(videos[index, places], *size),
     )
 
 
-def _archive(path: Path) -> tuple[np.ndarray, list[str]]:
+def _archive(path: Path) -> tuple[np.ndarray, list[str], float]:
+    """The videos of an archive, their captions (or none) and frame rate (0 = unknown)."""
     loaded = np.load(path, allow_pickle=False)
+    captions, rate = [], 0.0
     if isinstance(loaded, np.ndarray):
-        videos, captions = loaded, []
+        videos = loaded
     else:
         with loaded:
             if "video" not in loaded:
                 raise DataError(f"{path}: holds {', '.join(loaded)}, but no array `video`")
             videos = loaded["video"]
             captions = [str(text) for text in loaded["prompts"]] if "prompts" in loaded else []
+            rate = float(loaded["fps"]) if "fps" in loaded else 0.0
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
         raise DataError(f"{path}: {videos.dtype}{list(videos.shape)}, not uint8 n f h w 3")
-    return videos, captions
+    if captions and len(captions) != len(videos):
+        raise DataError(f"{path}: {len(captions)} prompts, {len(videos)} videos: must be as many")
+    if not 0 <= rate < np.inf:
+        raise DataError(f"{path}: fps = {rate}: must be 0 (unknown) or more")
+    return videos, captions, rate
 
 
 def _by_name(listing: Listing, numbers: bool, side: str) -> dict[tuple[str, int], int]:
@@ -438,6 +446,12 @@ def _check_pairs(ours: Listing, theirs: Listing, names, first, second) -> None:
             f"samples and references have other frame rates: {_shortened(other)}; --fps=N brings "
             "the files of both to one rate"
         )
+
+
+def _below(path: str, root: Path) -> str:
+    """The path as it is named below a folder."""
+    found = Path(path)
+    return (found.relative_to(root) if found.is_relative_to(root) else found).as_posix()
 
 
 def _stem(name: str) -> str:
