@@ -188,7 +188,9 @@ def test_the_papers_protocols(measure, tmp_path, monkeypatch):
         measure(1, "--protocol=bair")
     small = dataclasses.replace(bair, frames=4, size=(2, 1), clips=CLIPS, each=2)
     monkeypatch.setattr(prediction, "PAPER_PROTOCOLS", {"bair": small})
-    (fvd,), _ = measure(1, "--protocol=bair", "--method=trained", "--steps=2")
+    (fvd,), _ = measure(1, "--protocol=bair", "--steps=2")
+    # This network takes masked videos.
+    assert fvd["protocol"]["options"]["known_method"] == "trained"
     assert (fvd["protocol"]["samples"], fvd["protocol"]["references"]) == (2 * CLIPS, CLIPS)
     assert fvd["protocol"]["options"]["known"] == "frames:1"
     small = dataclasses.replace(small, clips=CLIPS + 1)
@@ -242,6 +244,7 @@ def test_mistakes_of_what_is_known(text, message):
         (["--model=x", "--metrics=fvd", "--over=all"], "--over needs --known"),
         (["--model=x", "--known=frames:1"], "--known and --out need --metrics"),
         (["--model=x", "--protocol=ucf"], "allowed are bair, kinetics600"),
+        (["--model=x", "--protocol=kinetics600"], "needs --reference, the folder of test videos"),
         (["--model=x", "--protocol=bair", "--known=frames:2"], "--known: --protocol=bair sets it"),
         (["--samples=x", "--metrics=fvd", "--known=frames:2"], "--known is for a --model"),
         (

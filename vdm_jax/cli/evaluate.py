@@ -132,7 +132,8 @@ def _add_prediction_arguments(parser) -> None:
     group.add_argument(
         "--method",
         metavar="NAME",
-        help="reconstruction, replacement, pigdm, projection or trained (default: the model's)",
+        help="reconstruction, replacement, pigdm, projection or trained (default: trained for "
+        "models that take masked videos, else reconstruction)",
     )
     group.add_argument("--weight", type=float, metavar="X", help="for reconstruction and pigdm")
     group.add_argument(
@@ -213,7 +214,9 @@ def _apply_protocol(parser, options) -> None:
     options.samples_per_clip = paper.each
     options.num_references = paper.clips
     options.metrics = options.metrics or list(paper.metrics)
-    options.reference = options.reference or paper.dataset or None
+    options.reference = options.reference or paper.dataset
+    if not options.reference:
+        parser.error(f"--protocol={options.protocol} needs --reference, the folder of test videos")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -74,6 +74,7 @@ def drawing(options) -> Drawing:
     import jax
 
     from vdm_jax import pipelines
+    from vdm_jax.stage.conditions.video import MaskedVideo
 
     model = common.load_any(options)
     changes = {k: v for k, v in common.sampler_changes(options).items() if v is not None}
@@ -93,7 +94,12 @@ def drawing(options) -> Drawing:
             every=max(1, config.data.get("num_frames", shape[0]) // shape[0]),
             settings={"sampler": "cascade"},
         )
-    method = {"method": options.method, "weight": options.weight} if options.known else {}
+    method = {}
+    if options.known:
+        # As vdm edit: a network that was trained with masks is given them.
+        masks = model.stage.find(MaskedVideo) is not None and "low_res" not in options.known
+        default = "trained" if masks else None
+        method = {"method": options.method or default, "weight": options.weight}
     sampler = model.sampler(**method, **changes)
     view = model.stage.view
     strides = view.frame_strides or (view.data_shape[0] // view.shape[0],)
