@@ -222,6 +222,22 @@ def test_intervals_are_of_clips_not_of_samples():
     assert wide.standard_error > 2 * narrow.standard_error
 
 
+def test_all_right_is_not_certain_however_many_samples_a_clip_has():
+    """The interval of a share is that of as many clips, not samples."""
+    samples = clips.Clips(
+        videos=np.zeros((80, *SHAPE), np.uint8), captions=[], description={"resize": "none"}
+    )
+    known = prediction.Prediction(frames=1, method="trained", each=20)
+    found = [
+        suite.Evaluation(samples=part, prediction=which).share("judge", np.ones(count, bool))
+        for part, which, count in (
+            (samples, known, 80),
+            (dataclasses.replace(samples, videos=samples.videos[:4]), None, 4),
+        )
+    ]
+    assert found[0].value == 1 and found[0].low == found[1].low < 0.6
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -210,11 +210,14 @@ class Evaluation:
         return self.result(metric, float(np.nanmean(values)), **_fields(found), **more)
 
     def share(self, metric: str, right: Bool[np.ndarray, "n"], **more) -> Result:
-        """The share of clips that are right, with its interval."""
-        if groups_of(self.prediction).each > 1:
-            return self.mean(metric, right.astype(np.float64), **more)
-        found = intervals.share_interval(int(right.sum()), len(right), self.level)
-        return self.result(metric, found.value, **_fields(found), **more)
+        """The share of clips that are right, with its interval.
+
+        Samples that continue one clip count as one: they may all be right for the same reason.
+        """
+        value, count = float(right.mean()), len(right) // groups_of(self.prediction).each
+        found = intervals.share_interval(round(value * count), count, self.level)
+        found = found._replace(low=min(found.low, value), high=max(found.high, value))
+        return self.result(metric, value, **_fields(found), **more)
 
 
 def _fields(found: intervals.Interval | None) -> dict[str, float]:
