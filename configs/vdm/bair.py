@@ -1,6 +1,7 @@
 """VDM on BAIR robot pushing, 16 frames of 64 x 64 (Ho et al. 2022, table 2 and appendix A).
 
 Command: vdm train --config=vdm/bair --workdir=DIR
+Then: vdm evaluate --model=DIR --protocol=bair --weight=50
 Hardware: the paper's is 128 TPU v4 chips; its time is not given.
 Published after 660k steps: FVD 68.19 with the ancestral sampler, when 15 frames are predicted from
 the first by reconstruction guidance.

@@ -1,6 +1,7 @@
 """VDM on Kinetics-600, 16 frames of 64 x 64 (Ho et al. 2022, table 3 and appendix A).
 
 Command: vdm train --config=vdm/kinetics600 --workdir=DIR --config.data.data_dir=FOLDER_OF_VIDEOS
+Then: vdm evaluate --model=DIR --protocol=kinetics600 --weight=9 --reference=FOLDER_OF_TEST_VIDEOS
 Hardware: the paper's is 256 TPU v4 chips; its time is not given.
 Published after 220k steps: FVD 18.6 with the ancestral sampler, when 11 frames are predicted from
 5 by reconstruction guidance.

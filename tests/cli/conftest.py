@@ -8,6 +8,7 @@ from tests import tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.pipelines import model as pretrained
+from vdm_jax.systems import imagen_video
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,29 @@ def model_file(config_file, tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     return pretrained.save_model(path, params, config)
+
+
+@pytest.fixture(scope="session")
+def ssr_file(tmp_path_factory):
+    """A stage that refines 8 frames of 8 x 12 at 6 frames a second to 16 x 24, as a file."""
+    cascade = imagen_video.specs(("base", "base", 8, 8, 12, 6.0), ("ssr", "ssr", 8, 16, 24, 6.0))
+    config = imagen_video.stage_config(cascade, "ssr")
+    config.model.update(
+        channels=8,
+        channel_mult=(1,),
+        num_res_blocks=(1,),
+        attention_levels=(0,),
+        temporal_levels=(0,),
+        head_dim=4,
+        norm_groups=2,
+        patch_size=4,
+        embedding_dim=16,
+        dtype="float32",
+    )
+    config.text.encoder = "none"
+    config.train.cond_dropout = 0.0
+    config.sample.update(
+        steps=3, guidance=1.0, threshold="static", sampler="ddim", augmentation=0.0
+    )
+    params = systems.build(config).init(jax.random.key(0))
+    return pretrained.save_model(tmp_path_factory.mktemp("ssr") / "ssr.safetensors", params, config)

@@ -169,6 +169,43 @@ def test_an_interpolated_video_lasts_as_long_as_before(run, tmp_path, capsys):
     assert "the model learned motion at 8 fps, which takes an input of 4" in said
 
 
+def test_a_video_of_any_size_and_rate_is_refined(ssr_file, tmp_path):
+    video = np.zeros((42, 20, 30, 3), np.uint8)
+    video[:, :, :, 0] = np.arange(42)[:, None, None] * 5
+    path = video_io.write_mp4(tmp_path / "in.mp4", video, fps=25, min_size=20)
+    flags = [f"--model={ssr_file}", "--device=cpu", f"--input={path}", "--method=replacement"]
+    assert edit.main(["refine", *flags, f"--out={tmp_path / 'out'}", "--context=4"]) == 0
+    with np.load(tmp_path / "out" / "samples.npz") as made:
+        # 42 frames of 25 a second are 10 of 6 a second: two parts of 8.
+        assert made["video"].shape == (1, 10, 16, 24, 3) and list(made["prompts"]) == [""]
+    with np.load(tmp_path / "out" / "given.npz") as given:
+        assert given["video"].shape == (1, 10, 8, 12, 3)
+        levels = given["video"][0, :, :, :, 0].mean((1, 2))
+    np.testing.assert_allclose(levels, 5 * np.floor(np.arange(10) * 25 / 6), atol=6)
+    (written,) = (tmp_path / "out").glob("*.mp4")
+    assert video_io.read_video(written)[1] == pytest.approx(6)
+
+
+def test_what_cannot_be_refined_is_refused(ssr_file, model_file, clip, tmp_path):
+    flags = [f"--input={clip}", "--device=cpu", f"--out={tmp_path}"]
+    with pytest.raises(ValueError, match="has 3 frames at 6 frames a second.*refines 8 at once"):
+        edit.main(["refine", *flags, f"--model={ssr_file}"])
+    with pytest.raises(ValueError, match="refine: this model refines no video; choose"):
+        edit.main(["refine", *flags, f"--model={model_file}"])
+
+
+def test_a_still_comes_alive_and_follows_a_low_resolution(run, clip, tmp_path):
+    means = []
+    for level in (40, 200):
+        np.savez(tmp_path / "low.npz", video=np.full((1, 4, 4, 4, 3), level, np.uint8))
+        flags = (f"--input={clip}", PROMPT, f"--low_res={tmp_path / 'low.npz'}")
+        given, made, _ = run("animate", *flags, "--method=projection")
+        np.testing.assert_array_equal(made[:, 0], given[:, 0])
+        means.append(made[:, 1:].mean())
+    # An untrained model's pixels are clipped, so that their means are not quite those.
+    assert means[0] < 90 and means[1] > 150
+
+
 def test_stylise_writes_a_model_between_two(model_file, tmp_path):
     model = pretrained.load(model_file)
     styled = jax.tree.map(lambda leaf: leaf + 1, model.params)
@@ -185,6 +222,8 @@ def test_stylise_writes_a_model_between_two(model_file, tmp_path):
     ("flags", "message"),
     [
         (["extend"], "neither --input nor --prompt"),
+        (["refine", PROMPT], "refine needs --input"),
+        (["loop", "--low_res=x", PROMPT], "--low_res has no meaning for loop"),
         (["extend", "--factor=2", PROMPT], "--factor has no meaning for extend"),
         (["inpaint", "--box=1,2,0,4", PROMPT], "is not TOP,LEFT,HEIGHT,WIDTH"),
         (["shrink", PROMPT], "invalid choice: 'shrink'"),

@@ -16,7 +16,7 @@ from tests.diffusion import papers
 from vdm_jax.diffusion.conditional import Replacement, make_method
 from vdm_jax.diffusion.grids import logsnr_grid
 from vdm_jax.diffusion.guidance import classifier_free, static_clip
-from vdm_jax.diffusion.measurements import Downsample, Linear, Mask, known_frames
+from vdm_jax.diffusion.measurements import Downsample, Linear, Mask, MaskedMeans, known_frames
 from vdm_jax.diffusion.predictions import to_prediction
 from vdm_jax.diffusion.samplers import DDIM, Ancestral, Distilled, sample
 from vdm_jax.diffusion.schedules import CosineSchedule, alpha_sigma
@@ -46,6 +46,7 @@ MEASUREMENTS = {
     "frames": known_frames([0, 1, 4], FRAMES),
     "pixels": Mask(known=jnp.asarray(KNOWN)),
     "downsample": Downsample(space=2, time=2),
+    "both": MaskedMeans(known=jnp.asarray(KNOWN), space=2, time=2),
     "linear": Linear(
         fn=lambda x: jnp.dot(jnp.asarray(BLUR, jnp.float32), x.reshape(-1), precision="highest"),
         shape=SHAPE,
@@ -59,6 +60,10 @@ def matrices(name):
         one = np.diag(np.repeat([1.0, 1.0, 0.0, 0.0, 1.0, 0.0], PIXELS))
     elif name == "pixels":
         return np.stack([np.diag(known.reshape(-1).astype(float)) for known in KNOWN])
+    elif name == "both":
+        block = np.kron(np.kron(np.eye(FRAMES // 2), np.ones((2, 2))), np.ones((4, 4))) / 8
+        flat = KNOWN.reshape(BATCH, DIM, 1)
+        return np.where(flat, np.eye(DIM), block)
     elif name == "downsample":
         one = np.kron(np.kron(np.eye(FRAMES // 2), np.ones((1, 2))), np.ones((1, PIXELS))) / 8
     else:
@@ -117,11 +122,14 @@ def expected(method, name, z, y, a, logsnr, weight, sigma_data, cond=1.0):
         # p(y | z) = N(A x̂, r² A Aᵀ); where y is known exactly r is 0, and σ²/r² → α² at λ → +∞.
         ratio = sigma**2 / r2 if sigma > 0 else alpha**2
         return x + weight * ratio / alpha * jacobian.T @ inverse @ (y - a @ x)
-    # −(w_r α/2) ∇_z ‖y − A x̂‖², the gradient of the norm being −2 Jᵀ Aᵀ (y − A x̂).
-    gradient = -2 * jacobian.T @ a.T @ (y - a @ x)
+    # −(w_r α/2) ∇_z ‖y − A x̂‖², the gradient of the norm being −2 Jᵀ Aᵀ (y − A x̂). Repeated means
+    # have their own share of the weight.
+    known = np.diag(a) == 1.0
+    shares = np.where(known, 1.0, 1.25 / 4) if name == "both" else 1.0
+    gradient = -2 * jacobian.T @ a.T @ (shares * (y - a @ x))
     guided = x - weight * alpha / 2 * gradient
-    if name in ("frames", "pixels"):
-        return np.where(np.diag(a) == 1.0, y, guided)
+    if name in ("frames", "pixels", "both"):
+        return np.where(known, y, guided)
     return guided
 
 
@@ -285,9 +293,14 @@ def sampled(method, rule, key, measurement, y, z, weight, steps):
 def test_what_is_replaced(method, name):
     measurement, y = MEASUREMENTS[name], draw(name)[1]
     made, rule = condition(method, denoiser, DDIM(), measurement, y)
-    if method == "replacement" or (method == "reconstruction" and name in ("frames", "pixels")):
+    replaced = ("frames", "pixels", "both")
+    if method == "replacement" or (method == "reconstruction" and name in replaced):
         assert isinstance(rule, Replacement)
-        assert (rule.rule, rule.measurement, rule.y) == (DDIM(), measurement, y)
+        if method == "reconstruction" and name == "both":
+            measurement = measurement.mask  # means are guided towards, not replaced
+        assert (rule.rule, rule.y) == (DDIM(), y)
+        assert jax.tree.structure(rule.measurement) == jax.tree.structure(measurement)
+        assert rule.measurement.known is measurement.known if name in replaced else True
     else:
         assert rule == DDIM()
     assert (made is denoiser) == (method == "replacement")
@@ -428,6 +441,28 @@ def test_reconstruction_guidance_beats_replacement(rule, least):
         near = distance_of("reconstruction")
         assert near < 0.13
         assert distance_of("replacement") > factor * near
+
+
+def test_known_frames_and_a_low_resolution_are_better_than_either():
+    rng, draws = np.random.default_rng(7), 16
+    noise = jnp.asarray(rng.normal(size=(MANY, *SHAPE)), jnp.float32)
+    x = MEAN + rng.normal(size=(draws, DIM)) * np.sqrt(VARIANCES) @ BASIS.T
+    mask = known_frames([0], FRAMES)
+    both = MaskedMeans(known=mask.known, space=2)
+    known = np.repeat(np.arange(FRAMES) == 0, PIXELS)
+    block = np.kron(np.eye(FRAMES), np.ones((PIXELS, PIXELS))) / PIXELS
+    a = np.where(known[:, None], np.eye(DIM), block)
+    found = {}
+    for name, measurement, seen in (("both", both, a), ("frames", mask, np.diag(known * 1.0))):
+        y = jnp.asarray(np.repeat(x @ seen.T, MANY // draws, axis=0), jnp.float32)
+        y = y.reshape(-1, *SHAPE)
+        out = sampled("reconstruction", DDIM(), jax.random.key(1), measurement, y, noise, None, 32)
+        out = np.asarray(out, np.float64).reshape(draws, -1, DIM)
+        found[name] = distance(out, a, x @ a.T)
+        if name == "both":
+            true = np.broadcast_to(x[:, None, known].astype(np.float32), out[..., known].shape)
+            np.testing.assert_array_equal(out[..., known], true)
+    assert found["both"] < 0.25 and found["frames"] > 5 * found["both"]
 
 
 # ------------------------------------------------------------------------------- refusals

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion.measurements import Downsample, Linear, Mask, Measurement, known_frames
+from vdm_jax.diffusion.measurements import (
+    Downsample,
+    Linear,
+    Mask,
+    MaskedMeans,
+    Measurement,
+    known_frames,
+)
 
 SHAPE = (4, 2, 4, 1)  # f h w c
 DIM = 32
@@ -52,6 +59,8 @@ MEASUREMENTS = {
     "time": Downsample(time=2),
     "space_and_time": Downsample(space=2, time=4),
     "identity": Downsample(),
+    "frames_and_means": MaskedMeans(known=known_frames([0], 4).known, space=2),
+    "pixels_and_means": MaskedMeans(known=jnp.asarray(PIXELS), space=2, time=2),
     "crop": Linear(fn=lambda x: x[1:3, :, ::2], shape=SHAPE),
     "blur": Linear(fn=blur, shape=SHAPE),
 } | {name: linear(matrix) for name, matrix in MATRICES.items()}
@@ -100,6 +109,20 @@ def test_what_is_measured():
     np.testing.assert_array_equal(dense("nothing")[0], 0.0)
     for name, matrix in MATRICES.items():
         np.testing.assert_allclose(dense(name)[0], matrix, atol=1e-6)
+
+
+def test_known_frames_and_a_low_resolution_at_once():
+    both = MEASUREMENTS["frames_and_means"]
+    measured = np.asarray(both.measure(VIDEOS))
+    np.testing.assert_array_equal(measured[:, 0], VIDEOS[:, 0])
+    means = Downsample(space=2)
+    np.testing.assert_allclose(measured[:, 1:], means.lift(means.measure(VIDEOS))[:, 1:], atol=1e-6)
+    np.testing.assert_allclose(both.combine(VIDEOS, means.measure(VIDEOS)), measured, atol=1e-6)
+    # The other pixels of a block that is known in part make up for its mean.
+    known = MEASUREMENTS["pixels_and_means"]
+    lifted = known.lift(known.measure(VIDEOS))
+    np.testing.assert_array_equal(jnp.where(PIXELS, lifted, 0), jnp.where(PIXELS, VIDEOS, 0))
+    np.testing.assert_allclose(known.means.measure(lifted), known.means.measure(VIDEOS), atol=1e-6)
 
 
 def test_a_mask_hides_what_is_behind_it():

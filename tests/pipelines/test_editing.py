@@ -1,30 +1,65 @@
 """Editing: which frames are known of which clip and where what is made goes, and real sampling."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion import measurements
+from vdm_jax.diffusion import conditional, measurements, samplers
+from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.pipelines import editing
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.conditions.video import LowResVideo
 
 CLIP, SIZE = 5, 4
 KEY = jax.random.key(0)
+
+
+@dataclasses.dataclass
+class Refining:
+    """In the place of a Stage: has a low-resolution video, or not."""
+
+    condition: LowResVideo | None
+
+    def find(self, kind):
+        return self.condition if kind is LowResVideo else None
+
+    def coarse(self, clips):
+        return clips[:, :, ::2, ::2]
 
 
 class Recorder:
     """In the place of a Sampler: frame j of what it makes in call i is all 100 + 10 i + j."""
 
     video_shape = (CLIP, SIZE, SIZE, 3)
+    batch_size = 4
+    method = conditional.ByReconstruction()
+    rule = samplers.DDIM()
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, refines=None):
+        """refines: (f, h, w, c) that the stage refines, None = it is no super-resolution stage."""
+        self.calls, self.inputs, self.firsts = [], [], []
+        condition = None
+        if refines is not None:
+            self.video_shape = (refines[0] * (2 if refines[1] == SIZE else 1), SIZE, SIZE, 3)
+            condition = LowResVideo(
+                shape=self.video_shape, low_res_shape=refines, schedule=CosineSchedule()
+            )
+        self.stage = Refining(condition)
 
-    def stream(self, params, key, prompts, *, known, start):
+    def stream(self, params, key, prompts, *, known, start, inputs=None, first=0):
         assert start is None
+        self.inputs.append((inputs or {}).get("low_res"))
+        self.firsts.append(first)
+        if known is None:
+            known = sampling.Known(
+                measurement=measurements.Mask(known=np.zeros((len(prompts), 1, 1, 1, 1), bool)),
+                y=np.zeros((len(prompts), *self.video_shape), np.float32),
+            )
         shape = (len(prompts), *self.video_shape)
-        values = 100 + 10 * len(self.calls) + np.arange(CLIP, dtype=np.uint8)
+        values = 100 + 10 * len(self.calls) + np.arange(self.video_shape[0], dtype=np.uint8)
         self.calls.append((list(prompts), known))
         yield np.broadcast_to(values.reshape(1, -1, 1, 1, 1), shape).astype(np.uint8)
 
@@ -156,6 +191,108 @@ def test_super_resolution_knows_means_of_blocks():
     known = sampler.calls[0][1]
     assert known.measurement == measurements.Downsample(space=2)
     np.testing.assert_allclose(known.y, low / 127.5 - 1, atol=1e-6)
+
+
+def test_an_extension_follows_a_low_resolution():
+    sampler, low = Recorder(), numbered(9)[:, :, ::2, ::2] + np.uint8(150)
+    made = editing.extend(sampler, None, KEY, numbered(3), ["a"], frames=9, context=2, low_res=low)
+    assert values(made) == [[1, 2, 3, 102, 103, 104, 112, 113, 114]]
+    for call, (known, coarse) in enumerate(
+        [([2, 3], [154, 155, 156]), ([103, 104], [157, 158, 159])]
+    ):
+        what = sampler.calls[call][1]
+        assert isinstance(what.measurement, measurements.MaskedMeans)
+        assert (what.measurement.space, what.measurement.time) == (2, 1)
+        levels = np.rint((what.y + 1) * 127.5).astype(int)
+        assert (levels == levels[:, :, :1, :1, :1]).all()
+        assert levels[0, :, 0, 0, 0].tolist() == known + coarse
+    # A stage that refines has the low resolution as its own input.
+    sampler = Recorder(refines=(CLIP, 2, 2, 3))
+    editing.extend(sampler, None, KEY, numbered(3), ["a"], frames=6, context=2, low_res=low[:, :6])
+    assert sampler.given(0) == [[2, 3, None, None, None]]
+    assert sampler.inputs[0][0, :, 0, 0, 0].tolist() == [152, 153, 154, 155, 156]
+    with pytest.raises(ValueError, match=r"low_res \[1, 9, 2, 2, 3\]: must be 1 videos of all 6"):
+        editing.extend(Recorder(), None, KEY, numbered(3), ["a"], frames=6, context=2, low_res=low)
+
+
+def test_inpainting_follows_a_low_resolution_in_space_and_time():
+    known = np.ones((1, SIZE, SIZE), bool)
+    known[0, 1:3, 2:] = False
+    sampler = Recorder()
+    with pytest.raises(ValueError, match="must be whole multiples of it"):
+        low = np.zeros((1, CLIP, 3, 3, 3), np.uint8)
+        editing.inpaint(sampler, None, KEY, numbered(CLIP), ["a"], known=known, low_res=low)
+    low = np.zeros((1, 1, 2, 2, 3), np.uint8)
+    editing.inpaint(sampler, None, KEY, numbered(CLIP), ["a"], known=known, low_res=low)
+    measurement = sampler.calls[0][1].measurement
+    assert (measurement.space, measurement.time) == (2, CLIP)
+
+
+def test_predictions_go_on_from_each_video_several_times():
+    sampler = Recorder()
+    batches = list(
+        editing.predict(sampler, None, KEY, numbered(CLIP, 3), ["a", "b", "c"], frames=2, each=2)
+    )
+    assert [len(batch) for batch in batches] == [4, 2]  # the last one is filled up, and cut
+    assert [len(prompts) for prompts, _ in sampler.calls] == [4, 4]
+    assert sampler.calls[0][0] == ["a", "a", "b", "b"]
+    assert sampler.firsts == [0, 4]  # so that every sample has a key of its own
+    assert [row[:2] for row in values(np.concatenate(batches))] == [
+        [first, first + 1] for first in (1, 1, 51, 51, 101, 101)
+    ]
+    assert values(batches[0])[0][2:] == [102, 103, 104]
+    with pytest.raises(ValueError, match="frames = 5 of videos of 5: must be from 1 to 4"):
+        next(editing.predict(sampler, None, KEY, numbered(CLIP), ["a"], frames=5))
+    both = Recorder()
+    next(editing.predict(both, None, KEY, numbered(CLIP), ["a"], frames=2, low_res=2))
+    assert isinstance(both.calls[0][1].measurement, measurements.MaskedMeans)
+    refining = Recorder(refines=(CLIP, 2, 2, 3))
+    next(editing.predict(refining, None, KEY, numbered(CLIP), ["a"], frames=2))
+    np.testing.assert_array_equal(refining.inputs[0], numbered(CLIP)[:, :, ::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("refines", "length", "context", "starts"),
+    [
+        ((4, 2, 2, 3), 4, 1, [0]),  # a video that fits
+        ((4, 2, 2, 3), 10, 1, [0, 3, 6]),
+        ((4, 2, 2, 3), 9, 1, [0, 3, 5]),  # the last part begins earlier
+        ((4, SIZE, SIZE, 3), 7, 2, [0, 2, 3]),  # in time: a frame becomes two
+    ],
+)
+def test_a_longer_video_is_refined_in_parts(refines, length, context, starts):
+    sampler, done = Recorder(refines), []
+    low = numbered(length)[:, :, : refines[1], : refines[2]]
+    made = editing.refine(
+        sampler, None, KEY, low, ["a"], context=context, progress=lambda *of: done.append(of)
+    )
+    ratio = sampler.video_shape[0] // 4
+    assert made.shape == (1, length * ratio, SIZE, SIZE, 3) and len(done) == len(starts)
+    found, expected = values(made)[0], []
+    for part, start in enumerate(starts):
+        assert sampler.inputs[part][0, :, 0, 0, 0].tolist() == [start + 1 + i for i in range(4)]
+        shared = len(expected) - start * ratio
+        assert shared >= context * ratio or part == 0
+        known = sampler.given(part)[0]
+        assert known == expected[start * ratio :] + [None] * (4 * ratio - shared)
+        expected += [100 + 10 * part + i for i in range(shared, 4 * ratio)]
+    assert found == expected
+
+
+def test_what_cannot_be_refined_is_told():
+    refines = (4, 2, 2, 3)
+    low = numbered(6)[:, :, :2, :2]
+    with pytest.raises(ValueError, match="refines no video: choose a super-resolution stage"):
+        editing.refine(Recorder(), None, KEY, low, ["a"], context=1)
+    with pytest.raises(ValueError, match="with f of 4 or more"):
+        editing.refine(Recorder(refines), None, KEY, low[:, :3], ["a"], context=1)
+    with pytest.raises(ValueError, match="context = 4: must be from 1 to 3"):
+        editing.refine(Recorder(refines), None, KEY, low, ["a"], context=4)
+    distilled = Recorder(refines)
+    distilled.rule = samplers.Distilled()
+    with pytest.raises(ValueError, match="6 frames and the stage refines 4 at once.*projection"):
+        editing.refine(distilled, None, KEY, low, ["a"], context=1)
+    assert not distilled.calls
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ JOB is one of
                  --context frames so far; --then gives the prompts of the added clips, in turn
   interpolate    makes --factor - 1 new frames between each two
   super_resolve  enlarges from 1/--factor of the model's size
+  refine         a video of any size and rate through a super-resolution stage (--model=STAGE), in
+                 space or in time; a longer one in parts that share --context frames
   inpaint        makes --box anew
   outpaint       makes all but --box anew
   animate        makes a clip that begins with the first frame
@@ -24,21 +26,22 @@ Without --input a clip of each prompt is sampled first, and the job's known fram
 taken from it. An --input is resized to the job's size (its middle square), brought to the model's
 frame rate by time (interpolate keeps its frames), and needs one --prompt, or one for each video.
 OUT receives the files of vdm sample, and the known pixels as given.gif and given.npz. --method
-chooses how known pixels guide sampling (docs/conditional.md).
+chooses how known pixels guide sampling (docs/conditional.md). --low_res=FILE
+is what all frames of the result are at a lower resolution: the new ones follow it.
 """
 
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import common, edit_inputs, outputs
 from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
-JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop", "stylise")
+JOBS = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle", "loop", "stylise")
 _SAMPLING = JOBS[:-1]
-_FROM_A_STILL = ("animate", "cinemagraph")  # need no more than the first frame
 _FLAGS = {
     "frames": ("extend",),
-    "context": ("extend", "loop"),
+    "context": ("extend", "loop", "refine"),
+    "low_res": ("extend", *_MASKED),
     "factor": ("interpolate", "super_resolve"),
     "box": ("inpaint", "outpaint", "cinemagraph"),
     "strength": ("restyle",),
@@ -75,10 +78,10 @@ def main(arguments: list[str]) -> int:
         **common.sampler_changes(options),
     )
     key, start_key = jax.random.split(jax.random.key(options.seed))
-    given, prompts, fps, notes = _inputs(options, sampler, model.fps)
-    rate = fps / (options.factor or 2) if options.job == "interpolate" else fps
+    found = edit_inputs.read(options, model, sampler)
+    given, prompts = found.videos, found.prompts
     if jax.process_index() == 0:
-        for note in filter(None, [frame_rate.note(model.config), *notes]):
+        for note in filter(None, [frame_rate.note(model.config), *found.notes]):
             print(note)
     model.stage.check_prompts([*prompts, *options.then])  # refuses an unknown word
     if given is None:
@@ -86,7 +89,7 @@ def main(arguments: list[str]) -> int:
         given = _part_known(options, given, sampler)
     first = jax.process_index() == 0
     if first:  # before the work on it begins
-        outputs.save_videos(out / "given.npz", given, prompts, rate)
+        outputs.save_videos(out / "given.npz", given, prompts, found.rate)
     with Progress(transient=True, disable=not first) as bar:
         task = bar.add_task(options.job, total=None)
 
@@ -96,8 +99,8 @@ def main(arguments: list[str]) -> int:
         videos = _run(options, sampler, model.params, key, given, prompts, progress)
     if not first:
         return 0
-    outputs.write_samples(out, videos, prompts, fps)
-    _show_given(out, _shown(options, given, sampler), videos.shape[2] * 4, rate)
+    outputs.write_samples(out, videos, prompts, found.fps)
+    _show_given(out, _shown(options, given, sampler), videos.shape[2] * 4, found.rate)
     return 0
 
 
@@ -129,11 +132,20 @@ def _parse(arguments: list[str]):
         "--prompt", action="append", default=[], metavar="TEXT", help="one for each video, or one"
     )
     parser.add_argument("--then", action="append", default=[], metavar="TEXT", help="see above")
+    parser.add_argument(
+        "--low_res",
+        metavar="FILE",
+        help="a video or samples.npz: the result at a lower resolution, for extend and jobs with "
+        "known pixels",
+    )
     job = parser.add_argument_group("for some jobs")
     number = {"type": common.positive, "metavar": "N"}
     job.add_argument("--frames", **number, help="extend: in all (default: 4 clips' worth)")
     job.add_argument(
-        "--context", **number, help="extend, loop: known frames (default: half a clip, 1)"
+        "--context",
+        **number,
+        help="extend, loop: known frames (default: half a clip, 1); refine: frames of the input "
+        "that parts share (default: a quarter of a part)",
     )
     job.add_argument("--factor", **number, help="interpolate, super_resolve: (default 2)")
     job.add_argument(
@@ -176,6 +188,8 @@ def _parse(arguments: list[str]):
             parser.error("stylise needs --model, a space-time U-Net, and --style, an image model")
         if not (options.out or "").endswith(".safetensors"):
             parser.error(f"--out={options.out}: must end in .safetensors for stylise")
+    elif options.job == "refine" and not options.input:
+        parser.error("refine needs --input, the video that is refined")
     elif not options.input and not options.prompt:
         parser.error("neither --input nor --prompt")
     return options
@@ -208,6 +222,17 @@ def _run(options, sampler, params, key, given, prompts, progress):
             [options.then or prompt for prompt in prompts],
             frames=options.frames or 4 * clip,
             context=options.context or max(1, clip // 2),
+            low_res=edit_inputs.low_res(options, sampler, options.frames or 4 * clip),
+            progress=progress,
+        )
+    if options.job == "refine":
+        return editing.refine(
+            sampler,
+            params,
+            key,
+            given,
+            prompts,
+            context=options.context or max(1, edit_inputs.coarse_shape(sampler.stage)[0] // 4),
             progress=progress,
         )
     if options.job == "loop":
@@ -233,108 +258,10 @@ def _run(options, sampler, params, key, given, prompts, progress):
             sampler, params, key, given, texts, strength=strength, progress=progress
         )
     known = _known(options, sampler)
-    return editing.inpaint(sampler, params, key, given, prompts, known=known, progress=progress)
-
-
-def _inputs(options, sampler, fps: float):
-    """The videos of --input, uint8 `n f h w c` or None, their prompts, the result's frame rate, and
-    lines that say what was done to frame rates.
-
-    fps: the model's.
-    """
-    import numpy as np
-
-    from vdm_jax.data import source, video_io
-
-    prompts = list(options.prompt)
-    if not options.input:
-        return None, prompts, fps, []
-    videos, saved, rates = [], [], []
-    size = sampler.video_shape[1]
-    if options.job == "super_resolve":
-        size = _low_size(options, sampler)
-    for name in options.input:
-        path = Path(name)
-        if not path.is_file():
-            raise FileNotFoundError(f"--input={path}: there is no such file")
-        if path.suffix == ".npz":
-            found, texts, rate = _archive(path)
-            saved += texts
-        else:
-            wanted = 1 if options.job in _FROM_A_STILL else None
-            video, rate = video_io.read_video(path, size=(size, size), frames=wanted)
-            found = [video]
-        videos += found
-        rates += [rate] * len(found)
-    if options.job == "interpolate":
-        fps, notes = _rate_between(rates, options.factor or 2, fps)
-    else:
-        videos, notes = _retimed(videos, rates, fps)
-    lengths = sorted({len(video) for video in videos})
-    if len(lengths) > 1:
-        raise ValueError(
-            f"--input: videos of {lengths} frames at {fps:g} fps; must be as many in all of them"
-        )
-    if not prompts:
-        prompts = saved
-    if len(prompts) == 1:
-        prompts = prompts * len(videos)
-    if len(prompts) != len(videos):
-        raise ValueError(f"{len(prompts)} prompts, {len(videos)} videos: must be one, or as many")
-    fitted = np.stack([source.fit(video, size) for video in videos])
-    return _still(options, fitted, sampler), prompts, fps, notes
-
-
-def _archive(path: Path):
-    """The videos of an archive, its prompts, none if it has none, and its fps, 0 = not known."""
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as arrays:
-        if "video" not in arrays or arrays["video"].ndim != 5:
-            raise ValueError(f"--input={path}: holds no array video, uint8 n f h w c")
-        texts = [str(text) for text in arrays.get("prompts", ())]
-        return list(arrays["video"]), texts, float(arrays.get("fps", 0.0))
-
-
-def _retimed(videos, rates: list[float], fps: float):
-    """Videos `f h w c` of `rates` frames a second at `fps`, and lines that say how."""
-    from vdm_jax.data import frame_rate
-
-    kept, notes = [], []
-    for number, (video, rate) in enumerate(zip(videos, rates, strict=True), 1):
-        count = len(video)
-        if rate and not frame_rate.equal(count, rate, fps):
-            video = video[frame_rate.resampled(count, rate, fps)]
-            how = "repeated" if rate < fps else "left out"
-            notes.append(
-                f"--input: video {number}: {count} frames at {rate:.4g} fps become {len(video)} at "
-                f"the model's {fps:g}; frames are {how}"
-            )
-        elif not rate and count > 1:
-            notes.append(
-                f"--input: video {number} has no frame rate; it is taken as the model's {fps:g} fps"
-            )
-        kept.append(video)
-    return kept, notes
-
-
-def _rate_between(rates: list[float], factor: int, fps: float) -> tuple[float, list[str]]:
-    """The frame rate of videos of `rates` with `factor` times the frames, which last as long as
-    before, and lines that say where the model learned another. Raises ValueError."""
-    known = sorted({round(rate * factor, 2) for rate in rates if rate})
-    if not known:
-        return fps, [f"--input: has no frame rate; the result is taken as the model's {fps:g} fps"]
-    if known[-1] > 1.01 * known[0]:
-        raise ValueError(
-            f"--input: videos of {known[0] / factor:g} to {known[-1] / factor:g} fps; must have "
-            "one frame rate"
-        )
-    if abs(known[0] - fps) < 0.01 * fps:
-        return fps, []
-    return known[0], [
-        f"--input: at {known[0] / factor:.4g} fps the result has {known[0]:.4g}; the model learned "
-        f"motion at {fps:g} fps, which takes an input of {fps / factor:.4g}"
-    ]
+    low_res = edit_inputs.low_res(options, sampler, clip)
+    return editing.inpaint(
+        sampler, params, key, given, prompts, known=known, low_res=low_res, progress=progress
+    )
 
 
 def _part_known(options, videos, sampler):
@@ -345,26 +272,12 @@ def _part_known(options, videos, sampler):
         import numpy as np
         from einops import reduce
 
-        factor = sampler.video_shape[1] // _low_size(options, sampler)
+        factor = sampler.video_shape[1] // edit_inputs.low_size(options, sampler)[0]
         means = reduce(
             videos.astype(np.float32), "n f (h s) (w r) c -> n f h w c", "mean", s=factor, r=factor
         )
         return np.rint(means).astype(np.uint8)
-    return _still(options, videos, sampler)
-
-
-def _still(options, videos, sampler):
-    """The first frame repeated over the clip, for jobs that know only that."""
-    if options.job not in _FROM_A_STILL:
-        return videos
-    return videos[:, :1].repeat(sampler.video_shape[0], axis=1)
-
-
-def _low_size(options, sampler) -> int:
-    factor, size = options.factor or 2, sampler.video_shape[1]
-    if factor < 2 or size % factor:
-        raise ValueError(f"--factor={factor}: must be at least 2 and divide the model's {size}")
-    return size // factor
+    return edit_inputs.still(options, videos, sampler)
 
 
 def _known(options, sampler):

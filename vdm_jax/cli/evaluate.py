@@ -1,9 +1,13 @@
 """Measures a model, or videos.
 
-    vdm evaluate --model=MODEL [--steps=64] [--guidance=2]
+    vdm evaluate --model=MODEL
     vdm evaluate --model=MODEL --metrics=fvd,kvd,judge --reference=DATASET --out=FILE.json
+    vdm evaluate --model=MODEL --metrics=fvd --known=frames:5
+    vdm evaluate --model=MODEL --protocol=bair --data_dir=DIR
     vdm evaluate --samples=DIR --reference=DIR --metrics=fvd,psnr
     vdm evaluate --compare A.json B.json
+
+A model is sampled as its configuration says (steps, rule, guidance), unless flags say otherwise.
 
 The first samples held-out captions of the embedded data set. The judge reads the samples: it
 measures colour, shape and direction from the pixels, and `all` is the share of samples with all
@@ -15,30 +19,33 @@ and refuses figures of different protocols. MODEL may be a cascade.
 
 DATASET is NAME[/VARIANT][:SPLIT], such as moving_shapes/16x16x8:held_out, which is rendered, or
 ucf101:test, which is in --data_dir. DIR holds video files, or samples.npz of vdm sample. A model is
-sampled with the captions of its references, by default clips of its own data set.
+sampled with the captions of its references, by default clips of its own data set. A stage that
+refines videos refines the coarse versions of its references. psnr and ssim compare clips of one
+name.
+
+With --known=frames:K each sample goes on from the first K frames of a reference, by --method.
+--protocol=bair and --protocol=kinetics600 are what papers do: 1 known frame and 100 samples of each
+of 256 test videos; 5 known frames of each of 50,000 (--reference names the folder of test videos).
 
 Several processes sample together and measure a share of the clips each; all must find the same
 files. The figures equal those of one process.
 """
 
-import dataclasses
 import functools
 import itertools
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import common, evaluating, outputs
 
 
 def main(arguments: list[str]) -> int:
     parser = common.parser("vdm evaluate", __doc__)
     common.add_model_arguments(parser)
     number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
-    number("--num_samples", default=128, help="samples over all captions (default 128)")
+    number("--num_samples", help="samples over all captions (default 128)")
     common.add_sampler_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON only")
@@ -54,13 +61,19 @@ def main(arguments: list[str]) -> int:
     more.add_argument("--reference", metavar="PATH", help="a directory, an archive or a DATASET")
     number = functools.partial(more.add_argument, type=common.positive, metavar="N")
     number("--num_references", help="default: as many as samples")
-    number("--size", help="pixels of a clip's side (default: the model's, or the first sample's)")
     more.add_argument(
-        "--stride",
-        type=common.positive,
-        default=1,
-        metavar="N",
-        help="every N-th frame (default 1)",
+        "--size",
+        type=_size,
+        metavar="SIZE",
+        help="of --samples: pixels of a clip's side, or HxW (default: the first sample's)",
+    )
+    number("--stride", help="of --samples: every N-th frame (default 1)")
+    more.add_argument(
+        "--fps",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="of --samples: the frame rate that video files are brought to (default: their own)",
     )
     more.add_argument(
         "--data_dir",
@@ -86,6 +99,7 @@ def main(arguments: list[str]) -> int:
         "--out", metavar="FILE", help="write the figures with their protocols as JSON"
     )
     more.add_argument("--compare", nargs=2, metavar="FILE", help="two such files, as a table")
+    _add_prediction_arguments(parser)
     options = parser.parse_args(arguments)
     # Read when NumPy is imported. On matrices of a few hundred rows BLAS's threads mostly wait for
     # each other: a hundred times as long as the work takes, where others use the cores too.
@@ -96,12 +110,7 @@ def main(arguments: list[str]) -> int:
         first, second = (protocol.load(Path(name)) for name in options.compare)
         print(protocol.compare(first, second), end="")
         return 0
-    if options.samples and options.model:
-        parser.error("--samples are measured, a --model is sampled: give one of them")
-    if options.samples and not options.metrics:
-        parser.error("--samples needs --metrics")
-    if not options.metrics and (options.reference or options.out):
-        parser.error("--reference and --out need --metrics")
+    _check(parser, options)
     if options.metrics:
         from vdm_jax.evaluation import suite
 
@@ -114,70 +123,112 @@ def main(arguments: list[str]) -> int:
     return _judge(options)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Drawing:
-    """How a model or a cascade is sampled.
+def _add_prediction_arguments(parser) -> None:
+    group = parser.add_argument_group("prediction: samples that go on from known frames")
+    group.add_argument(
+        "--known",
+        metavar="KNOWN",
+        help="frames:K, the first K frames of a reference; frames:K,low_res:N, and the means over "
+        "N x N pixels of all its frames",
+    )
+    group.add_argument(
+        "--method",
+        metavar="NAME",
+        help="reconstruction, replacement, pigdm, projection or trained (default: trained for "
+        "models that take masked videos, else reconstruction)",
+    )
+    group.add_argument("--weight", type=float, metavar="X", help="for reconstruction and pigdm")
+    group.add_argument(
+        "--samples_per_clip",
+        type=common.positive,
+        metavar="N",
+        help="that go on from one clip (default 1)",
+    )
+    group.add_argument(
+        "--known_from",
+        metavar="PATH",
+        help="clips that the known frames are from, as --reference (default: the references)",
+    )
+    group.add_argument(
+        "--over",
+        choices=("all", "predicted"),
+        help="frames that features are computed of (default all, the known ones too)",
+    )
+    group.add_argument("--protocol", metavar="NAME", help="bair or kinetics600: all of the above")
 
-    Attributes:
-      draw: prompts to videos, uint8 `n f h w c`.
-      data: the section `data` of its configuration.
-      frames, size: of a video.
-      settings: of the sampler, for the protocol.
-    """
 
-    draw: Callable
-    data: Any
-    frames: int
-    size: int
-    settings: dict[str, Any]
+def _check(parser, options) -> None:
+    """Ends the program where flags do not go together, and fills in those of --protocol."""
+    if options.samples and options.model:
+        parser.error("--samples are measured, a --model is sampled: give one of them")
+    if options.protocol:
+        _apply_protocol(parser, options)
+    elif not options.known:
+        for name in ("method", "weight", "samples_per_clip", "known_from", "over"):
+            if getattr(options, name) is not None:
+                parser.error(f"--{name} needs --known")
+    options.samples_per_clip = options.samples_per_clip or 1
+    options.over = options.over or "all"
+    if options.samples and options.known:
+        parser.error("--known is for a --model: --samples are there already")
+    if options.samples and not options.metrics:
+        parser.error("--samples needs --metrics")
+    if not options.metrics and (options.reference or options.out or options.known):
+        parser.error("--reference, --known and --out need --metrics")
+    _fill_counts(parser, options)
+    if not options.samples and (options.size or options.stride or options.fps):
+        parser.error("--size, --stride and --fps are for --samples: a model has its own")
 
 
-def _drawing(options) -> _Drawing:
-    import jax
-
-    from vdm_jax import pipelines
-
-    model = common.load_any(options)
-    changes = {k: v for k, v in common.sampler_changes(options).items() if v is not None}
-    key = jax.random.key(options.seed)
-    if isinstance(model, pipelines.CascadeModel):
-        if changes:
-            flags = ", ".join(f"--{name}" for name in changes)
-            raise ValueError(f"{flags}: a cascade is sampled as its stages' configurations say")
-        config = model.last_config
-        return _Drawing(
-            draw=lambda prompts: model.sample(key, prompts=prompts),
-            data=config.data,
-            frames=config.stage.shape[0],
-            size=config.stage.shape[1],
-            settings={"sampler": "cascade"},
+def _fill_counts(parser, options) -> None:
+    """The numbers of samples and references where one follows from the other."""
+    each = options.samples_per_clip
+    if options.known and not options.known_from and options.num_references:
+        total = each * options.num_references
+        if options.num_samples not in (None, total):
+            parser.error(
+                f"--num_samples={options.num_samples}: {each} samples of each of "
+                f"{options.num_references} references are {total}"
+            )
+        options.num_samples = total
+    if options.num_samples is None:
+        options.num_samples = each * max(1, 128 // each)
+    if options.num_samples % each:
+        parser.error(
+            f"--num_samples={options.num_samples} is no multiple of --samples_per_clip={each}"
         )
-    sampler = model.sampler(**changes)
-    return _Drawing(
-        draw=lambda prompts: _stream(options, sampler, model.params, key, prompts),
-        data=model.config.data,
-        frames=sampler.video_shape[0],
-        size=sampler.video_shape[1],
-        settings={
-            "sampler": sampler.rule_name,
-            "steps": sampler.steps,
-            "guidance": sampler.guidance_scale,
-        },
-    )
 
 
-def _stream(options, sampler, params, key, prompts):
-    """The videos of the prompts, with a bar in the first process."""
-    import jax
-    import numpy as np
-    from rich.progress import track
+def _apply_protocol(parser, options) -> None:
+    from vdm_jax.evaluation import prediction
 
-    batches = -(-len(prompts) // min(sampler.batch_size, len(prompts)))
-    quiet = options.json or jax.process_index() != 0
-    stream = sampler.stream(params, key, prompts)
-    return np.concatenate(
-        list(track(stream, "sampling", total=batches, transient=True, disable=quiet))
-    )
+    if options.protocol not in prediction.PAPER_PROTOCOLS:
+        names = ", ".join(prediction.PAPER_PROTOCOLS)
+        parser.error(f"--protocol={options.protocol}: allowed are {names}")
+    paper = prediction.PAPER_PROTOCOLS[options.protocol]
+    fixed = ("known", "samples_per_clip", "known_from", "over", "num_references", "num_samples")
+    for name in fixed:
+        if getattr(options, name) is not None:
+            parser.error(f"--{name}: --protocol={options.protocol} sets it")
+    if options.num_frames not in (None, paper.frames):
+        parser.error(f"--num_frames: --protocol={options.protocol} has {paper.frames}")
+    options.known = f"frames:{paper.known}"
+    options.samples_per_clip = paper.each
+    options.num_references = paper.clips
+    options.metrics = options.metrics or list(paper.metrics)
+    options.reference = options.reference or paper.dataset
+    if not options.reference:
+        parser.error(f"--protocol={options.protocol} needs --reference, the folder of test videos")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """An argparse type: "N" or "HxW" as height and width."""
+    import argparse
+
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
+    return int(sides[0]), int(sides[-1])
 
 
 def _judge(options) -> int:
@@ -188,7 +239,7 @@ def _judge(options) -> int:
     from vdm_jax.data import moving_shapes
     from vdm_jax.evaluation import judge
 
-    drawing = _drawing(options)
+    drawing = evaluating.drawing(options)
     if drawing.data.name != "moving_shapes":
         raise ValueError(
             f"data.name = {drawing.data.name!r}: the judge reads moving_shapes only; "
@@ -196,9 +247,12 @@ def _judge(options) -> int:
         )
     objects = 2 if drawing.data.config.endswith("_two") else 1
     captions = moving_shapes.captions("held_out", objects)
-    prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
+    prompts, refined = list(itertools.islice(itertools.cycle(captions), options.num_samples)), None
+    if drawing.refines:
+        reference = evaluating.references(options, drawing, None, options.num_samples)
+        prompts, refined = list(reference.captions), reference.videos
     started = time.monotonic()
-    videos = drawing.draw(prompts)
+    videos = drawing.draw(prompts, refined)
     seconds = time.monotonic() - started
     if jax.process_index() != 0:
         return 0
@@ -227,7 +281,7 @@ def _measure(options) -> int:
 
     from vdm_jax.evaluation import action_text, i3d, i3d_weights, protocol, suite
 
-    samples, reference, subject, stride = (_given if options.samples else _drawn)(options)
+    found = (evaluating.given if options.samples else evaluating.sampled)(options)
     first = jax.process_index() == 0
     network = None
     if any(suite.METRICS[name].network for name in options.metrics):
@@ -238,12 +292,14 @@ def _measure(options) -> int:
     if any(suite.METRICS[name].sentences for name in options.metrics):
         sentences = action_text.load_sentences()
     evaluation = suite.Evaluation(
-        samples=samples,
-        reference=reference,
-        subject=subject,
+        samples=found.samples,
+        reference=found.reference,
+        subject=found.subject,
         network=network,
         sentences=sentences,
-        stride=stride,
+        stride=found.stride,
+        prediction=found.prediction,
+        remarks=found.remarks,
         seed=options.seed,
         replicates=options.replicates if first else 0,  # they are the first process's alone
         together=jax.process_count() > 1,
@@ -259,58 +315,15 @@ def _measure(options) -> int:
         print(json.dumps([result.to_dict() for result in results], indent=1))
         return 0
     _print(options.metrics, results)
-    against = "" if reference is None else f", held against {len(reference.videos)} clips"
-    print(f"{len(samples.videos)} clips of {list(samples.videos.shape[1:])}{against}")
+    samples, reference = found.samples.videos, found.reference
+    against = "" if reference is None else f", compared with {len(reference.videos)} clips"
+    print(f"{len(samples)} clips of {list(samples.shape[1:])}{against}")
+    notes = [text for result in results for text in result.note.split("; ") if text]
+    for note in dict.fromkeys(notes):
+        print(f"note: {note}")
     if options.out:
         print(options.out)
     return 0
-
-
-def _given(options):
-    """The clips of --samples and their references, what they are, and their stride."""
-    from vdm_jax.evaluation import clips
-
-    frames, side = clips.size_of(options.samples)
-    cut = {
-        "num_frames": options.num_frames or frames,
-        "size": options.size or side,
-        "stride": options.stride,
-        "seed": options.seed,
-    }
-    samples = clips.from_path(options.samples, count=options.num_samples, **cut)
-    reference = None
-    if options.reference:
-        count = options.num_references or len(samples.videos)
-        reference = _reference(options, options.reference, count, cut)
-    return samples, reference, {"model": Path(options.samples).name}, options.stride
-
-
-def _drawn(options):
-    """Samples of the model and their references, what they are, and their stride."""
-    from vdm_jax.evaluation import clips
-
-    drawing = _drawing(options)
-    data = drawing.data
-    count = options.num_references or options.num_samples
-    if options.reference:
-        cut = {
-            "num_frames": drawing.frames,
-            "size": drawing.size,
-            "stride": data.frame_stride,
-            "seed": options.seed,
-        }
-        reference = _reference(options, options.reference, count, cut)
-    else:
-        reference = clips.of_data(data, count, options.seed)
-    captions = [text for text in reference.captions if text] or [""]
-    prompts = list(itertools.islice(itertools.cycle(captions), options.num_samples))
-    samples = clips.Clips(
-        videos=drawing.draw(prompts),
-        captions=prompts,
-        description={"data": "samples", "split": "", "resize": "none"},
-    )
-    subject = {"model": options.model or "moving_shapes", **drawing.settings}
-    return samples, reference, subject, data.frame_stride
 
 
 def _print(metrics, results) -> None:
@@ -330,33 +343,3 @@ def _print(metrics, results) -> None:
         for extra, value in result.extra.items():
             table.add_row(f"  {extra}", f"{value:.4g}", "", "")
     Console().print(table)
-
-
-def _reference(options, spec: str, count: int, cut: dict):
-    """The clips that `spec` names."""
-    from ml_collections import ConfigDict
-
-    from vdm_jax.data import pipeline
-    from vdm_jax.evaluation import clips
-
-    if Path(spec).exists():
-        return clips.from_path(spec, count=count, **cut)
-    name, _, split = spec.partition(":")
-    name, _, config = name.partition("/")
-    if name == "moving_shapes":
-        config = config or f"{cut['size']}x{cut['size']}x{cut['num_frames']}"
-        return clips.from_moving_shapes(config, split or "held_out", count)
-    section = ConfigDict(
-        {
-            "name": name,
-            "config": config,
-            "data_dir": options.data_dir,
-            "split": split or "test",
-            "num_frames": cut["num_frames"],
-            "image_size": cut["size"],
-            "frame_stride": cut["stride"],
-            "fps": 0.0,
-        }
-    )
-    source = pipeline.make_source(section)
-    return clips.from_source(source, count, options.seed, spec, section.split)

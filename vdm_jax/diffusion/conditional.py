@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.diffusion.measurements import Downsample, Mask, Measurement
+from vdm_jax.diffusion.measurements import Downsample, Mask, MaskedMeans, Measurement
 from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.diffusion.samplers import Distilled
@@ -32,9 +32,16 @@ def _check_shape(measurement: Measurement, y: Array, x: Array) -> None:
         raise ValueError(f"y has shape {y.shape}; the measurement of {x.shape} has {expected}")
 
 
-def _check_weight(weight: Weight) -> None:
+def _check_weight(weight: Weight | Float[Array, "..."]) -> None:
     if isinstance(weight, (int, float)) and not weight >= 0:
         raise ValueError(f"weight={weight} must not be negative")
+
+
+def _mask_of(measurement: Measurement) -> Mask | None:
+    """The elements that are known themselves, if there are such."""
+    if isinstance(measurement, MaskedMeans):
+        return measurement.mask
+    return measurement if isinstance(measurement, Mask) else None
 
 
 def _differentiated(
@@ -51,13 +58,17 @@ def _differentiated(
 
 
 def reconstruction_guidance(
-    denoiser: Denoiser, measurement: Measurement, y: Float[Array, "b ..."], weight: Weight
+    denoiser: Denoiser,
+    measurement: Measurement,
+    y: Float[Array, "b ..."],
+    weight: Weight | Float[Array, "..."],
 ) -> Denoiser:
     """x̃ = x̂ − (w_r α/2) ∇_z ‖y − A x̂(z)‖² (VDM, Ho et al. 2022, §3.1, eq. 7).
 
     That is E[x | z, y] = x̂ + (σ²/α) ∇_z log p(y | z) with p(y | z) ≈ N(A x̂, σ²/(w_r α²) I).
-    The norm is a sum over an example. Of a `Mask`, z^a is drawn from x^a by `Replacement`, only z^b
-    is guided, and x̃^a = x^a. Of another measurement all of z is guided, and nothing replaced.
+    The norm is a sum over an example. Of a `Mask`, and of the known elements of `MaskedMeans`, z^a
+    is drawn from x^a by `Replacement`, only z^b is guided, and x̃^a = x^a. Of another measurement
+    all of z is guided, and nothing replaced.
 
     Args:
       denoiser: evaluated once and differentiated once.
@@ -65,7 +76,7 @@ def reconstruction_guidance(
       y: what is known, float32, `measurement.measure` of some x.
       weight: w_r ≥ 0. 1 is right for noise so low that x is known to within σ/α; before that A x̂
         is closer to y than σ/α and more is better (docs/conditional.md). For A Aᵀ = I/n, means of
-        n elements, n times as much.
+        n elements, n times as much. An array that broadcasts to y weights its elements.
 
     Returns:
       The guided denoiser. It raises ValueError if y does not have A x's shape.
@@ -77,9 +88,9 @@ def reconstruction_guidance(
         prediction, pull = _differentiated(denoiser, z, logsnr, cond)
         measured, transpose = jax.vjp(measurement.measure, prediction.x)
         alpha = expand(alpha_sigma(logsnr)[0], z.ndim)
-        x = prediction.x + weight * alpha * pull(transpose(y - measured)[0])
-        if isinstance(measurement, Mask):
-            x = jnp.where(measurement.known, y, x)
+        x = prediction.x + alpha * pull(transpose(weight * (y - measured))[0])
+        if (mask := _mask_of(measurement)) is not None:
+            x = jnp.where(jnp.asarray(mask.known), y, x)
         return prediction.with_x(x)
 
     return guided
@@ -214,7 +225,8 @@ class ByReconstruction:
 
     Attributes:
       weight: w_r; None = `default_weight`, which is sound for Gaussian videos
-        (docs/conditional.md).
+        (docs/conditional.md). Of `MaskedMeans` it is that of the known elements, and the means have
+        1.25/4 of it: both defaults, as A repeats each mean over its block.
     """
 
     weight: Weight | None = None
@@ -231,9 +243,12 @@ class ByReconstruction:
         self, denoiser: Denoiser, rule: Rule, measurement: Measurement, y: Float[Array, "b ..."]
     ) -> tuple[Denoiser, Rule]:
         weight = self.default_weight(measurement) if self.weight is None else self.weight
+        mask = _mask_of(measurement)
+        if isinstance(measurement, MaskedMeans):
+            weight = weight * jnp.where(jnp.asarray(measurement.known), 1.0, 1.25 / 4)
         guided = reconstruction_guidance(denoiser, measurement, y, weight)
-        if isinstance(measurement, Mask):
-            rule = Replacement(rule=rule, measurement=measurement, y=y)
+        if mask is not None:
+            rule = Replacement(rule=rule, measurement=mask, y=y)
         return guided, rule
 
 

@@ -123,6 +123,58 @@ class Downsample:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedMeans:
+    """Some elements are known, and of every block of the others' the mean: known frames and a
+    low-resolution video at once, of videos `b f h w c`.
+
+    A x has x's shape: x where it is known, elsewhere the mean of its block (of the known elements
+    too). A⁺ keeps what is known, and gives the other elements of a block the one value with which
+    its mean is right.
+
+    Attributes:
+      known: as of `Mask`.
+      space, time: as of `Downsample`.
+    """
+
+    known: Any
+    space: int = _static(1)
+    time: int = _static(1)
+
+    @property
+    def mask(self) -> Mask:
+        """What is known of the elements themselves."""
+        return Mask(known=self.known)
+
+    @property
+    def means(self) -> Downsample:
+        """What is known of the blocks."""
+        return Downsample(space=self.space, time=self.time)
+
+    def combine(
+        self, x: Float[Array, "b f h w c"], low_res: Float[Array, "b f2 h2 w2 c"]
+    ) -> Float[Array, "b f h w c"]:
+        """y of videos, of which the known elements count, and of the means over all blocks."""
+        return jnp.where(jnp.asarray(self.known), x, self.means.lift(low_res))
+
+    def measure(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        self.mask.measure(x)  # refuses a mask that does not fit
+        return self.combine(x, self.means.measure(x))
+
+    def lift(self, y: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        known = jnp.broadcast_to(jnp.asarray(self.known), y.shape)
+        share = self._of_blocks(known.astype(y.dtype))  # of a block that is known
+        sure = self._of_blocks(jnp.where(known, y, 0.0))
+        unknown = jnp.where(share < 1, 1 - share, 1.0)
+        mean = self._of_blocks(jnp.where(known, 0.0, y)) / unknown
+        return jnp.where(known, y, (mean - sure) / unknown)
+
+    def _of_blocks(self, x: Array) -> Array:
+        """The mean of each element's block."""
+        return self.means.lift(self.means.measure(x))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear:
     """Any linear function, of which JAX knows the transpose: crops, blurs, projections.
 

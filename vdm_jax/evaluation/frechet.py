@@ -6,12 +6,14 @@ the nuclear norm of Fa Fbᵀ, the sum of its singular values. F is [rank, d], or
 themselves where they are fewer than d.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from vdm_jax.evaluation.intervals import Interval, interval_of, random_half
+from vdm_jax.evaluation.intervals import Interval, interval_of, random_part
 from vdm_jax.evaluation.moments import Moments, check_pair
 
 
@@ -51,6 +53,53 @@ def frechet_from_features(
     return _combine(*(_moments(x) for x in check_pair(a, b, moments=True)))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Which rows of features are not independent, so that they are resampled together.
+
+    Attributes:
+      each: consecutive rows of the first features that belong together, such as the samples that
+        continue one clip.
+      paired: whether row i of the reference belongs to group i, such as the clip itself.
+    """
+
+    each: int = 1
+    paired: bool = False
+
+    def count(self, a: Shaped[np.ndarray, "n d"], b: Shaped[np.ndarray, "m d"] | Moments) -> int:
+        """The number of groups. Raises ValueError for rows that do not form such groups."""
+        groups, rest = divmod(len(a), max(self.each, 1))
+        if self.each < 1 or rest:
+            raise ValueError(f"{len(a)} features: must be whole groups of {self.each}")
+        if self.paired and (isinstance(b, Moments) or len(b) != groups):
+            rows = "moments" if isinstance(b, Moments) else len(b)
+            raise ValueError(f"{groups} groups and a reference of {rows}: must be one row a group")
+        return groups
+
+    def part(
+        self,
+        a: Shaped[np.ndarray, "n d"],
+        b: Shaped[np.ndarray, "m d"] | Moments,
+        share: Callable[[int], int],
+        generator: np.random.Generator,
+    ):
+        """So many of the groups of a, and of the rows of b, drawn without replacement.
+
+        share: from a number of groups or rows to how many of them are drawn.
+        """
+        groups = len(a) // self.each
+        chosen = random_part(groups, share(groups), generator)
+        rows = (chosen[:, None] * self.each + np.arange(self.each)).ravel()
+        if isinstance(b, Moments):
+            return a[rows], b
+        if not self.paired:
+            chosen = random_part(len(b), share(len(b)), generator)
+        return a[rows], b[chosen]
+
+
+INDEPENDENT = Groups()
+
+
 class Extrapolation(NamedTuple):
     """The Fréchet distance in the limit of infinitely many samples.
 
@@ -77,6 +126,7 @@ def frechet_infinity(
     smallest: int | None = None,
     repeats: int = 1,
     seed: int = 0,
+    groups: Groups = INDEPENDENT,
 ) -> Extrapolation:
     """FVD∞ and FID∞: the bias of the Fréchet distance, K/N for N samples, extrapolated away.
 
@@ -93,16 +143,19 @@ def frechet_infinity(
     is measured as 10.3 on average; from a half it is extrapolated to 2.1, from a tenth to 5.1. With
     n = m = d, a half still leaves more than a quarter of the bias.
 
+    groups: of rows that are not independent; the N are then numbers of groups.
+
     Deterministic in `seed`. Raises ValueError for features as `frechet_from_features` does, and
     for sizes that leave fewer than two.
     """
     a, b = check_pair(features, reference, moments=True)
     rows = [x for x in (a, b) if not isinstance(x, Moments)]
-    smallest = max(len(a) // 2, 2) if smallest is None else smallest
-    sizes = np.unique(np.linspace(smallest, len(a), max(points, 1)).astype(np.int64))
-    shares = sizes / len(a)
+    total = groups.count(a, b)
+    smallest = max(total // 2, 2) if smallest is None else smallest
+    sizes = np.unique(np.linspace(smallest, total, max(points, 1)).astype(np.int64))
+    shares = sizes / total
     enough = min(round(shares[0] * len(x)) for x in rows) >= 2
-    if not (repeats >= 1 and len(sizes) >= 2 and smallest < len(a) and enough):
+    if not (repeats >= 1 and len(sizes) >= 2 and smallest < total and enough):
         raise ValueError(
             f"{points} points from {smallest} of {[len(x) for x in rows]} samples, {repeats} "
             "repeats: must be two sizes or more of two samples or more, and one repeat or more"
@@ -110,14 +163,12 @@ def frechet_infinity(
     generator = np.random.default_rng(seed)
     fixed = _moments(b) if isinstance(b, Moments) else None
 
-    def subset(x: np.ndarray, share: float):
-        return _moments(x[generator.permutation(len(x))[: round(share * len(x))]], fast=True)
-
     distances = np.empty((len(sizes), repeats))
     for i, share in enumerate(shares):
         for j in range(repeats):
-            part = subset(a, share)
-            distances[i, j] = _combine(part, fixed or subset(b, share), fast=True)
+            part, other = groups.part(a, b, lambda n, share=share: round(share * n), generator)
+            other = fixed or _moments(other, fast=True)
+            distances[i, j] = _combine(_moments(part, fast=True), other, fast=True)
     distances = distances.mean(1)
     slope, value = np.polyfit(1 / sizes, distances, 1)
     residual = distances - value - slope / sizes
@@ -133,11 +184,17 @@ def frechet_interval(
     replicates: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    groups: Groups = INDEPENDENT,
 ) -> Interval:
     """`half_sampling` of the Fréchet distance, fast: for the distance of the distributions.
 
     A `reference` given as `Moments` is held fixed, and the interval is for the distance from
-    exactly these moments; given as features [m, d] it is halved too.
+    exactly these moments; given as features [m, d] it is halved too. groups: of rows that are not
+    independent, which are halved together.
+
+    The estimate that the interval is for is `Interval.corrected`, the value without its bias: it is
+    the mean of what the interval is the percentiles of. The value itself, of n samples, is too
+    large by about K/n and often lies above the interval.
 
     Why halves: the distance is biased up by K/n. The bootstrap's replicates have that bias twice,
     and more, as repetitions leave only 63% of the samples distinct. Measured coverage of 95%
@@ -157,12 +214,14 @@ def frechet_interval(
     Deterministic in `seed`. Raises ValueError as `half_sampling` does.
     """
     a, b = check_pair(features, reference, least=4, moments=True)
+    if groups.count(a, b) < 4:
+        raise ValueError(f"{groups.count(a, b)} groups of {groups.each}: must be 4 groups or more")
     generator = np.random.default_rng(seed)
     fixed = _moments(b) if isinstance(b, Moments) else None
 
     def replicate() -> float:
-        part_a = _moments(random_half(a, generator), fast=True)
-        return _combine(part_a, fixed or _moments(random_half(b, generator), fast=True), fast=True)
+        part, other = groups.part(a, b, lambda n: n // 2, generator)
+        return _combine(_moments(part, fast=True), fixed or _moments(other, fast=True), fast=True)
 
     value = _combine(_moments(a), fixed or _moments(b))
     interval = interval_of(value, replicate, replicates, level, shift=True)

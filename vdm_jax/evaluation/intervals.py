@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from vdm_jax.evaluation.moments import check_features
 
@@ -15,7 +15,7 @@ class Interval(NamedTuple):
 
     Attributes:
       value: of all samples, as measured.
-      low, high: of the interval; need not contain the value, if that is biased.
+      low, high: of the interval; need not contain the value, if that is biased (`corrected`).
       standard_error: the standard deviation of the replicates.
       bias: their mean minus the value. Of half samples, an estimate of the value's own bias.
       level: of the interval, such as 0.95.
@@ -27,6 +27,11 @@ class Interval(NamedTuple):
     standard_error: float
     bias: float
     level: float
+
+    @property
+    def corrected(self) -> float:
+        """The value without its bias, which an interval from `half_sampling` is for."""
+        return self.value - self.bias
 
 
 def bootstrap(
@@ -104,7 +109,14 @@ def random_half(
     x: Shaped[np.ndarray, "n d"], generator: np.random.Generator
 ) -> Shaped[np.ndarray, "n//2 d"]:
     """Half of the rows, without replacement."""
-    return x[generator.permutation(len(x))[: len(x) // 2]]
+    return x[random_part(len(x), len(x) // 2, generator)]
+
+
+def random_part(
+    total: int, count: int, generator: np.random.Generator
+) -> Int[np.ndarray, "{count}"]:
+    """`count` of the numbers below `total`, without replacement."""
+    return generator.permutation(total)[:count]
 
 
 def interval_of(

@@ -92,6 +92,7 @@ class Result:
       level: of the interval.
       standard_error: of the value.
       extra: further figures by name, such as `fvd_infinity`.
+      note: what a reader of the figure must know, such as clips that were left out.
     """
 
     protocol: Protocol
@@ -103,6 +104,7 @@ class Result:
     level: float | None = None
     standard_error: float | None = None
     extra: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
     def __post_init__(self):
         _coerce(self)
@@ -121,7 +123,7 @@ class Result:
         """The inverse of `to_dict`. Raises ValueError naming fields that are unknown or missing."""
         if isinstance(fields.get("protocol"), Mapping):
             fields = {**fields, "protocol": Protocol.from_dict(fields["protocol"])}
-        return _decode(cls, fields)
+        return _decode(cls, {"note": "", **fields})  # older files have none
 
 
 def save(path: Path, results: Sequence[Result]) -> None:
@@ -169,12 +171,20 @@ def compare(
         lines.append(f"- ignored: {_listed(waived)}")
     lines += ["", f"| metric | {name_a} | {name_b} | difference | intervals |"]
     lines.append("|---|---:|---:|---:|---|")
-    for (a, b), label in zip(pairs, _labels([a.protocol for a, _ in pairs]), strict=True):
+    labels = _labels([a.protocol for a, _ in pairs])
+    for (a, b), label in zip(pairs, labels, strict=True):
         difference = f"{b.value - a.value:+.4g}"
         lines.append(f"| {label} | {figure(a)} | {figure(b)} | {difference} | {_overlap(a, b)} |")
         for name in (name for name in a.extra if name in b.extra):
             x, y = a.extra[name], b.extra[name]
             lines.append(f"| {label}: {_cell(name)} | {x:.4g} | {y:.4g} | {y - x:+.4g} | |")
+    notes = [
+        f"- {name}, {label}: {result.note}"
+        for pair, label in zip(pairs, labels, strict=True)
+        for name, result in zip((name_a, name_b), pair, strict=True)
+        if result.note
+    ]
+    lines += ["", *notes] if notes else []
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from vdm_jax.evaluation import (
     action_text,
@@ -19,13 +19,16 @@ from vdm_jax.evaluation import (
     kinetics,
     shares,
 )
-from vdm_jax.evaluation.clips import Clips
+from vdm_jax.evaluation.clips import UNCHANGED, Clips, check_rates, crop_of, rate_text, told
 from vdm_jax.evaluation.i3d import I3DFeatures
+from vdm_jax.evaluation.prediction import Prediction, groups_of
 from vdm_jax.evaluation.protocol import Protocol, Result
 
 KERNEL_BLOCK = 64  # clips of a block of the kernel distance, where there are enough for two
 SPLITS = 10  # of the Inception score
 NEIGHBOURS = 3  # of precision and recall
+HALVES = 400  # for the bias of a Fréchet distance, where no intervals are wanted
+SOUND = 5  # clips a feature, from which a Fréchet distance and its interval are sound
 TOP = 5  # classes among which the accuracy beside the first looks
 
 
@@ -42,6 +45,8 @@ class Evaluation:
       replicates, level: of the resampled intervals; 0 replicates = no intervals.
       together: whether all processes of the run measure these clips, each a share of them.
       origin: an evaluation of the same references: the network looks at them once for both.
+      prediction: how the samples continue clips; None = nothing was known of them.
+      remarks: that belong to every figure.
     """
 
     samples: Clips
@@ -55,12 +60,24 @@ class Evaluation:
     level: float = 0.95
     together: bool = False
     origin: "Evaluation | None" = None
+    prediction: Prediction | None = None
+    remarks: Sequence[str] = ()
 
     def __post_init__(self):
         if self.reference is not None:
             ours, theirs = self.samples.videos.shape[1:], self.reference.videos.shape[1:]
             if ours != theirs:
                 raise ValueError(f"samples are {list(ours)} a clip, references {list(theirs)}")
+            check_rates(self.samples, self.reference)
+        if self.prediction is not None:
+            frames = self.samples.videos.shape[1]
+            if self.prediction.frames >= frames:
+                raise ValueError(
+                    f"known frames {self.prediction.frames}: clips of {frames} frames leave "
+                    "nothing to predict"
+                )
+            if self.reference is not None:
+                groups_of(self.prediction).count(self.samples.videos, self.reference.videos)
 
     def measure(self, names: Sequence[str]) -> list[Result]:
         """The metrics of `METRICS` by name. Raises ValueError for what they lack."""
@@ -75,14 +92,21 @@ class Evaluation:
     @functools.cached_property
     def sample_outputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features of the samples."""
-        return self.each(self.network, self.samples.videos)
+        return self.each(self.network, self.seen(self.samples.videos))
 
     @functools.cached_property
     def reference_outputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features of the references."""
         if self.origin is not None:
             return self.origin.reference_outputs
-        return self.each(self.network, self.reference.videos)
+        return self.each(self.network, self.seen(self.reference.videos))
+
+    def seen(self, videos: np.ndarray, predicted: bool = False) -> np.ndarray:
+        """The frames of the videos that are looked at: all, or without the known ones where the
+        prediction says so, or `predicted` does."""
+        if self.prediction is None or not (predicted or self.prediction.over == "predicted"):
+            return videos
+        return videos[:, self.prediction.frames :]
 
     def each(self, function: Callable[..., Any], *arrays: np.ndarray) -> Any:
         """`function` of arrays of one row a clip; by shares if the processes measure together."""
@@ -90,17 +114,27 @@ class Evaluation:
 
     def still_logits(self, clips: Clips) -> Float[np.ndarray, "n 400"]:
         """Logits of one frame a clip, chosen by the seed, that stands still."""
-        count, frames = clips.videos.shape[:2]
+        videos = self.seen(clips.videos)
+        count, frames = videos.shape[:2]
         chosen = np.random.default_rng(self.seed).integers(frames, size=count)
-        return self.each(self.network, clips.videos[np.arange(count), chosen][:, None])[0]
+        return self.each(self.network, videos[np.arange(count), chosen][:, None])[0]
 
-    def result(self, metric: str, value: float, *, features: str | None = None, **more) -> Result:
-        """A figure of `metric`. features: the layer that it is made of, None = pixels."""
-        options = more.pop("options", {})
+    def result(
+        self,
+        metric: str,
+        value: float,
+        *,
+        features: str | None = None,
+        predicted: bool = False,
+        note: str = "",
+        **more,
+    ) -> Result:
+        """A figure of `metric`. features: the layer that it is made of, None = pixels. predicted:
+        whether it is of the predicted frames only, whatever the prediction says."""
         clips = self.samples if self.reference is None else self.reference
         network = self.network.protocol if features else {}
-        count, frames, height, width, _ = self.samples.videos.shape
-        resize = clips.description["resize"]
+        count, frames, height, width, _ = self.seen(self.samples.videos, predicted).shape
+        resize = self._resize()
         protocol = Protocol(
             metric=metric,
             dataset=clips.description["data"] if self.reference is not None else "none",
@@ -110,30 +144,80 @@ class Evaluation:
             frames=frames,
             stride=self.stride,
             size=(height, width),
-            crop="centre square",
+            crop=crop_of(height, width),
             resize=f"{resize}; {network['resize']}" if features else resize,
             padding=network.get("temporal_padding") if features else None,
             features=f"{network['network']}, {features}" if features else None,
             weights=network["weights"] if features else None,
             precision="float32" if features else None,
             seed=self.seed,
-            options=options,
+            options=self._options(predicted) | more.pop("options", {}),
         )
-        return Result(protocol=protocol, subject=dict(self.subject), value=value, n=count, **more)
+        return Result(
+            protocol=protocol,
+            subject=dict(self.subject),
+            value=value,
+            n=count,
+            note="; ".join([note] * bool(note) + self._notes()),
+            **more,
+        )
+
+    def _resize(self) -> str:
+        """The filter of the references, and that of the samples where it is another."""
+        ours = self.samples.description["resize"]
+        theirs = ours if self.reference is None else self.reference.description["resize"]
+        return theirs if ours in (theirs, UNCHANGED) else f"{theirs}; of samples {ours}"
+
+    def _options(self, predicted: bool) -> dict[str, Any]:
+        """What of the clips belongs to every protocol."""
+        found: dict[str, Any] = {}
+        rate = self.samples.fps if self.reference is None else self.reference.fps
+        if rate is not None:
+            found["fps"] = rate_text(rate)
+        if self.prediction is not None:
+            over = "predicted" if predicted else self.prediction.over
+            found |= self.prediction.options | {"over": f"{over} frames"}
+        return found
+
+    def _notes(self) -> list[str]:
+        sides = {"samples": self.samples, "references": self.reference}
+        return [
+            *self.remarks,
+            *(
+                f"left out of the {side}: {told(clips.left_out)}"
+                for side, clips in sides.items()
+                if clips is not None and clips.left_out
+            ),
+        ]
 
     def mean(self, metric: str, values: Float[np.ndarray, "n"], **more) -> Result:
-        """The mean over clips of what every clip has, with its interval."""
+        """The mean over clips of what every clip has, with its interval; NaN is left out.
+
+        Samples that continue one clip are no independent ones: their means are resampled.
+        """
+        rows = values.reshape(-1, groups_of(self.prediction).each)
+        rows = np.array([row[~np.isnan(row)].mean() for row in rows if not np.isnan(row).all()])
         found = None
         # Of equal clips PSNR is infinite.
-        if self.replicates and len(values) > 1 and np.isfinite(values).all():
+        if self.replicates and len(rows) > 1 and np.isfinite(rows).all():
             found = intervals.bootstrap(
                 np.mean,
-                values[:, None],
+                rows[:, None],
                 replicates=self.replicates,
                 level=self.level,
                 seed=self.seed,
             )
-        return self.result(metric, float(np.mean(values)), **_fields(found), **more)
+        return self.result(metric, float(np.nanmean(values)), **_fields(found), **more)
+
+    def share(self, metric: str, right: Bool[np.ndarray, "n"], **more) -> Result:
+        """The share of clips that are right, with its interval.
+
+        Samples that continue one clip count as one: they may all be right for the same reason.
+        """
+        value, count = float(right.mean()), len(right) // groups_of(self.prediction).each
+        found = intervals.share_interval(round(value * count), count, self.level)
+        found = found._replace(low=min(found.low, value), high=max(found.high, value))
+        return self.result(metric, value, **_fields(found), **more)
 
 
 def _fields(found: intervals.Interval | None) -> dict[str, float]:
@@ -144,19 +228,49 @@ def _fields(found: intervals.Interval | None) -> dict[str, float]:
 
 
 def _frechet(name: str, layer: str, of: Callable[[Evaluation, bool], np.ndarray]):
+    """The estimate of the distance of the distributions, which the interval is for; the distance of
+    these clips, which is larger by its bias, is NAME_uncorrected."""
+
     def compute(this: Evaluation) -> Result:
         ours, theirs = of(this, True), of(this, False)
-        value = frechet.frechet_from_features(ours, theirs)
-        found = None
-        if this.replicates and min(len(ours), len(theirs)) >= 4:
-            found = frechet.frechet_interval(
-                ours, theirs, replicates=this.replicates, level=this.level, seed=this.seed
+        groups = groups_of(this.prediction)
+        count, dim = min(groups.count(ours, theirs), len(theirs)), ours.shape[1]
+        plain = frechet.frechet_from_features(ours, theirs)
+        if count < 4:
+            return this.result(
+                name,
+                plain,
+                features=layer,
+                options={"estimate": "of these clips, biased"},
+                note=f"{name}: {count} clips are too few to correct the distance or bound it",
             )
-        extra = {}
-        if min(len(ours), len(theirs)) >= 16:
-            limit = frechet.frechet_infinity(ours, theirs, seed=this.seed)
-            extra = {f"{name}_infinity": limit.value, f"{name}_bias": value - limit.value}
-        return this.result(name, value, features=layer, extra=extra, **_fields(found))
+        found = frechet.frechet_interval(
+            ours,
+            theirs,
+            replicates=this.replicates or HALVES,
+            level=this.level,
+            seed=this.seed,
+            groups=groups,
+        )
+        extra = {f"{name}_uncorrected": plain}
+        if count >= 16:
+            limit = frechet.frechet_infinity(ours, theirs, seed=this.seed, groups=groups)
+            extra[f"{name}_infinity"] = limit.value
+        note = ""
+        if count < SOUND * dim:
+            note = (
+                f"{name}: {count} clips for {dim} features are few, so the estimate and its "
+                f"interval are rough; they are sound from {SOUND * dim} clips"
+            )
+        return this.result(
+            name,
+            max(found.corrected, 0.0),
+            features=layer,
+            extra=extra,
+            options={"estimate": "corrected for the bias of few clips, by halves"},
+            note=note,
+            **(_fields(found) if this.replicates else {}),
+        )
 
     return compute
 
@@ -170,6 +284,13 @@ def _stills(this: Evaluation, of_samples: bool) -> np.ndarray:
 
 
 def _kvd(this: Evaluation) -> Result:
+    prediction = this.prediction
+    if prediction is not None and (prediction.each > 1 or prediction.of_references):
+        raise ValueError(
+            "kvd: its estimate is for independent clips. With known frames take one sample a clip "
+            "(--samples_per_clip=1), and the known frames from other clips than the references "
+            "(--known_from)"
+        )
     ours, theirs = _logits(this, True), _logits(this, False)
     enough = min(len(ours), len(theirs)) >= 4 * KERNEL_BLOCK
     block = KERNEL_BLOCK if enough else None
@@ -206,14 +327,8 @@ def _inception(this: Evaluation) -> Result:
 def _accuracy(this: Evaluation) -> Result:
     numbers = kinetics.classes(this.samples.captions)
     first, top = (kinetics.among_first(_logits(this, True), numbers, k) for k in (1, TOP))
-    found = intervals.share_interval(int(first.sum()), len(first), this.level)
-    return this.result(
-        "accuracy",
-        found.value,
-        features="logits",
-        extra={f"accuracy_top{TOP}": float(top.mean())},
-        **_fields(found),
-    )
+    extra = {f"accuracy_top{TOP}": float(top.mean())}
+    return this.share("accuracy", first, features="logits", extra=extra)
 
 
 def _action_text(this: Evaluation) -> Result:
@@ -233,7 +348,7 @@ def _action_text(this: Evaluation) -> Result:
 
 
 def _consistency(this: Evaluation) -> Result:
-    videos = this.samples.videos
+    videos = this.seen(this.samples.videos)
     count, frames = videos.shape[:2]
     if frames < 2:
         raise ValueError(f"consistency: clips of {frames} frame have no consecutive ones")
@@ -256,24 +371,39 @@ def _consistency(this: Evaluation) -> Result:
 
 def _paired(name: str, function: Callable[..., fidelity.PerClip]):
     def compute(this: Evaluation) -> Result:
-        ours, theirs = this.samples.videos, this.reference.videos
-        if len(ours) != len(theirs):
+        ours, theirs = this.samples, this.reference
+        prediction = this.prediction
+        if prediction is not None and not prediction.of_references:
             raise ValueError(
-                f"{name} compares clip by clip: {len(ours)} samples, {len(theirs)} references"
+                f"{name} compares clip by clip: the references must be the clips that the known "
+                "frames are from (omit --known_from)"
             )
-        return this.mean(name, this.each(lambda *pair: function(*pair).clips, ours, theirs))
+        each = groups_of(prediction).each
+        if len(ours.videos) != each * len(theirs.videos):
+            raise ValueError(
+                f"{name} compares clip by clip: {len(ours.videos)} samples, "
+                f"{len(theirs.videos)} references"
+            )
+        if ours.names and theirs.names and list(ours.names) != list(theirs.names):
+            raise ValueError(f"{name} compares clip by clip: the clips' names differ")
+        # Known frames are equal, so their PSNR is infinite.
+        true = np.repeat(theirs.videos, each, axis=0) if each > 1 else theirs.videos
+        clips = [this.seen(videos, predicted=True) for videos in (ours.videos, true)]
+        values = this.each(lambda *pair: function(*pair).clips, *clips)
+        options = {"pairs": "by name"} if ours.names and theirs.names else {}
+        return this.mean(name, values, predicted=True, options=options)
 
     return compute
 
 
 def _warp(this: Evaluation) -> Result:
     function = functools.partial(fidelity.warp_error, flow="dis")
-    errors, visible = this.each(lambda videos: function(videos)[1:], this.samples.videos)
-    seen = errors[np.isfinite(errors)]
-    if not len(seen):
+    videos = this.seen(this.samples.videos)
+    errors, visible = this.each(lambda videos: function(videos)[1:], videos)
+    if not np.isfinite(errors).any():
         raise ValueError("warp: no pixel of any clip can be followed from frame to frame")
     extra = {"warp_visible": float(np.mean(visible))}
-    return this.mean("warp", seen, extra=extra, options={"flow": "dis"})
+    return this.mean("warp", errors, extra=extra, options={"flow": "dis"})
 
 
 def _judge(this: Evaluation) -> Result:
@@ -288,8 +418,7 @@ def _judge(this: Evaluation) -> Result:
     )
     shares = judge.score(videos, captions)
     extra = {f"judge_{name}": float(shares[name]) for name in judge.FACTORS}
-    found = intervals.share_interval(int(right.sum()), len(right), this.level)
-    return this.result("judge", found.value, extra=extra, **_fields(found))
+    return this.share("judge", right.astype(bool), extra=extra)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

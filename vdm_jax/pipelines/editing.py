@@ -1,13 +1,13 @@
 """What can be done with a video and one joint model of whole clips: make it longer, slower, larger,
 whole, endless, or after another prompt.
 
-Each but the last is sampling with something known (`sampling.Known`), by the method that the
+Each but `restyle` is sampling with something known (`sampling.Known`), by the method that the
 sampler names; what is given comes back bit for bit. Videos are uint8 `n f h w c`, one prompt for
 each.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,10 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import grids
-from vdm_jax.diffusion.measurements import Downsample, Mask
+from vdm_jax.diffusion.conditional import ByReconstruction, ByReplacement
+from vdm_jax.diffusion.measurements import Downsample, Mask, MaskedMeans
+from vdm_jax.diffusion.samplers import Distilled
+from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.stage.sampler import Known, Sampler
 from vdm_jax.stage.space import from_uint8
 
@@ -34,17 +37,27 @@ def extend(
     *,
     frames: int,
     context: int,
+    low_res: Videos | None = None,
     progress: Progress | None = None,
 ) -> Videos:
     """Continues videos until they have `frames` frames, a clip of the model's length at a time.
 
     The last `context` frames of what there is are the first of the next clip (VDM, Ho et al. 2022,
     §3.1). A video's prompt is one text, or one for each round in turn, from the first again when
-    they end. Raises ValueError for a context that leaves nothing to be made, or that is longer
-    than a video.
+    they end.
+
+    low_res: what all `frames` frames are at a lower resolution, uint8 `n frames h/k w/k c`; the new
+    frames follow it (see `inpaint`).
+
+    Raises ValueError for a context that leaves nothing to be made, or that is longer than a video,
+    and for a low_res of another shape.
     """
     _check_videos(sampler, videos, prompts)
     clip = sampler.video_shape[0]
+    if low_res is not None and low_res.shape[:2] != (len(videos), frames):
+        raise ValueError(
+            f"low_res {list(low_res.shape)}: must be {len(videos)} videos of all {frames} frames"
+        )
     if not 1 <= context < clip:
         raise ValueError(f"context = {context}: must be from 1 to {clip - 1}, below a clip's")
     if videos.shape[1] < context:
@@ -59,7 +72,13 @@ def extend(
         given[:, :context] = videos[:, -context:]
         texts = [turns[this % len(turns)] for turns in in_turn]
         report = _part(progress, this, rounds, len(videos))
-        new = _fill(sampler, params, jax.random.fold_in(key, this), given, known, texts, report)
+        coarse = None
+        if low_res is not None:
+            # Beyond the end, which is cut off, its last frame stands still.
+            places = np.minimum(videos.shape[1] - context + np.arange(clip), frames - 1)
+            coarse = low_res[:, places]
+        this_key = jax.random.fold_in(key, this)
+        new = _fill(sampler, params, this_key, given, known, texts, report, coarse)
         videos = np.concatenate([videos, new[:, context:]], axis=1)
     return videos[:, :frames]
 
@@ -144,12 +163,16 @@ def inpaint(
     prompts: Sequence[str],
     *,
     known: Bool[np.ndarray, "#f #h #w"],
+    low_res: Videos | None = None,
     progress: Progress | None = None,
 ) -> Videos:
     """Makes the pixels anew that are not known.
 
     videos: of the model's number of frames. known: bool, `[1, h, w]` for the same pixels in all
-    frames, or `[f, h, w]`. Raises ValueError if nothing is known, or everything.
+    frames, or `[f, h, w]`. low_res: the videos at a lower resolution, uint8 `n f/j h/k w/k c`,
+    which the new pixels follow: by the conditional method as means over blocks, or, in a stage that
+    refines videos, as its input. Raises ValueError if nothing is known, or everything, and for a
+    low_res that does not fit.
     """
     _check_videos(sampler, videos, prompts)
     clip = sampler.video_shape[0]
@@ -161,7 +184,125 @@ def inpaint(
     known = np.broadcast_to(known, videos.shape[1:4])
     if known.all() or not known.any():
         raise ValueError(f"known: {'all' if known.all() else 'no'} pixels are, so nothing is to do")
-    return _fill(sampler, params, key, videos, known[..., None], prompts, progress)
+    return _fill(sampler, params, key, videos, known[..., None], prompts, progress, low_res)
+
+
+def predict(
+    sampler: Sampler,
+    params: PyTree,
+    key: Key[Array, ""],
+    videos: Videos,
+    prompts: Sequence[str],
+    *,
+    frames: int,
+    each: int = 1,
+    low_res: int = 1,
+) -> Iterator[Videos]:
+    """Yields videos that go on from the first `frames` frames of others, a batch at a time.
+
+    Args:
+      videos: of the model's number of frames; a stage that refines videos also gets their coarse
+        version.
+      frames: that are known; they come back bit for bit.
+      each: samples of every video, one after the other.
+      low_res: means over blocks of so many by so many pixels of every frame are known too; 1 =
+        none.
+
+    Sample i is drawn with fold_in(key, i). Raises ValueError as `inpaint` does.
+    """
+    _check_videos(sampler, videos, prompts)
+    clip, height, width, _ = sampler.video_shape
+    if videos.shape[1] != clip or not 1 <= frames < clip:
+        raise ValueError(
+            f"frames = {frames} of videos of {videos.shape[1]}: must be from 1 to {clip - 1}, of "
+            f"videos of {clip} frames"
+        )
+    if low_res > 1 and sampler.stage.find(LowResVideo) is not None:
+        raise ValueError(f"low_res = {low_res}: this model refines a video of its own")
+    if low_res < 1 or height % low_res or width % low_res:
+        raise ValueError(f"low_res = {low_res}: must divide {height} x {width} pixels")
+    total = len(videos) * each
+    size = min(sampler.batch_size, total)
+    known = np.arange(clip) < frames
+    for at in range(0, total, size):
+        # The last batch is filled up, so that one program serves all.
+        rows = np.minimum(np.arange(at, at + size), total - 1) // each
+        given, coarse = videos[rows], None
+        if sampler.stage.find(LowResVideo) is not None:
+            coarse = sampler.stage.coarse(given)
+        elif low_res > 1:
+            means = Downsample(space=low_res).measure(jnp.asarray(given, jnp.float32))
+            coarse = np.asarray(jnp.rint(means)).astype(np.uint8)
+        texts = [prompts[row] for row in rows]
+        made = _fill(sampler, params, key, given, known, texts, None, coarse, first=at)
+        yield made[: total - at]
+
+
+def refine(
+    sampler: Sampler,
+    params: PyTree,
+    key: Key[Array, ""],
+    low_res: Videos,
+    prompts: Sequence[str],
+    *,
+    context: int,
+    progress: Progress | None = None,
+) -> Videos:
+    """What a super-resolution stage makes of videos: larger (SSR), or with more frames (TSR).
+
+    low_res: of the size that the stage refines, and of as many frames or more. A longer one is
+    refined in parts. Each part after the first begins with `context` or more frames of the
+    low-resolution video that are refined already, and these are known: so a part goes on from the
+    one before.
+
+    Raises ValueError for a model that refines nothing, for videos of another size or fewer frames,
+    for a context that leaves nothing to be made, and for a sampler that cannot go on from frames.
+    """
+    condition = sampler.stage.find(LowResVideo)
+    if condition is None:
+        raise ValueError(
+            "this model refines no video: choose a super-resolution stage, such as "
+            "imagen_video_tiny/ssr_16"
+        )
+    _check_prompts(low_res, prompts)
+    clip, *size = condition.low_res_shape
+    length = low_res.shape[1]
+    if low_res.dtype != np.uint8 or list(low_res.shape[2:]) != size or length < clip:
+        raise ValueError(
+            f"low_res {low_res.dtype}{list(low_res.shape)}: must be uint8 [n, f, "
+            f"{', '.join(map(str, size))}] with f of {clip} or more"
+        )
+    if length == clip:
+        return _sample(sampler, params, key, prompts, None, progress, inputs={"low_res": low_res})
+    if not 1 <= context < clip:
+        raise ValueError(
+            f"context = {context}: must be from 1 to {clip - 1}, below a part's frames"
+        )
+    _check_continues(sampler, clip, length)
+    ratio = sampler.video_shape[0] // clip
+    starts = [*range(0, length - clip, clip - context), length - clip]
+    made = np.zeros((len(low_res), 0, *sampler.video_shape[1:]), np.uint8)
+    for this, start in enumerate(starts):
+        given = np.zeros((len(low_res), *sampler.video_shape), np.uint8)
+        before = made[:, start * ratio :]
+        given[:, : before.shape[1]] = before
+        known = np.arange(clip * ratio) < before.shape[1]
+        report = _part(progress, this, len(starts), len(low_res))
+        this_key = jax.random.fold_in(key, this)
+        part = low_res[:, start : start + clip]
+        new = _fill(sampler, params, this_key, given, known, prompts, report, part)
+        made = np.concatenate([made, new[:, before.shape[1] :]], axis=1)
+    return made
+
+
+def _check_continues(sampler: Sampler, clip: int, length: int) -> None:
+    replaces = isinstance(sampler.method, (ByReconstruction, ByReplacement))
+    if replaces and isinstance(sampler.rule, Distilled):
+        raise ValueError(
+            f"the video has {length} frames and the stage refines {clip} at once: its sampler "
+            "'distilled' cannot go on from frames by this method. Choose --method=projection, "
+            "another --sampler, or a shorter video"
+        )
 
 
 def loop(
@@ -235,16 +376,58 @@ def _fill(
     known: Bool[np.ndarray, "f"] | Bool[np.ndarray, "f h w 1"],
     prompts: Sequence[str],
     progress: Progress | None,
+    low_res: Videos | None = None,
+    first: int = 0,
 ) -> Videos:
-    """Clips of which `known` elements are as given."""
+    """Clips of which `known` elements are as given, and that follow `low_res` elsewhere.
+
+    first: number of the first sample.
+    """
     mask = known.reshape(-1, 1, 1, 1) if known.ndim == 1 else known
     rows = np.broadcast_to(mask, (len(given), *mask.shape))
-    # y is zero, not black, where nothing is known.
-    y = np.where(rows, _scaled(given), np.float32(0))
-    what = Known(measurement=Mask(known=rows), y=y)
-    made = _sample(sampler, params, key, prompts, what, progress)
+    what, inputs = _known(sampler, given, rows, low_res)
+    made = _sample(sampler, params, key, prompts, what, progress, inputs=inputs, first=first)
     # Methods that only pull towards what is known do not end in it to the last bit.
     return np.where(rows, given, made)
+
+
+def _known(
+    sampler: Sampler,
+    given: Videos,
+    rows: Bool[np.ndarray, "n #f #h #w 1"],
+    low_res: Videos | None,
+) -> tuple[Known | None, dict[str, Videos]]:
+    """What the conditional method is given of the videos, and what the stage's conditions are."""
+    # y is zero, not black, where nothing is known.
+    y = np.where(rows, _scaled(given), np.float32(0))
+    masked = Known(measurement=Mask(known=rows), y=y)
+    if low_res is None:
+        return masked, {}
+    condition = sampler.stage.find(LowResVideo)
+    if condition is not None:
+        shape = (sampler.video_shape[0] // condition.shape[0] * condition.low_res_shape[0],)
+        shape += tuple(condition.low_res_shape[1:])
+        _check_low_res(low_res, len(given), shape)
+        return (masked if rows.any() else None), {"low_res": low_res}
+    clip, height, width, channels = sampler.video_shape
+    time, space = (max(1, a // b) for a, b in zip((clip, height), low_res.shape[1:3], strict=True))
+    whole = (low_res.shape[1] * time, *(side * space for side in low_res.shape[2:4]), channels)
+    if whole != sampler.video_shape or space == time == 1:
+        raise ValueError(
+            f"low_res {list(low_res.shape)}: the model's {clip} frames of {height} x {width} must "
+            "be whole multiples of it, of height and width the same"
+        )
+    _check_low_res(low_res, len(given), low_res.shape[1:])
+    both = MaskedMeans(known=rows, space=space, time=time)
+    y = np.asarray(both.combine(jnp.asarray(y), jnp.asarray(_scaled(low_res))))
+    return Known(measurement=both, y=y), {}
+
+
+def _check_low_res(low_res: Videos, count: int, shape: Sequence[int]) -> None:
+    if low_res.dtype != np.uint8 or low_res.shape != (count, *shape):
+        raise ValueError(
+            f"low_res {low_res.dtype}{list(low_res.shape)}: must be uint8 {[count, *shape]}"
+        )
 
 
 def _sample(
@@ -255,9 +438,13 @@ def _sample(
     known: Known | None,
     progress: Progress | None,
     start: Videos | None = None,
+    inputs: dict[str, Videos] | None = None,
+    first: int = 0,
 ) -> Videos:
+    options = {"inputs": inputs} if inputs else {}
+    options |= {"first": first} if first else {}
     parts: list[np.ndarray] = []
-    for part in sampler.stream(params, key, prompts, known=known, start=start):
+    for part in sampler.stream(params, key, prompts, known=known, start=start, **options):
         parts.append(part)
         if progress is not None:
             progress(sum(len(part) for part in parts), len(prompts))
