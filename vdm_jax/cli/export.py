@@ -10,7 +10,7 @@ parameters that differ from it; loading the file then needs MODEL in the same pl
 
 from pathlib import Path
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, outputs
 
 
 def main(arguments: list[str]) -> int:
@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
     if out.suffix != ".safetensors":
         parser.error(f"--out={options.out}: must end in .safetensors")
     common.setup("cpu", quiet=True)
+    outputs.check_file(out, "--out")
 
     from vdm_jax.pipelines import model as pretrained
 
