@@ -25,14 +25,17 @@ def psnr(
     """Peak signal-to-noise ratio, 10 log10(255² / MSE), in dB.
 
     The error is over the pixels and channels of a frame; the figure of a clip is the mean over its
-    frames. Infinite where a frame is equal to its reference. Returns a `PerClip`. Raises ValueError
-    for anything but uint8 [n, f, h, w, c] of 1 or 3 channels, and for unequal shapes.
+    frames. A frame that equals its reference has the figure of one value that is off by one, the
+    highest of any other frame of its size: infinite, it would hide all other frames. Returns a
+    `PerClip`. Raises ValueError for anything but uint8 [n, f, h, w, c] of 1 or 3 channels, and for
+    unequal shapes.
     """
     values = np.empty(_check(videos, references))
     for video, reference, row in zip(videos, references, values, strict=True):
         error = video.astype(np.float64) - reference
-        with np.errstate(divide="ignore"):
-            row[:] = 10 * np.log10(_PEAK**2 / np.mean(error**2, (1, 2, 3)))
+        least = 1 / error[0].size
+        mean_square = np.maximum(np.mean(error**2, (1, 2, 3)), least)
+        row[:] = 10 * np.log10(_PEAK**2 / mean_square)
     return _per_clip(values)
 
 

@@ -369,7 +369,7 @@ def _consistency(this: Evaluation) -> Result:
     )
 
 
-def _paired(name: str, function: Callable[..., fidelity.PerClip]):
+def _paired(name: str, function: Callable[..., fidelity.PerClip], **fixed: str):
     def compute(this: Evaluation) -> Result:
         ours, theirs = this.samples, this.reference
         prediction = this.prediction
@@ -386,11 +386,11 @@ def _paired(name: str, function: Callable[..., fidelity.PerClip]):
             )
         if ours.names and theirs.names and list(ours.names) != list(theirs.names):
             raise ValueError(f"{name} compares clip by clip: the clips' names differ")
-        # Known frames are equal, so their PSNR is infinite.
         true = np.repeat(theirs.videos, each, axis=0) if each > 1 else theirs.videos
         clips = [this.seen(videos, predicted=True) for videos in (ours.videos, true)]
         values = this.each(lambda *pair: function(*pair).clips, *clips)
-        options = {"pairs": "by name"} if ours.names and theirs.names else {}
+        pairs = {"pairs": "by name"} if ours.names and theirs.names else {}
+        options = {**fixed, **pairs}
         return this.mean(name, values, predicted=True, options=options)
 
     return compute
@@ -492,7 +492,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "psnr": Metric(
         title="peak signal-to-noise ratio, dB, clip by clip",
-        compute=_paired("psnr", fidelity.psnr),
+        compute=_paired("psnr", fidelity.psnr, equal_frames="as one value off by one"),
         network=False,
         paired=True,
         better="higher",
