@@ -24,6 +24,8 @@ from vdm_jax.stage.sampler import Known, Sampler
 from vdm_jax.stage.space import from_uint8
 
 Videos = UInt8[np.ndarray, "n f h w c"]
+Edited = UInt8[np.ndarray, "n f2 h2 w2 c"]
+Coarse = UInt8[np.ndarray, "n f3 h3 w3 c"]
 # progress(done, total), of clips that are sampled.
 Progress = Callable[[int, int], None]
 
@@ -37,9 +39,9 @@ def extend(
     *,
     frames: int,
     context: int,
-    low_res: Videos | None = None,
+    low_res: Coarse | None = None,
     progress: Progress | None = None,
-) -> Videos:
+) -> Edited:
     """Continues videos until they have `frames` frames, a clip of the model's length at a time.
 
     The last `context` frames of what there is are the first of the next clip (VDM, Ho et al. 2022,
@@ -92,7 +94,7 @@ def interpolate(
     *,
     factor: int,
     progress: Progress | None = None,
-) -> Videos:
+) -> Edited:
     """Makes `factor` − 1 frames between each two: m frames become (m − 1) factor + 1.
 
     The result plays at the frame rate that the model learned if the videos have 1/factor of it. A
@@ -130,7 +132,7 @@ def super_resolve(
     prompts: Sequence[str],
     *,
     progress: Progress | None = None,
-) -> Videos:
+) -> Edited:
     """Enlarges videos to the model's size: those whose means over blocks of pixels they are (VDM,
     Ho et al. 2022, §3.1).
 
@@ -163,9 +165,9 @@ def inpaint(
     prompts: Sequence[str],
     *,
     known: Bool[np.ndarray, "#f #h #w"],
-    low_res: Videos | None = None,
+    low_res: Coarse | None = None,
     progress: Progress | None = None,
-) -> Videos:
+) -> Edited:
     """Makes the pixels anew that are not known.
 
     videos: of the model's number of frames. known: bool, `[1, h, w]` for the same pixels in all
@@ -197,7 +199,7 @@ def predict(
     frames: int,
     each: int = 1,
     low_res: int = 1,
-) -> Iterator[Videos]:
+) -> Iterator[Edited]:
     """Yields videos that go on from the first `frames` frames of others, a batch at a time.
 
     Args:
@@ -247,7 +249,7 @@ def refine(
     *,
     context: int,
     progress: Progress | None = None,
-) -> Videos:
+) -> Edited:
     """What a super-resolution stage makes of videos: larger (SSR), or with more frames (TSR).
 
     low_res: of the size that the stage refines, and of as many frames or more. A longer one is
@@ -314,7 +316,7 @@ def loop(
     *,
     context: int,
     progress: Progress | None = None,
-) -> Videos:
+) -> Edited:
     """Appends the way back from a video's end to its beginning: played endlessly it has no seam.
 
     A clip is made whose first `context` frames are the video's last, and whose last are the
@@ -347,7 +349,7 @@ def restyle(
     *,
     strength: float,
     progress: Progress | None = None,
-) -> Videos:
+) -> Edited:
     """Makes videos anew from noisy versions of themselves, after other prompts (SDEdit, Meng et al.
     2021, algorithm 2): what the noise leaves, places and motion before details, stays.
 
@@ -376,9 +378,9 @@ def _fill(
     known: Bool[np.ndarray, "f"] | Bool[np.ndarray, "f h w 1"],
     prompts: Sequence[str],
     progress: Progress | None,
-    low_res: Videos | None = None,
+    low_res: Coarse | None = None,
     first: int = 0,
-) -> Videos:
+) -> Edited:
     """Clips of which `known` elements are as given, and that follow `low_res` elsewhere.
 
     first: number of the first sample.
@@ -395,8 +397,8 @@ def _known(
     sampler: Sampler,
     given: Videos,
     rows: Bool[np.ndarray, "n #f #h #w 1"],
-    low_res: Videos | None,
-) -> tuple[Known | None, dict[str, Videos]]:
+    low_res: Coarse | None,
+) -> tuple[Known | None, dict[str, Coarse]]:
     """What the conditional method is given of the videos, and what the stage's conditions are."""
     # y is zero, not black, where nothing is known.
     y = np.where(rows, _scaled(given), np.float32(0))
@@ -438,9 +440,9 @@ def _sample(
     known: Known | None,
     progress: Progress | None,
     start: Videos | None = None,
-    inputs: dict[str, Videos] | None = None,
+    inputs: dict[str, Coarse] | None = None,
     first: int = 0,
-) -> Videos:
+) -> Edited:
     options = {"inputs": inputs} if inputs else {}
     options |= {"first": first} if first else {}
     parts: list[np.ndarray] = []
