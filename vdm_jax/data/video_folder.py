@@ -26,6 +26,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from vdm_jax.data.source import ClipSource, DataError
+from vdm_jax.stage.window import Part
 
 # The demuxer by extension, so that a file's content cannot choose one that opens other files.
 DEMUXERS = {
@@ -145,6 +146,13 @@ class VideoFolder(ClipSource):
         clip that can be read stands in for it."""
         return self._read(index, range(self.video_shape[0]), rng, "video")
 
+    def read_part(
+        self, index: int, part: Part, rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """See `ClipSource`; decodes from the key frame before the first frame to the last."""
+        result = self._read(index, part.frames, rng, "video")
+        return {**result, "video": part.box(result["video"])}
+
     def read_frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """See `ClipSource`; decodes no further than the frame."""
         frame = int(rng.integers(self.video_shape[0]))
@@ -160,7 +168,7 @@ class VideoFolder(ClipSource):
                 start = min(start + rng.uniform(0, span + step), file.frames - 1 - span)
             wanted = [math.floor(start + frame * step + 1e-6) for frame in frames]
             try:
-                video = decode(file, wanted, self.video_shape[1:3])
+                video = self._decode(number, wanted)
             except (av.error.FFmpegError, OSError, ValueError) as error:
                 warnings.warn(f"{file.path}: {_plainly(error)}; another clip is used", stacklevel=2)
                 continue
@@ -168,6 +176,10 @@ class VideoFolder(ClipSource):
             caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
             return {name: video, "caption": caption}
         raise DataError(f"{self.directory}: no clip can be decoded any more")
+
+    def _decode(self, number: int, wanted: Sequence[int]) -> UInt8[np.ndarray, "f h w 3"]:
+        """Frames of file `number`. Raises what `decode` does."""
+        return decode(self.files[number], wanted, self.video_shape[1:3])
 
     def captions(self) -> Sequence[str]:
         return [text for number, _ in self._clips for text in self._captions[number]]
