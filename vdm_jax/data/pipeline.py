@@ -27,23 +27,27 @@ Batch = dict[str, np.ndarray]
 
 # What `data.augment` may name.
 AUGMENTATIONS = ("start", "mirror", "reverse")
+_OF_FILES = ("video_folder", "video_shards")  # values of `data.name` that are no TFDS data set
 _TURNS = ("mirror", "reverse")  # those that are done to a clip after reading
 
 
 def make_source(data: ConfigDict, split: str | None = None, train: bool = False) -> ClipSource:
     """The source that a configuration's `data` section names, opened. Raises DataError.
 
-    `data.name` is "video_folder" (of which `data_dir` is the folder) or a TFDS data set of
-    `vdm_jax.data.tfds_source.DATASETS` (of which `data_dir` is TFDS's directory).
+    `data.name` is "video_folder" (of which `data_dir` is the folder), "video_shards" (of which it
+    is the folder of the shards) or a TFDS data set of `vdm_jax.data.tfds_source.DATASETS` (of which
+    it is TFDS's directory).
 
     train: clips of video files begin anywhere where `data.augment` names "start"; TFDS's do so in
     any case when a generator is given.
     """
     # Imported when needed: TFDS and PyAV take their time.
-    if data.name == "video_folder":
+    if data.name in _OF_FILES:
         from vdm_jax.data.video_folder import VideoFolder
+        from vdm_jax.data.video_shards import VideoShards
 
-        return VideoFolder(
+        kind = VideoFolder if data.name == "video_folder" else VideoShards
+        return kind(
             data.data_dir,
             num_frames=data.num_frames,
             image_size=data.image_size,
@@ -56,7 +60,7 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
 
     if data.name not in DATASETS:
         raise DataError(
-            f"data.name = {data.name!r}: allowed are video_folder, {', '.join(DATASETS)}"
+            f"data.name = {data.name!r}: allowed are {', '.join((*_OF_FILES, *DATASETS))}"
         )
     if data.fps:
         raise DataError(
@@ -112,7 +116,7 @@ def source_info(config: ConfigDict, split: str | None = None) -> SourceInfo:
 def all_captions(config: ConfigDict) -> list[str]:
     """The captions of every split of `config.data`, at least one of every kind. Raises DataError."""
     splits: list[str | None] = [None]
-    if config.data.name != "video_folder":
+    if config.data.name not in _OF_FILES:
         from vdm_jax.data import tfds_source
 
         builder = tfds_source.make_builder(
