@@ -1,6 +1,6 @@
 """Clips a second from disk, and the time to a clip of the shipped model: parts of `benchmarks.run`.
 
-    python -m benchmarks.data --decode        how many clips of video files one core decodes a second
+    python -m benchmarks.data --decode      clips of video files that one core decodes a second
 
 Both readers are given the same moving shapes, 8 frames of 16 x 16: ours as the array_record data
 set that training reads, with captions, the peer's as GIFs. Batches of 16, shuffled, made by the

@@ -217,7 +217,7 @@ def test_parts_depend_on_neither_workers_nor_processes_nor_interruptions():
 def test_parts_of_turned_clips_are_parts_of_the_clips():
     """Mirrored and backwards, a part is still what the turned clip has there."""
     whole = Reading(data_shape=(8, 12, 24), shape=(8, 12, 24), crop=(2, 3, 4))
-    fits = {form: 0 for form in ((1, 1), (1, -1), (-1, 1), (-1, -1))}
+    fits = dict.fromkeys(((1, 1), (1, -1), (-1, 1), (-1, -1)), 0)
     for batch in take(read(reading=whole, augment=("mirror", "reverse")), 10):
         for label, part in zip(batch["label"], batch["video"], strict=True):
             clip = Noise().read(int(label))["video"]

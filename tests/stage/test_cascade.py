@@ -340,7 +340,7 @@ def test_pixels_may_differ_more_from_bilinear_ones_where_the_condition_varies():
 
 def test_errors_of_what_is_added_weigh_alike():
     stage = systems.build(config("ssr_16", residual=0.1, crop=(4, 16, 16)))
-    _, cond, _ = stage.example(batch(), KEY)
+    _, cond, _ = stage.example(read(stage), KEY)
     assert cond["low_res_residual"].shape == (2, 4, 16, 16, 1)
     logsnr = jnp.array([3.0, -3.0])
     weight = stage.parametrisation.weight(logsnr, cond)

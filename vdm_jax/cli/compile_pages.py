@@ -61,14 +61,16 @@ Peaks, bandwidths and memory of the chips, with their sources, are in `vdm_jax/p
 
 What the hosts have to do at that speed (`vdm_jax/cli/feeding.py`):
 
-- **read, GB**: bytes of a batch as the data's workers hand it over, of all hosts together, and in
-  brackets of one. Frames are chosen and crops are cut in the workers, so that is at most 1.3 times
-  what is learned from. With T5-XXL most of it is text: 1 MiB a caption.
-- **clips/s a host**: what a host must decode. **cores**: how many cores that takes, all hosts
-  together, at {clips:g} clips of {frames} x {height} x {width} a second and core
-  (`benchmarks/data.py`), scaled by pixels. Files are as large as the clips here: larger ones, and
-  single frames between distant key frames, take more. **hosts**: how many hosts have those cores,
-  and how many the slice has.
+- **read, GB**: the batch as the data's workers hand it over, of all hosts together and in brackets
+  of one. Workers choose frames and cut crops, so it is at most 1.3 times what is learned from.
+  With T5-XXL, a caption of 128 tokens is 1 MiB, which is more than most stages' pixels.
+- **clips/s a host**: clips that a host must decode. **cores**: the virtual cores that this takes,
+  of all hosts together, at {clips:g} clips of {frames} x {height} x {width} a second and core,
+  scaled by pixels (`python -m benchmarks.data --decode`). **hosts**: how many hosts have so many
+  cores, and how many hosts the slice has.
+- Files are as large as the stage's clips in this count. Larger files take more: `base_40x24` read
+  from files of 1280 x 768 takes 1,024 times as many cores. So do single frames of files with few
+  key frames: decoding begins at the key frame before.
 """
 
 

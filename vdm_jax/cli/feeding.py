@@ -124,7 +124,9 @@ def learned_bytes(stage: Stage, batch_size: int, image_frames: int = 0) -> int:
     and what the conditions read."""
     (frames, height, width), (down, across) = stage.view.crop_shape, stage.reading.scale
     pixels = (frames + image_frames) * height * down * width * across
-    conditions = [condition.batch_shapes(batch_size, image_frames) for condition in stage.conditions]
+    conditions = [
+        condition.batch_shapes(batch_size, image_frames) for condition in stage.conditions
+    ]
     other = sum(_bytes(leaf) for shapes in conditions for leaf in shapes.values())
     return batch_size * pixels * stage.view.shape[3] + other
 

@@ -80,8 +80,8 @@ class Stage:
             if condition.reach is None and self.reading.crops:
                 raise ValueError(
                     f"stage.crop = {self.view.crop}: the condition {condition.name} is drawn over "
-                    f"whole clips, of {self.view.shape[:3]} (frames, height, width), and the data's "
-                    "workers read the crop only; set stage.crop = ()"
+                    f"whole clips, of {self.view.shape[:3]} (frames, height, width), and the "
+                    "workers read only a crop; set stage.crop = ()"
                 )
 
     # --- parameters -----------------------------------------------------------------------------

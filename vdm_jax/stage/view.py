@@ -25,8 +25,8 @@ class View:
       frame_strides: steps in time at which frames are taken from the data's clips. One stride and a
         start are drawn for each example. (): every k-th frame, so that a clip spans the data's.
       crop: (h, w) or (f, h, w) of the random part of a clip that is trained on; () = all of it.
-        The workers draw it, and read a window around it. (h, w) is for networks that are fully convolutional, f for networks that are sampled in
-        windows of f frames.
+        The workers draw it, and read a window around it. (h, w) is for networks that are fully
+        convolutional, f for networks that are sampled in windows of f frames.
     """
 
     shape: tuple[int, int, int, int]

@@ -145,7 +145,8 @@ class Reading:
         (start, count), *box = spans
         rows, columns = ((at * s, n * s) for (at, n), s in zip(box, self.scale, strict=True))
         chosen = tuple(first + every * (start + frame) for frame in range(count))
-        values = {"crop_place": np.array(place, np.int32), "fps": np.float32(self.data_fps / every)}
+        fps = np.array(self.data_fps / every, np.float32)
+        values = {"crop_place": np.array(place, np.int32), "fps": fps}
         return Part(chosen, rows, columns), {name: values[name] for name in self.entries}
 
     def _around(self, axis: int, at: int) -> tuple[Span, int]:
