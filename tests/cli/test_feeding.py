@@ -6,6 +6,7 @@ import pytest
 
 from vdm_jax import config as config_lib
 from vdm_jax import systems
+from vdm_jax.cli import compile as compile_
 from vdm_jax.cli import compile_pages, feeding
 
 CONFIGS = config_lib.config_folder()
@@ -44,7 +45,7 @@ def test_a_batch_is_hardly_more_than_what_is_learned_from(name):
 
 
 def test_the_largest_batches_have_become_small():
-    """65 GB a step moved to the device for Lumiere's image super-resolution, 97 for the last SSR."""
+    """Whole clips were 65 GB a step for Lumiere's image super-resolution, 97 for the last SSR."""
     sizes = {"lumiere/paper/t2i_ssr": 0.06, "imagen_video/paper/ssr_1280x768": 7.2}
     for name, most in sizes.items():
         config, stage = load(name)
@@ -93,3 +94,6 @@ def test_cells_of_the_page():
     cells = compile_pages.feeding_cells(found.to_dict())
     assert cells.count("|") == compile_pages.FEEDING_HEAD[0].count("|")
     assert "| 246 |" in cells and "of 16 |" in cells
+    rows = dict(compile_._feeding_rows(found.to_dict()))
+    assert rows["hosts"] == "16" and rows["clips to decode"] == "245.8 a second and host"
+    assert rows["decoding takes"].endswith("1 hosts of 208 have them")
