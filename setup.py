@@ -73,7 +73,7 @@ setup(
         "importlib_resources>=6.0",
         "array_record>=0.8",
         "grain>=0.2.15",
-        "av>=14.0",
+        "av>=16.0",
         "pillow>=11.0",
         # Launching and reporting.
         "absl-py>=2.1",

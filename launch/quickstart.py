@@ -232,7 +232,9 @@ def _run(*arguments: str) -> None:
 
     Raises Stopped when it was interrupted; ends this process when it failed, having said why.
     """
-    print(f"$ vdm {shlex.join(arguments)}", flush=True)
+    from vdm_jax.data import text_files
+
+    print(f"$ vdm {text_files.shown(shlex.join(arguments))}", flush=True)
     process = subprocess.Popen([sys.executable, "-m", PROGRAM, *arguments], cwd=ROOT)
     stopped = False
 

@@ -133,7 +133,7 @@ def test_a_run_starts_from_a_model(trained, config_file, environment, tmp_path):
 def test_sample_writes_every_output(trained, environment, tmp_path):
     workdir, _, _ = trained
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a blue square\n\n")
+    prompts.write_bytes("a blue square\n\n".encode("utf-16"))
     out = tmp_path / "out"
     done = run(
         environment,

@@ -1,14 +1,20 @@
 """vdm edit, every job on real files, and the page that shows them."""
 
 import re
+from fractions import Fraction
+from types import SimpleNamespace
 
 import chex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.data import video_files
+from tests.data.video_files import Video
 from vdm_jax.cli import edit, gallery
 from vdm_jax.data import video_io
+from vdm_jax.data.frames import upright
 from vdm_jax.pipelines import model as pretrained
 
 PROMPT = "--prompt=a red square"
@@ -53,6 +59,36 @@ def test_without_a_file_clips_are_sampled_first(run):
     assert given.shape == (2, 2, 8, 8, 3) and made.shape == (2, 3, 8, 8, 3)
     np.testing.assert_array_equal(made[:, ::2], given)
     assert prompts == ["a red square", "a blue square"]
+
+
+def test_an_input_is_made_upright_and_only_its_first_frame_is_read_for_a_still(
+    tmp_path, monkeypatch
+):
+    """A film that a phone stored sideways, with wide pixels; and a photo."""
+    stored = np.zeros((48, 64, 3), np.uint8)
+    stored[:24] = 240  # its upper half, which is right once a player has turned it clockwise
+    video = Video(frames=6, width=64, height=48, sar=Fraction(3, 4))
+    path = video_files.write(tmp_path / "a.mp4", video, [stored] * 6)
+    video_files.set_matrix(path, (0, 1, -1, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif)
+    sampler = SimpleNamespace(video_shape=(4, 16, 16, 3))
+    pictures = []
+    monkeypatch.setattr(
+        video_io, "upright", lambda *a, **kw: pictures.append(1) or upright(*a, **kw)
+    )
+    for name, job, count in (
+        ("a.mp4", "extend", 6),
+        ("a.mp4", "animate", 1),
+        ("a.jpg", "animate", 1),
+    ):
+        options = SimpleNamespace(job=job, input=[str(tmp_path / name)], prompt=["x"], factor=None)
+        pictures.clear()
+        given, prompts, fps = edit._inputs(options, sampler)
+        assert len(pictures) == count and prompts == ["x"] and fps == (30 if name == "a.mp4" else 8)
+        assert given.shape == (1, 4 if job == "animate" else 6, 16, 16, 3)
+        assert given[..., 9:, :].min() > 200 and given[..., :7, :].max() < 50
 
 
 def test_an_archive_of_samples_brings_its_prompts(run, tmp_path):

@@ -1,10 +1,15 @@
 """Videos written to real files and read back."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data import video_files
+from tests.data.video_files import Video
 from vdm_jax.data import video_io
+from vdm_jax.data.frames import upright
 
 
 @pytest.fixture
@@ -104,3 +109,62 @@ def test_wrong_arrays_and_files_are_refused(tmp_path, clip):
     bad.write_bytes(b"no video at all")
     with pytest.raises(ValueError, match=r"bad\.mp4: cannot be read"):
         video_io.read_video(bad)
+
+
+def test_only_what_is_wanted_is_decoded_and_held(tmp_path, monkeypatch):
+    video = Video(frames=60, width=640, height=480)
+    path = video_files.write(tmp_path / "large.mp4", video)  # 53 MiB of pixels
+    tracemalloc.start()
+    frames, fps = video_io.read_video(path, size=(32, 32))
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
+    assert video_files.numbers(frames) == list(range(60)) and fps == pytest.approx(30)
+    decoded = []
+    monkeypatch.setattr(
+        video_io, "upright", lambda *a, **kw: decoded.append(1) or upright(*a, **kw)
+    )
+    still, fps = video_io.read_video(path, size=(32, 32), frames=1)
+    assert len(decoded) == 1 and still.shape == (1, 32, 32, 3) and fps == 30
+
+
+def test_a_video_is_resampled_by_time(tmp_path):
+    times = (*np.arange(30) / 30, *(1 + np.arange(30) / 15))
+    path = video_files.write(tmp_path / "a.mp4", Video(frames=60, b_frames=2, times=times))
+    video, fps = video_io.read_video(path, size=(32, 32), fps=10)
+    shown = [int(np.searchsorted(times, k / 10 + 1e-4, "right")) - 1 for k in range(30)]
+    assert video_files.numbers(video) == shown and fps == 10
+    few, _ = video_io.read_video(path, size=(32, 32), fps=10, frames=4)
+    assert video_files.numbers(few) == shown[:4]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".avi", "libx264"), (".avi", "mpeg4_packed")])
+def test_frames_come_in_the_order_in_which_they_are_shown(suffix, codec, tmp_path):
+    path = video_files.write(tmp_path / f"a{suffix}", Video(codec=codec, b_frames=2))
+    video, fps = video_io.read_video(path)
+    assert video_files.numbers(video) == list(range(24)) and fps == pytest.approx(30)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tiff", ".jpg"])
+def test_a_still_image_is_a_video_of_one_frame(suffix, tmp_path, clip):
+    Image.fromarray(clip[0]).save(tmp_path / f"a{suffix}")
+    video, fps = video_io.read_video(tmp_path / f"a{suffix}")
+    assert video.shape == (1, 12, 16, 3) and fps == 0
+    assert np.abs(video[0].astype(int) - clip[0]).mean() < 12
+
+
+def test_an_animated_image_is_a_video(tmp_path):
+    pictures = [Image.fromarray(video_files.picture(k, 32, 32)) for k in range(5)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=125)
+    video, fps = video_io.read_video(tmp_path / "a.webp")
+    assert video_files.numbers(video) == list(range(5)) and fps == pytest.approx(8)
+
+
+def test_no_file_but_the_one_that_is_named_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video_files.write(tmp_path / "a.mp4", Video(frames=3)).rename(tmp_path / "concat:b.mp4")
+    assert len(video_io.read_video("concat:b.mp4")[0]) == 3
+    (tmp_path / "list.txt").write_text("ffconcat version 1.0\nfile 'concat:b.mp4'\n")
+    with pytest.raises(ValueError, match=r"list.txt: cannot be read as a video"):
+        video_io.read_video("list.txt")
+    with pytest.raises(ValueError, match=r"nothing.mp4: cannot be read as a video: No such file"):
+        video_io.read_video("nothing.mp4")

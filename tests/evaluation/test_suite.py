@@ -5,10 +5,13 @@ The network of the features is a random projection here; test_i3d.py has the rea
 
 import dataclasses
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from tests.data import video_files
+from tests.data.video_files import Video
 from vdm_jax.cli import evaluate
 from vdm_jax.data import video_io
 from vdm_jax.data.source import DataError
@@ -178,6 +181,13 @@ def test_clips_of_files_and_archives(folders, shapes):
     assert few.videos.shape == (2, 3, 8, 8, 3) and len(few.captions) == 2
     assert clips.size_of(folders / "ours") == (8, 16)
     assert clips.size_of(folders / "theirs") == (8, 64)
+    wide = Video(frames=5, width=64, height=48, sar=Fraction(1, 2))
+    video_files.write(folders / "wide" / "b.mp4", wide)
+    (folders / "wide" / "a.mp4").write_bytes(b"no video")
+    assert clips.size_of(folders / "wide") == (5, 64)  # 64 x 96 square pixels
+    (folders / "wide" / "b.mp4").unlink()
+    with pytest.raises(DataError, match=r"none of 1 video files can be used; .*a.mp4: unreadable"):
+        clips.size_of(folders / "wide")
     with pytest.raises(DataError, match="16 frames at a stride of 1 take 16"):
         clips.from_path(folders / "ours", num_frames=16, size=16, stride=1, count=None, seed=0)
     with pytest.raises(DataError, match="no directory, and no archive"):

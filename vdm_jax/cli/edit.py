@@ -33,6 +33,7 @@ from vdm_jax.cli import common
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
 JOBS = ("extend", "interpolate", "super_resolve", *_MASKED, "restyle", "loop", "stylise")
 _SAMPLING = JOBS[:-1]
+_FROM_A_STILL = ("animate", "cinemagraph")  # need no more than the first frame
 _FLAGS = {
     "frames": ("extend",),
     "context": ("extend", "loop"),
@@ -100,7 +101,11 @@ def _parse(arguments: list[str]):
     parser.add_argument("job", metavar="JOB", choices=JOBS, help=", ".join(JOBS))
     common.add_model_arguments(parser)
     parser.add_argument(
-        "--input", action="append", default=[], metavar="FILE", help="a video, or samples.npz"
+        "--input",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video, a still image, or samples.npz",
     )
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="one for each video, or one"
@@ -222,6 +227,9 @@ def _inputs(options, sampler):
     if not options.input:
         return None, prompts, 0.0
     videos, saved, fps = [], [], 0.0
+    size = sampler.video_shape[1]
+    if options.job == "super_resolve":
+        size = _low_size(options, sampler)
     for name in options.input:
         path = Path(name)
         if not path.is_file():
@@ -233,14 +241,12 @@ def _inputs(options, sampler):
                 videos += list(arrays["video"])
                 saved += [str(text) for text in arrays.get("prompts", ())]
         else:
-            video, fps = video_io.read_video(path)
+            wanted = 1 if options.job in _FROM_A_STILL else None
+            video, fps = video_io.read_video(path, size=(size, size), frames=wanted)
             videos.append(video)
     lengths = sorted({len(video) for video in videos})
     if len(lengths) > 1:
         raise ValueError(f"--input: videos of {lengths} frames; must be as many in all of them")
-    size = sampler.video_shape[1]
-    if options.job == "super_resolve":
-        size = _low_size(options, sampler)
     if not prompts:
         prompts = saved
     if len(prompts) == 1:
@@ -269,7 +275,7 @@ def _part_known(options, videos, sampler):
 
 def _still(options, videos, sampler):
     """The first frame repeated over the clip, for jobs that know only that."""
-    if options.job not in ("animate", "cinemagraph"):
+    if options.job not in _FROM_A_STILL:
         return videos
     return videos[:, :1].repeat(sampler.video_shape[0], axis=1)
 

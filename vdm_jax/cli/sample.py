@@ -137,10 +137,12 @@ def _write_preview(out: Path):
 
 
 def _prompts(options) -> list[str]:
+    from vdm_jax.data import text_files
+
     prompts = list(options.prompt)
     if options.prompts_file is not None:
         path = Path(options.prompts_file)
         if not path.is_file():
             raise FileNotFoundError(f"--prompts_file={path}: there is no such file")
-        prompts += [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        prompts += [line.strip() for line in text_files.read_text(path).splitlines()]
     return [prompt for prompt in prompts if prompt]

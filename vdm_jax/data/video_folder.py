@@ -1,8 +1,9 @@
 """Clips of the video files in a directory tree, decoded when they are asked for.
 
-Every file is looked at once, when the source is made: its frames' times are read without decoding,
-and files that cannot be used are left out with the reason. A file gives as many clips as fit into
-it one after the other; a clip is a file and a first frame, decoded from the key frame before it.
+Every file is read once, when the first source of its folder is made: `video_index` finds the time
+of every frame, and files that cannot be used are left out with the reason. What it finds is kept
+beside the files (`index_cache`). A file gives as many clips as fit into it one after the other; a
+clip is a file and a first frame, decoded from the key frame before it.
 
 The caption of `clip.mp4` is in `clip.txt` (one caption a line) or `clip.json` (a string, a list of
 strings, or an object with one of either under "caption", "captions" or "text"); of several one is
@@ -10,53 +11,28 @@ drawn. Without either it is the name of the folder, with spaces for underscores.
 """
 
 import concurrent.futures
-import dataclasses
-import functools
+import contextlib
 import json
 import math
 import os
+import stat
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+from vdm_jax.data import index_cache, text_files, video_index, video_reader
 from vdm_jax.data.source import ClipSource, DataError
+from vdm_jax.data.video_index import DEMUXERS, Unusable, VideoFile, VideoIndex
 from vdm_jax.stage.window import Part
 
-# The demuxer by extension, so that a file's content cannot choose one that opens other files.
-DEMUXERS = {
-    ".mp4": "mov",
-    ".m4v": "mov",
-    ".mov": "mov",
-    ".webm": "matroska",
-    ".mkv": "matroska",
-    ".avi": "avi",
-    ".gif": "gif",
-    ".mpg": "mpeg",
-    ".mpeg": "mpeg",
-}
-MAX_JITTER = 0.5  # of the frame interval; beyond it the frame rate is variable
-MOST_SHOWN = 20  # skipped files that a summary names
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoFile:
-    """What is known of a file without decoding it; times are in units of its time base."""
-
-    path: str
-    frames: int
-    fps: float
-    first_time: int
-    ticks_per_frame: float
-
-
-class _Unusable(Exception):
-    """Why a file is left out."""
+MOST_SHOWN = 200  # files of a kind that a summary names
+_SAVE_SECONDS = 60.0  # from one saving of indexes to the next, while files are read
 
 
 class VideoFolder(ClipSource):
@@ -64,7 +40,9 @@ class VideoFolder(ClipSource):
 
     fps: frames are taken at this rate; where a file has fewer they are repeated. 0: the file's own.
     frame_stride: then every so many frames. Frames are scaled to cover `image_size` (their height)
-    by `image_width` (0 = square) and cropped to the centre.
+    by `image_width` (0 = square) and cropped to the centre, upright and of square pixels. A file of
+    variable frame rate is resampled by time: with `fps` = 0 at its mean rate, and each frame is the
+    one that is shown at its time.
     random_start: where a generator is given, a clip begins anywhere from its own first frame to the
     next clip's.
 
@@ -93,31 +71,42 @@ class VideoFolder(ClipSource):
         self._fps, self._stride = fps, frame_stride
         self.random_start = random_start
         self.files: list[VideoFile] = []
-        self.skipped: dict[str, str] = {}
+        self._decoded: dict[int, VideoIndex] = {}  # in the place of an index that was wrong
         self._captions: list[tuple[str, ...]] = []
         self._clips: list[tuple[int, float]] = []  # (file, first frame, not rounded)
 
-        paths = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in DEMUXERS and p.is_file()]
+        self.skipped: dict[str, str]
+        paths, self.skipped = find_files(root)
         if not paths:
             raise DataError(
                 f"data.data_dir = {str(directory)!r}: no video file "
                 f"({', '.join(DEMUXERS)}) in it or below it"
             )
+        index_cache.load(root)
+        fresh, saved = False, time.monotonic()
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            for path, found in zip(paths, pool.map(_look_at, paths), strict=True):
-                try:
-                    if isinstance(found, _Unusable):
-                        raise found
-                    file, captions = found
-                    starts = self._starts(file)
-                except _Unusable as reason:
-                    self.skipped[str(path)] = str(reason)
-                    continue
-                self._clips += [(len(self.files), start) for start in starts]
-                self.files.append(file)
-                self._captions.append(captions)
+            for path, (found, captions, new) in zip(paths, pool.map(look_at, paths), strict=True):
+                self._add(path, found, captions)
+                fresh |= new
+                if fresh and time.monotonic() - saved > _SAVE_SECONDS:
+                    index_cache.save(root, map(str, paths))
+                    fresh, saved = False, time.monotonic()
+        if fresh:
+            index_cache.save(root, map(str, paths))
         if not self._clips:
             raise DataError(f"data.data_dir = {str(directory)!r}: no usable file. {self.summary()}")
+
+    def _add(self, path: Path, found: VideoFile | Unusable, captions: tuple[str, ...]) -> None:
+        try:
+            if isinstance(found, Unusable):
+                raise found
+            starts = self._starts(found)
+        except Unusable as reason:
+            self.skipped[str(path)] = str(reason)
+            return
+        self._clips += [(len(self.files), start) for start in starts]
+        self.files.append(found)
+        self._captions.append(captions)
 
     def _step(self, file: VideoFile) -> float:
         """Frames of the file from one frame of a clip to the next."""
@@ -129,13 +118,16 @@ class VideoFolder(ClipSource):
 
     def _starts(self, file: VideoFile) -> list[float]:
         step, span = self._step(file), self._span(file)
-        if math.floor(span + 1e-6) > file.frames - 1:
-            raise _Unusable(
+        if file.frames == 1 and self.video_shape[0] == 1:
+            return [0.0]  # the rate of one frame means nothing
+        if math.floor(span + 1e-6) > file.frames - 1 or file.frames == 1:
+            raise Unusable(
                 f"too short: {file.frames} frames at {file.fps:.5g} fps, "
-                f"a clip takes {math.floor(span + 1e-6) + 1}"
+                f"a clip takes {max(math.floor(span + 1e-6) + 1, 2)}"
             )
         hop = span + step  # clips follow each other without sharing frames
-        count = math.floor((file.frames - 1 - span + 1e-6) / hop) + 1
+        # The last frame is shown until the next one would be.
+        count = math.ceil((file.frames - 1e-6 - span) / hop)
         return [i * hop for i in range(count)]
 
     def __len__(self) -> int:
@@ -165,21 +157,39 @@ class VideoFolder(ClipSource):
             file, step = self.files[number], self._step(self.files[number])
             if self.random_start and rng is not None:
                 span = self._span(file)
-                start = min(start + rng.uniform(0, span + step), file.frames - 1 - span)
-            wanted = [math.floor(start + frame * step + 1e-6) for frame in frames]
+                start = min(start + rng.uniform(0, span + step), max(file.frames - 1 - span, 0.0))
+            places = start + step * np.array(frames)
             try:
-                video = self._decode(number, wanted)
+                video = self._decode(number, places)
             except (av.error.FFmpegError, OSError, ValueError) as error:
-                warnings.warn(f"{file.path}: {_plainly(error)}; another clip is used", stacklevel=2)
+                path, reason = text_files.shown(file.path), video_index.reason_of(error)
+                warnings.warn(f"{path}: {reason}; another clip is used", stacklevel=2)
                 continue
             captions = self._captions[number]
             caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
             return {name: video, "caption": caption}
         raise DataError(f"{self.directory}: no clip can be decoded any more")
 
-    def _decode(self, number: int, wanted: Sequence[int]) -> UInt8[np.ndarray, "f h w 3"]:
-        """Frames of file `number`. Raises what `decode` does."""
-        return decode(self.files[number], wanted, self.video_shape[1:3])
+    def _decode(self, number: int, places: np.ndarray) -> UInt8[np.ndarray, "f h w 3"]:
+        """Frames at places in mean frame intervals. Raises what `video_reader.decode` does."""
+        size, index = self.video_shape[1:3], self._decoded.get(number) or self.files[number].index
+        with self._local(number) as path:
+            try:
+                return video_reader.decode(path, index, index.frames_at(places), size)
+            except video_reader.IndexMismatch:
+                if index.decoded:
+                    raise
+            # The packets told something else than the decoder.
+            better = video_index.build(path, decode=True)
+            places = places * (index.ticks / better.ticks)
+            if places[-1] > len(better) - 0.5:
+                raise DataError(f"ends before frame {math.floor(places[-1])}")
+            self._decoded[number] = better
+            return video_reader.decode(path, better, better.frames_at(places), size)
+
+    def _local(self, number: int) -> contextlib.AbstractContextManager[str]:
+        """A path at which file `number` can be opened, while the context lasts."""
+        return contextlib.nullcontext(self.files[number].path)
 
     def captions(self) -> Sequence[str]:
         return [text for number, _ in self._clips for text in self._captions[number]]
@@ -187,154 +197,124 @@ class VideoFolder(ClipSource):
     def summary(self) -> str:
         frames, height, width = self.video_shape[:3]
         lines = [
-            f"{self.directory}: {len(self)} clips of {frames} frames of {height} x {width} "
-            f"from {len(self.files)} files"
+            f"{text_files.shown(self.directory)}: {len(self)} clips of {frames} frames of "
+            f"{height} x {width} from {len(self.files)} files"
         ]
         repeated = sum(self._step(file) < self._stride - 1e-3 for file in self.files)
         if repeated:
             lines.append(f"{repeated} files have less than {self._fps:g} fps: frames are repeated")
-        if self.skipped:
-            lines.append(f"skipped {len(self.skipped)} files:")
-            lines += [f"  {p}: {why}" for p, why in list(self.skipped.items())[:MOST_SHOWN]]
-        if len(self.skipped) > MOST_SHOWN:
-            lines.append(f"  and {len(self.skipped) - MOST_SHOWN} more")
+        variable = sum(not file.constant for file in self.files)
+        if variable:
+            lines.append(f"{variable} files have a variable frame rate: frames are taken by time")
+        notes = {file.path: file.note for file in self.files if file.note}
+        for what, reasons in (
+            (f"{len(notes)} files can be used in part:", notes),
+            (f"skipped {len(self.skipped)} files or folders:", self.skipped),
+        ):
+            lines += [what] if reasons else []
+            for path, reason in list(reasons.items())[:MOST_SHOWN]:
+                lines.append(f"  {text_files.shown(path)}: {reason}")
+            if len(reasons) > MOST_SHOWN:
+                lines.append(f"  and {len(reasons) - MOST_SHOWN} more")
         return "\n".join(lines)
 
 
-def decode(
-    file: VideoFile, wanted: Sequence[int], size: tuple[int, int]
-) -> UInt8[np.ndarray, "f {size[0]} {size[1]} 3"]:
-    """The frames with the numbers `wanted` (ascending), scaled and cropped to `size` (h, w).
+def find_files(root: Path) -> tuple[list[Path], dict[str, str]]:
+    """The video files in a folder and below it, sorted, and what is left out with the reason.
 
-    Raises DataError where the file ends or breaks before the last of them, and PyAV's errors.
+    Links to folders are followed. A folder is read once, by its own name where it has one below
+    `root`, else by the first link to it.
     """
-    found = _decode(file, wanted, size, seek=True)
-    if found is None:  # the key frame before is not where the file's index says
-        found = _decode(file, wanted, size, seek=False)
-    if found is None or len(found) != len(set(wanted)):
-        raise DataError(f"ends before frame {wanted[-1]} of {file.frames}")
-    return np.stack([found[number] for number in wanted])
+    paths: list[Path] = []
+    problems: dict[str, str] = {}
+    links, seen = [str(root)], set()
+
+    def unlisted(error: OSError) -> None:
+        problems[str(error.filename)] = f"cannot be listed: {video_index.reason_of(error)}"
+
+    while links:
+        top = links.pop(0)
+        found: list[str] = []
+        for folder, names, files in os.walk(top, onerror=unlisted):
+            try:
+                identity = os.stat(folder)
+            except OSError as error:  # it has gone
+                unlisted(error)
+                names.clear()
+                continue
+            if (identity.st_dev, identity.st_ino) in seen:
+                problems[folder] = "leads to a folder that is read already"
+                names.clear()
+                continue
+            seen.add((identity.st_dev, identity.st_ino))
+            found += [link for name in names if os.path.islink(link := os.path.join(folder, name))]
+            for name in files:
+                path = Path(folder, name)
+                if path.suffix.lower() not in DEMUXERS:
+                    continue
+                if path.is_file():
+                    paths.append(path)
+                else:
+                    problems[str(path)] = _no_file(path)
+        links += sorted(found)
+    return sorted(paths), problems
 
 
-def _decode(
-    file: VideoFile, wanted: Sequence[int], size: tuple[int, int], seek: bool
-) -> dict[int, np.ndarray] | None:
-    """Frames by number; None where decoding starts after the first that is wanted."""
-    found: dict[int, np.ndarray] = {}
-    reformatter = VideoReformatter()
-    with _open(file.path) as container:
-        stream = container.streams.video[0]
-        if seek and wanted[0] > 0:
-            time = file.first_time + int(wanted[0] * file.ticks_per_frame)
-            container.seek(time, stream=stream, backward=True)
-        for count, frame in enumerate(container.decode(stream)):
-            if frame.pts is not None:
-                number = round((frame.pts - file.first_time) / file.ticks_per_frame)
-            elif seek:
-                return None
-            else:
-                number = count
-            if not found and number > wanted[0]:
-                return None
-            if number in wanted:
-                found[number] = _cropped(frame, size, reformatter)
-            if number >= wanted[-1]:
-                break
-    return found
-
-
-def _cropped(
-    frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter
-) -> np.ndarray:
-    turns = round(frame.rotation / 90)
-    # As it is stored; it is turned last, to be as the camera was held.
-    height, width = size if turns % 2 == 0 else size[::-1]
-    scale = max(height / frame.height, width / frame.width)
-    full_height = max(height, round(frame.height * scale))
-    full_width = max(width, round(frame.width * scale))
-    image = reformatter.reformat(
-        frame, width=full_width, height=full_height, format="rgb24", interpolation="BICUBIC"
-    ).to_ndarray()
-    top, left = (full_height - height) // 2, (full_width - width) // 2
-    return np.rot90(image[top : top + height, left : left + width], turns).copy()
-
-
-def _open(path: str):
-    demuxer = DEMUXERS[Path(path).suffix.lower()]
-    return av.open(path, format=demuxer, options={"protocol_whitelist": "file"})
-
-
-def _look_at(path: Path) -> tuple[VideoFile, tuple[str, ...]] | _Unusable:
-    """Runs in threads: a file that is left out is returned, not raised."""
+def _no_file(path: Path) -> str:
     try:
-        stat = path.stat()
-        return _probe(str(path), stat.st_mtime_ns, stat.st_size), _sidecar(path)
-    except _Unusable as reason:
-        return reason
+        kind = path.stat().st_mode
+    except OSError as error:
+        return f"leads to no file: {video_index.reason_of(error)}"
+    return f"is no file but {'a folder' if stat.S_ISDIR(kind) else 'a pipe or a device'}"
+
+
+def look_at(path: Path) -> tuple[VideoFile | Unusable, tuple[str, ...], bool]:
+    """(what is known of a file, its captions, whether it was read for that).
+
+    Runs in threads: why a file is left out is returned, not raised.
+    """
+    fresh = False
+    try:
+        changed = index_cache.stamp(path)
+        found = index_cache.find(str(path), changed)
+        if found is None:
+            fresh = True
+            found = _read(path)
+            index_cache.remember(str(path), changed, found)
+        return found, (() if isinstance(found, Unusable) else _sidecar(path)), fresh
+    except Unusable as reason:
+        return reason, (), fresh
     except Exception as error:  # whatever a damaged file makes a demuxer or a codec raise
-        return _Unusable(f"unreadable: {_plainly(error)}")
+        return Unusable(f"unreadable: {video_index.reason_of(error)}"), (), fresh
 
 
-def _plainly(error: Exception) -> str:
-    """An error's text, without the number and the path that PyAV adds."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-@functools.cache
-def _probe(path: str, mtime: int, size: int) -> VideoFile:
-    """Reads frame times and decodes the first frame. Cached while the file stays the same."""
-    del mtime, size
-    with _open(path) as container:
-        if not container.streams.video:
-            raise _Unusable("has no video")
-        stream = container.streams.video[0]
-        times = sorted(_times(container, stream))
-        time_base = float(stream.time_base)
-    if len(times) < 2:
-        raise _Unusable(f"too short: {len(times)} frames")
-    steps = np.diff(times)
-    ticks = (times[-1] - times[0]) / (len(times) - 1)
-    # One tick more or less is rounding: some formats count in milliseconds.
-    if ticks <= 0 or np.abs(steps - ticks).max() > max(MAX_JITTER * ticks, 1.0):
-        raise _Unusable(
-            "variable frame rate: frames last "
-            f"{steps.min() * time_base:.3g} to {steps.max() * time_base:.3g} s"
-        )
-    with _open(path) as container:
-        if next(container.decode(video=0), None) is None:
-            raise _Unusable("unreadable: no frame can be decoded")
-    return VideoFile(
-        path=path,
-        frames=len(times),
-        fps=1 / (ticks * time_base),
-        first_time=times[0],
-        ticks_per_frame=ticks,
-    )
-
-
-def _times(container, stream) -> Iterator[int]:
-    for packet in container.demux(stream):
-        if packet.size and not packet.is_discard:
-            time = packet.pts if packet.pts is not None else packet.dts
-            if time is not None:
-                yield time
+def _read(path: Path) -> VideoFile | Unusable:
+    """Raises where another attempt may succeed, such as OSError."""
+    try:
+        return VideoFile.of(str(path), video_index.build(path))
+    except Unusable as reason:
+        return reason
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError | MemoryError):
+            raise
+        return Unusable(f"unreadable: {video_index.reason_of(error)}")
 
 
 def _sidecar(path: Path) -> tuple[str, ...]:
-    """The captions beside a file, or else its folder's name."""
+    """The captions beside a file, or else its folder's name. Raises Unusable."""
     text, jason = path.with_suffix(".txt"), path.with_suffix(".json")
     try:
         if text.is_file():
-            captions = text.read_text(encoding="utf-8").splitlines()
+            captions = text_files.read_text(text).splitlines()
         elif jason.is_file():
-            captions = _json_captions(json.loads(jason.read_text(encoding="utf-8")))
+            captions = _json_captions(json.loads(text_files.read_text(jason)))
         else:
-            captions = [path.absolute().parent.name.replace("_", " ")]
-    except (OSError, ValueError) as error:
-        raise _Unusable(f"its caption cannot be read: {error}") from None
-    captions = tuple(filter(None, (caption.strip() for caption in captions)))
+            captions = [text_files.readable(path.absolute().parent.name).replace("_", " ")]
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unusable(f"its caption cannot be read: {error}") from None
+    captions = tuple(filter(None, (text_files.clean(caption).strip() for caption in captions)))
     if not captions:
-        raise _Unusable("its caption is empty")
+        raise Unusable("its caption is empty")
     return captions
 
 

@@ -5,13 +5,19 @@ Videos here are numpy uint8 arrays: one clip `f h w c`, a list of clips `n f h w
 
 import fractions
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
+
+from vdm_jax.data import video_index, video_reader
+from vdm_jax.data.frames import Geometry, upright
+from vdm_jax.data.source import DataError
 
 # Clips smaller than this are enlarged by a whole factor: a 16-pixel video cannot be watched.
 MIN_WATCHABLE = 192
@@ -153,22 +159,100 @@ def contact_sheet(
     return path
 
 
-def read_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Decodes a whole video file: (uint8 `f h w c`, frames per second).
+def read_video(
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    fps: float = 0.0,
+) -> tuple[np.ndarray, float]:
+    """Decodes a video file, or a still image as a video of one frame: (uint8 `f h w c`, frames per
+    second, 0.0 where there is no rate). Pictures are upright, with square pixels.
 
-    Any container and codec of FFmpeg, GIF too. Raises ValueError naming the file when it holds no
-    video that can be decoded.
+    No frame beyond the last that is wanted is decoded, and none is held larger than `size`.
+
+    Args:
+      path: a file of any of `video_index.ALLOWED`, or JPEG, PNG, WebP, BMP or TIFF.
+      size: (height, width) that every picture is scaled to cover and cut to, around its middle;
+        None: as large as it is.
+      frames: so many from the first, or fewer where the file is shorter; None: all.
+      fps: the rate to resample to by time; 0: every frame, whatever its time.
+
+    Raises ValueError naming the file when it holds no video that can be decoded, and OSError.
     """
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            rate = stream.average_rate or stream.guessed_rate
-    except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path}: cannot be read as a video ({error})") from error
-    if not frames:
-        raise ValueError(f"{path}: holds no frame")
-    return np.stack(frames), float(rate) if rate else 0.0
+        try:
+            if fps:
+                return _resampled(path, size, frames, fps), fps
+            return _in_order(path, size, frames)
+        except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+            if (still := _stills(path, size, frames)) is not None:
+                return still
+            raise error
+    except (av.error.FFmpegError, video_index.Unusable, DataError) as error:
+        reason = video_index.reason_of(error)
+        raise ValueError(f"{path}: cannot be read as a video: {reason}") from error
+
+
+def _in_order(
+    path: str | Path, size: tuple[int, int] | None, frames: int | None
+) -> tuple[np.ndarray, float]:
+    pictures, pts, dts, geometry = [], [], [], None
+    reformatter = VideoReformatter()
+    with video_index.open_video(path) as container:
+        stream = video_index.video_stream(container)
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        for frame in container.decode(stream):
+            geometry = geometry or Geometry.of_frame(frame, stream.sample_aspect_ratio)
+            if frame.is_corrupt:
+                warnings.warn(f"{path}: frame {len(pictures)} is damaged", stacklevel=3)
+            pictures.append(upright(frame, size, geometry=geometry, reformatter=reformatter))
+            pts.append(video_index.NONE if frame.pts is None else frame.pts)
+            dts.append(video_index.NONE if frame.dts is None else frame.dts)
+            if len(pictures) == frames:
+                break
+        tick = float(stream.time_base)
+    if not pictures:
+        raise video_index.Unusable("no frame can be decoded")
+    if len(pictures) > 1:
+        step = 1 / (rate * tick) if rate else 1.0
+        times = video_index.frame_times(np.array(pts), np.array(dts), step)
+        rate = (len(times) - 1) / (float(times[-1] - times[0]) * tick)
+    return np.stack(pictures), rate
+
+
+def _resampled(
+    path: str | Path, size: tuple[int, int] | None, frames: int | None, fps: float
+) -> np.ndarray:
+    index = video_index.build(path)
+    step = index.fps / fps
+    count = math.floor((len(index) - 1) / step + 1e-6) + 1
+    places = step * np.arange(count if frames is None else min(frames, count))
+    try:
+        return video_reader.decode(path, index, index.frames_at(places), size)
+    except video_reader.IndexMismatch:
+        index = video_index.build(path, decode=True)
+        return video_reader.decode(path, index, index.frames_at(places), size)
+
+
+def _stills(
+    path: str | Path, size: tuple[int, int] | None, frames: int | None
+) -> tuple[np.ndarray, float] | None:
+    """An image file's picture, or its pictures where it is animated; None where it is none."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF")) as image:
+            count = min(getattr(image, "n_frames", 1), frames or math.inf)
+            pictures, seconds = [], 0.0
+            for number in range(count):
+                if number:
+                    image.seek(number)
+                pictures.append(upright(image, size))
+                seconds += image.info.get("duration", 0) / 1000
+    except Image.UnidentifiedImageError:
+        return None
+    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise video_index.Unusable(str(error)) from error
+    return np.stack(pictures), len(pictures) / seconds if seconds else 0.0
 
 
 def _evenly(count: int, most: int) -> np.ndarray:

@@ -19,18 +19,17 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
-from jaxtyping import UInt8
 
 from vdm_jax.data import video_folder
 from vdm_jax.data.source import DataError
-from vdm_jax.data.video_folder import DEMUXERS, VideoFile, VideoFolder
+from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.data.video_index import DEMUXERS, Unusable, VideoFile, VideoIndex
 
 _FORMAT = 1
 # Files are compressed already. One record is read at a time.
@@ -68,6 +67,7 @@ class VideoShards(VideoFolder):
         self._fps, self._stride = fps, frame_stride
         self.random_start = random_start
         self.files: list[VideoFile] = []
+        self._decoded: dict[int, VideoIndex] = {}
         self.skipped: dict[str, str] = {}
         self._captions: list[tuple[str, ...]] = []
         self._clips: list[tuple[int, float]] = []
@@ -92,21 +92,14 @@ class VideoShards(VideoFolder):
             )
         self.skipped |= content["skipped"]
         for record, row in enumerate(content["videos"]):
-            file = VideoFile(path=f"{shard}:{row['name']}", **row["file"])
-            try:
-                starts = self._starts(file)
-            except video_folder._Unusable as reason:
-                self.skipped[file.path] = str(reason)
-                continue
-            self._clips += [(len(self.files), start) for start in starts]
-            self.files.append(file)
-            self._captions.append(tuple(row["captions"]))
-            self._records.append((str(shard), record))
+            packed = row["file"]["packed"].encode()
+            file = VideoFile(**row["file"] | {"path": f"{shard}:{row['name']}", "packed": packed})
+            self._add(Path(file.path), file, tuple(row["captions"]))
+            if len(self._records) < len(self.files):
+                self._records.append((str(shard), record))
 
-    def _decode(self, number: int, wanted: Sequence[int]) -> UInt8[np.ndarray, "f h w 3"]:
-        with _unpacked(_read(*self._records[number]), self.files[number].path) as path:
-            file = dataclasses.replace(self.files[number], path=path)
-            return video_folder.decode(file, wanted, self.video_shape[1:3])
+    def _local(self, number: int) -> contextlib.AbstractContextManager[str]:
+        return _unpacked(_read(*self._records[number]), self.files[number].path)
 
 
 def write(
@@ -147,9 +140,8 @@ def write(
 
 def _shards(root: Path, shard_bytes: int) -> Iterator[list[list[Any]]]:
     """The files of each shard: [name, bytes]."""
-    paths = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in DEMUXERS)
     files, total = [], 0
-    for path in filter(Path.is_file, paths):
+    for path in video_folder.find_files(root)[0]:
         size = path.stat().st_size
         if files and total + size > shard_bytes:
             yield files
@@ -167,12 +159,11 @@ def _write_shard(root: Path, files: list[list[Any]], index: epath.Path) -> None:
         local = Path(scratch, "shard")
         writer = ArrayRecordWriter(str(local), _WRITING)
         for name, _ in files:
-            found = video_folder._look_at(root / name)
-            if isinstance(found, video_folder._Unusable):
-                skipped[name] = str(found)
+            file, captions, _ = video_folder.look_at(root / name)
+            if isinstance(file, Unusable):
+                skipped[name] = str(file)
                 continue
-            file, captions = found
-            fields = dataclasses.asdict(file)
+            fields = dataclasses.asdict(file) | {"packed": file.packed.decode()}
             del fields["path"]
             row = {"name": name, "captions": list(captions), "file": fields}
             description = json.dumps(row).encode()

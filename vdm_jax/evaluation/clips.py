@@ -108,20 +108,25 @@ def from_path(
 
 
 def size_of(path: str | Path) -> tuple[int, int]:
-    """(frames, shorter side in pixels) of the first video at `path`; see `from_path`."""
+    """(frames, shorter side in square pixels) of the first video at `path` that can be used; see
+    `from_path`. Raises DataError."""
     path = Path(path).expanduser()
     archive = path / "samples.npz" if path.is_dir() else path
     if archive.suffix in (".npz", ".npy") and archive.is_file():
         shape = _archive(archive)[0].shape
         return shape[1], min(shape[2:4])
-    from vdm_jax.data import video_io
-    from vdm_jax.data.video_folder import DEMUXERS
+    from vdm_jax.data import video_folder
 
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in DEMUXERS)
+    files, skipped = video_folder.find_files(path)
+    for file in files:
+        found = video_folder.look_at(file)[0]
+        if isinstance(found, video_folder.VideoFile):
+            return found.frames, min(found.index.geometry.upright_size)
+        skipped[str(file)] = str(found)
     if not files:
         raise DataError(f"{path}: no samples.npz and no video file in it or below it")
-    video = video_io.read_video(files[0])[0]
-    return len(video), min(video.shape[1:3])
+    name, reason = next(iter(skipped.items()))
+    raise DataError(f"{path}: none of {len(files)} video files can be used; {name}: {reason}")
 
 
 def _archive(path: Path) -> tuple[np.ndarray, list[str]]:
