@@ -96,4 +96,4 @@ def test_cells_of_the_page():
     assert "| 246 |" in cells and "of 16 |" in cells
     rows = dict(compile_._feeding_rows(found.to_dict()))
     assert rows["hosts"] == "16" and rows["clips to decode"] == "245.8 a second and host"
-    assert rows["decoding takes"].endswith("1 hosts of 208 have them")
+    assert rows["hosts to decode them"] == "1, of 208 virtual cores each"

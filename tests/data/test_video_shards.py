@@ -61,6 +61,22 @@ def test_shards_hold_the_clips_of_the_folder(folder, shards):
         np.testing.assert_array_equal(one["video"], other["video"])
 
 
+@pytest.mark.parametrize("kind", [VideoFolder, VideoShards])
+def test_no_other_frames_are_decoded_than_those_of_the_part(kind, folder, shards, monkeypatch):
+    source = kind(folder if kind is VideoFolder else shards, **CLIPS)
+    asked, decode = [], source._decode
+
+    def watched(number, frames):
+        asked.append([int(frame) for frame in frames])
+        return decode(number, frames)
+
+    monkeypatch.setattr(source, "_decode", watched)
+    start = int(source._clips[1][1])  # the second clip of a file
+    video = source.read_part(1, Part((1,), (0, 16), (0, 16)))["video"]
+    assert video.shape == (1, 16, 16, 3) and asked == [[start + 1]] and start == 3
+    np.testing.assert_array_equal(video, source[1]["video"][1:2])
+
+
 def test_nothing_is_demuxed_when_a_source_is_made(shards, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("a file was opened")

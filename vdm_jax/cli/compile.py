@@ -189,9 +189,9 @@ def _feeding_rows(needs: dict) -> list[tuple[str, str]]:
     from vdm_jax.cli.feeding import MEASURED
 
     frames, height, width = MEASURED.shape
-    cores = f"{needs['cores']:,.1f} cores"
+    hosts = "unknown: the cores of these hosts are"
     if needs["host_cores"]:
-        cores += f", {needs['hosts_needed']} hosts of {needs['host_cores']} have them"
+        hosts = f"{needs['hosts_needed']}, of {needs['host_cores']} virtual cores each"
     return [
         ("hosts", f"{needs['hosts']}"),
         (
@@ -199,12 +199,12 @@ def _feeding_rows(needs: dict) -> list[tuple[str, str]]:
             f"{needs['step_bytes'] / 1e9:,.3f} GB a step, {needs['host_bytes'] / 1e9:,.3f} a host",
         ),
         ("clips to decode", f"{needs['host_clips']:,.1f} a second and host"),
-        ("decoding takes", cores),
         (
-            "",
-            f"a core decodes {MEASURED.clips_per_second:g} clips of {frames} x {height} x {width} "
-            "a second",
+            "cores to decode them",
+            f"{needs['cores']:,.1f} of all hosts, at {MEASURED.clips_per_second:g} clips of "
+            f"{frames} x {height} x {width} a second and core",
         ),
+        ("hosts to decode them", hosts),
     ]
 
 
