@@ -8,6 +8,7 @@ from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.cli import compile as compile_
 from vdm_jax.cli import compile_pages, feeding
+from vdm_jax.stage import sampler as sampling
 
 CONFIGS = config_lib.config_folder()
 PAPER = [
@@ -82,8 +83,9 @@ def test_the_page_has_a_row_for_every_sampler():
     assert {row.config for row in rows} >= set(stages)
     assert all(row.what == "sample" for row in rows)
     for row in rows[1:]:
-        config, _ = load(row.config)
-        assert config.sample.batch_size == 4 and row.topology == "v5p:2x2x1"  # a clip a chip
+        config, stage = load(row.config)
+        sampler = sampling.Sampler.from_config(stage, config.sample)
+        assert sampler.batch_size == 4 and row.topology == "v5p:2x2x1"  # a clip a chip
 
 
 def test_cells_of_the_page():
