@@ -1,5 +1,7 @@
 """Clips a second from disk, and the time to a clip of the shipped model: parts of `benchmarks.run`.
 
+    python -m benchmarks.data --decode      clips of video files that one core decodes a second
+
 Both readers are given the same moving shapes, 8 frames of 16 x 16: ours as the array_record data
 set that training reads, with captions, the peer's as GIFs. Batches of 16, shuffled, made by the
 process that asks for them and its threads, as both sides' defaults have it.
@@ -21,6 +23,9 @@ BATCH, SIZE, FRAMES = 16, 16, 8
 GIFS = 512
 NAME = f"{SIZE}x{SIZE}x{FRAMES}"
 PROMPT = "a red circle moving left"
+# Clips of video files (f, h, w), each in a file of its own that is as large.
+DECODED = (16, 256, 256)
+FILES = 8
 
 
 def measure(python: str | None, scratch: Path, quick: bool) -> dict[str, str]:
@@ -89,6 +94,37 @@ def first_clip_of_shipped(device: str, scratch: Path) -> dict[str, str]:
     return figures
 
 
+def decoding(folder: Path, rounds: int = 5, clips: int = 64) -> list[float]:
+    """Clips of `DECODED` that one core decodes a second, in each of some rounds.
+
+    H.264 files of a drifting texture with grain, read by `VideoFolder`. The time is the
+    processor's own, of all threads: other work on the machine hardly counts.
+    """
+    import numpy as np
+
+    from vdm_jax.data import video_io
+    from vdm_jax.data.video_folder import VideoFolder
+
+    frames, height, width = DECODED
+    rng = np.random.default_rng(0)
+    for number in range(FILES):
+        rough = rng.normal(size=(height // 8, width // 8, 3)).repeat(8, 0).repeat(8, 1)
+        texture = sum(np.roll(rough, (i, j), (0, 1)) for i in range(8) for j in range(8)) / 8
+        moved = [np.roll(texture, (frame, 2 * frame), (0, 1)) for frame in range(frames)]
+        grainy = np.stack(moved) * 40 + 128 + rng.normal(size=(*DECODED, 1)) * 4
+        clip = grainy.clip(0, 255).astype(np.uint8)
+        video_io.write_mp4(folder / f"{number}.mp4", clip, fps=16, min_size=height)
+    source = VideoFolder(folder, num_frames=frames, image_size=height, image_width=width)
+    rates = []
+    for number in range(1 + rounds):  # the first is warm-up
+        started = time.process_time()
+        for index in range(clips):
+            source.read(index % len(source))
+        taken = time.process_time() - started
+        rates += [clips / taken] if number else []
+    return rates
+
+
 def _rate(seconds: list[float], clips: int) -> str:
     rates = [clips / each for each in seconds]
     return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
@@ -132,5 +168,19 @@ class Reader:
         return batches
 
 
+def _print_decoding() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rates = decoding(Path(folder))
+        size = sum(path.stat().st_size for path in Path(folder).iterdir()) / FILES
+    shape = " x ".join(map(str, DECODED))
+    print(
+        f"clips of {shape}, H.264 of {size / 1e3:,.0f} kB each: {statistics.median(rates):.1f} a "
+        f"second and core ({min(rates):.1f} to {max(rates):.1f}, n = {len(rates)})"
+    )
+
+
 if __name__ == "__main__":
-    serving.serve(lambda: {"read": Reader().read})
+    if "--decode" in sys.argv:
+        _print_decoding()
+    else:
+        serving.serve(lambda: {"read": Reader().read})

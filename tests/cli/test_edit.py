@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data import video_files
 from tests.data.video_files import Video
-from vdm_jax.cli import edit
+from vdm_jax.cli import edit, edit_inputs
 from vdm_jax.data import video_io
 from vdm_jax.data.frames import upright
 from vdm_jax.pipelines import model as pretrained
@@ -84,8 +84,9 @@ def test_an_input_is_made_upright_and_only_its_first_frame_is_read_for_a_still(
     ):
         options = SimpleNamespace(job=job, input=[str(tmp_path / name)], prompt=["x"], factor=None)
         pictures.clear()
-        given, prompts, fps = edit._inputs(options, sampler)
-        assert len(pictures) == count and prompts == ["x"] and fps == (30 if name == "a.mp4" else 8)
+        found = edit_inputs.read(options, SimpleNamespace(fps=30.0), sampler)
+        given = found.videos
+        assert len(pictures) == count and found.prompts == ["x"] and found.fps == 30
         assert given.shape == (1, 4 if job == "animate" else 6, 16, 16, 3)
         assert given[..., 9:, :].min() > 200 and given[..., :7, :].max() < 50
 

@@ -15,6 +15,7 @@ from vdm_jax.data import pipeline
 from vdm_jax.data.pipeline import ClipDataset
 from vdm_jax.data.source import ClipSource, DataError
 from vdm_jax.models.text.words import WordEncoder
+from vdm_jax.stage.window import Reach, Reading
 from vdm_jax.systems import vdm
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -181,6 +182,93 @@ def test_workers_change_nothing(workers):
     assert_same(expected[3:], [next(plain) for _ in range(5)])
     several.close()
     plain.close()
+
+
+class Noise(Numbered):
+    """Clips of random pixels; `drawn` notes which parts were read."""
+
+    video_shape = (8, 12, 24, 3)
+
+    def read(self, index, rng=None):
+        video = np.random.default_rng(index).integers(256, size=self.video_shape, dtype=np.uint8)
+        return {"video": video, "caption": NUMBERS[index], "label": index}
+
+    def read_frame(self, index, rng):
+        return {"image": self.read(index)["video"][0], "caption": NUMBERS[index]}
+
+
+# Four of eight frames, a coarse pixel of 2 x 2, and crops of 2 frames of 3 x 4.
+READING = Reading(
+    data_shape=(8, 12, 24),
+    shape=(4, 6, 12),
+    strides=(1, 2),
+    data_fps=24.0,
+    crop=(2, 3, 4),
+    reach=(Reach(), Reach(2, 1, 1), Reach(2, 1, 1)),
+)
+
+
+def read(batch_size=4, **kwargs):
+    kwargs = {"text_encoder": ENCODER, "seed": 5, "reading": READING, **kwargs}
+    return ClipDataset(Noise(), batch_size=batch_size, **kwargs)
+
+
+def test_a_batch_has_the_parts_that_the_stage_reads():
+    batches = take(read(image_frames=1), 8)
+    strides = set()
+    for batch in batches:
+        assert batch["video"].shape == (4, 2, 12, 16, 3)
+        assert batch["images"].shape == (4, 1, 12, 16, 3)
+        assert (batch["crop_place"].dtype, batch["fps"].dtype) == (np.int32, np.float32)
+        for row in range(4):
+            clip = Noise().read(int(batch["label"][row]))["video"]
+            stride = round(24 / batch["fps"][row])
+            strides.add(stride)
+            fits = [
+                (start, left)
+                for start in range(8 - stride)
+                for left in (0, 4, 8)
+                if (clip[start : start + stride + 1 : stride, :, left : left + 16]
+                    == batch["video"][row]).all()
+            ]  # fmt: skip
+            assert len(fits) == 1
+            frame, top, left = batch["crop_place"][row]
+            assert frame == 0 and top + 3 <= 6 and left + 4 <= 8
+            others = [Noise().read(i)["video"][0, :, fits[0][1] :][:, :16] for i in range(11)]
+            assert any((image == batch["images"][row, 0]).all() for image in others)
+    assert strides == {1, 2}
+
+
+def test_parts_depend_on_neither_workers_nor_processes_nor_interruptions():
+    whole = take(read(image_frames=1), 6)
+    assert_same(whole, take(read(image_frames=1, workers=2), 6))
+    mine = take(read(image_frames=1, rows=[1, 3]), 6)
+    assert_same([{n: v[[1, 3]] for n, v in batch.items()} for batch in whole], mine)
+    resumed = iter(read(image_frames=1))
+    resumed.set_state({"batches_given": 4})
+    assert_same(whole[4:], [next(resumed) for _ in range(2)])
+    resumed.close()
+
+
+def test_parts_of_turned_clips_are_parts_of_the_clips():
+    """Mirrored and backwards, a part is still what the turned clip has there."""
+    whole = Reading(data_shape=(8, 12, 24), shape=(8, 12, 24), crop=(2, 3, 4))
+    fits = dict.fromkeys(((1, 1), (1, -1), (-1, 1), (-1, -1)), 0)
+    for batch in take(read(reading=whole, augment=("mirror", "reverse")), 10):
+        for label, part in zip(batch["label"], batch["video"], strict=True):
+            clip = Noise().read(int(label))["video"]
+            for time, across in fits:
+                windows = np.lib.stride_tricks.sliding_window_view(
+                    clip[::time, :, ::across], part.shape[:3], axis=(0, 1, 2)
+                )
+                there = (windows == np.moveaxis(part, 3, 0)).all((3, 4, 5, 6)).any()
+                fits[time, across] += int(there)
+    assert sum(fits.values()) == 40 and min(fits.values()) >= 4
+
+
+def test_clips_of_another_shape_than_the_stage_reads_are_refused():
+    with pytest.raises(DataError, match=r"clips of \(3, 4, 4\).*stage reads \(8, 12, 24\)"):
+        dataset(reading=READING)
 
 
 class Marked(Numbered):

@@ -63,6 +63,19 @@ def batch(images=0):
     return {name: jnp.asarray(value) for name, value in found.items()}
 
 
+def read(stage, seed=0, images=0):
+    """A batch as the data's workers read it for a stage."""
+    rng, whole = np.random.default_rng(seed), batch(images)
+    parts, values = zip(*(stage.reading.draw(rng) for _ in range(2)), strict=True)
+    found = whole | {name: jnp.stack([v[name] for v in values]) for name in values[0]}
+    clips = np.asarray(whole["video"])
+    found["video"] = jnp.stack([part.of(clip) for part, clip in zip(parts, clips, strict=True)])
+    if images:
+        boxes = [part.box(np.asarray(k)) for part, k in zip(parts, whole["images"], strict=True)]
+        found["images"] = jnp.stack(boxes)
+    return found
+
+
 def pixels(video):
     return video.astype(jnp.float32) / 127.5 - 1
 
@@ -99,7 +112,7 @@ def begin(stage, low, **settings):
 
 
 def test_a_base_learns_coarse_clips():
-    x, cond, images = BASE.example(batch(), KEY)
+    x, cond, images = BASE.example(read(BASE), KEY)
     chex.assert_trees_all_close(x, resize.coarsen(pixels(batch()["video"]), (4, 8, 8)))
     assert images == 0 and "low_res" not in cond
     chex.assert_trees_all_equal(cond["fps"], jnp.full(2, 3.0 / 2))
@@ -107,11 +120,13 @@ def test_a_base_learns_coarse_clips():
 
 def test_a_base_of_several_frame_rates_is_told_which():
     stage = viewed(BASE, frame_strides=(1, 2), data_fps=24.0)
-    video = jnp.broadcast_to(
-        jnp.arange(8, dtype=jnp.uint8)[None, :, None, None, None] * 10, (64, 8, 16, 16, 3)
-    )
-    text = BASE.text_encoder.encode(["red"] * 64)
-    x, cond, _ = stage.example({"video": video, **jax.tree.map(jnp.asarray, text)}, KEY)
+    video = np.arange(8, dtype=np.uint8)[:, None, None, None] * 10
+    video = np.broadcast_to(video, (8, 16, 16, 3))
+    rng, text = np.random.default_rng(0), BASE.text_encoder.encode(["red"] * 64)
+    parts, values = zip(*(stage.reading.draw(rng) for _ in range(64)), strict=True)
+    clips = {"video": np.stack([part.of(video) for part in parts]), **text}
+    clips["fps"] = np.stack([value["fps"] for value in values])
+    x, cond, _ = stage.example(jax.tree.map(jnp.asarray, clips), KEY)
     frames = np.round((np.asarray(x[:, :, 0, 0, 0]) + 1) * 127.5 / 10).astype(int)
     steps = frames[:, 1] - frames[:, 0]
     assert set(steps) == {1, 2} and (np.diff(frames, axis=1) == steps[:, None]).all()
@@ -162,7 +177,9 @@ def test_blank_frames_and_the_images_of_a_tsr_say_nothing():
 
 def test_crops_of_the_video_and_of_its_condition_are_of_one_place():
     whole_x, whole_cond, _ = clean(SSR).example(batch(), KEY)
-    x, cond, _ = clean(viewed(SSR, crop=(8, 4))).example(batch(), KEY)
+    stage = clean(viewed(SSR, crop=(8, 4)))
+    assert read(stage)["video"].shape == (2, 8, 12, 8, 3)  # whole coarse pixels around the crop
+    x, cond, _ = stage.example(read(stage), KEY)
     assert x.shape == cond["low_res"].shape == (2, 8, 8, 4, 3)
     places = []
     for n in range(2):
@@ -184,8 +201,8 @@ def test_frames_in_a_row_of_the_video_and_of_its_condition_are_cut_out():
     stage = clean(viewed(SSR, crop=(3, 16, 16)))
     whole_x, whole_cond, _ = clean(SSR).example(batch(images=2), KEY)
     starts = set()
-    for key in jax.random.split(KEY, 4):
-        x, cond, images = stage.example(batch(images=2), key)
+    for seed in range(4):
+        x, cond, images = stage.example(read(stage, seed, images=2), KEY)
         assert x.shape == cond["low_res"].shape == (2, 5, 16, 16, 3) and images == 2
         chex.assert_trees_all_equal(x[:, 3:], whole_x[:, 8:])
         for n in range(2):
@@ -323,7 +340,7 @@ def test_pixels_may_differ_more_from_bilinear_ones_where_the_condition_varies():
 
 def test_errors_of_what_is_added_weigh_alike():
     stage = systems.build(config("ssr_16", residual=0.1, crop=(4, 16, 16)))
-    _, cond, _ = stage.example(batch(), KEY)
+    _, cond, _ = stage.example(read(stage), KEY)
     assert cond["low_res_residual"].shape == (2, 4, 16, 16, 1)
     logsnr = jnp.array([3.0, -3.0])
     weight = stage.parametrisation.weight(logsnr, cond)

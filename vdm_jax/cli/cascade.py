@@ -83,7 +83,7 @@ def train(config, options, overrides: dict[str, str]) -> int:
 def _prepare(config, file: Path, overrides: dict[str, str]) -> None:
     """Prepares a stage's data and the embeddings of its captions, where they are missing."""
     data = config.data
-    if data.name != "video_folder":
+    if data.name not in ("video_folder", "video_shards"):
         _run("data", "prepare", f"--config={file}", *_flags(overrides))
     if config.text.encoder not in ("none", "words"):
         _run("data", "embed", f"--config={file}", *_flags(overrides))

@@ -164,6 +164,7 @@ def _print(report: dict) -> None:
     ]
     if report["what"] == "train":
         rows.append(("clips a second at most", f"{found['clips_per_second']:,.1f}"))
+        rows += _feeding_rows(report["feeding"])
     rows.append(("compiled in", f"{found['compile_seconds']:.0f} s"))
     for row in rows:
         table.add_row(*row)
@@ -181,6 +182,30 @@ def _print(report: dict) -> None:
             f"{row['wire_bytes'] / 2**30:.3f}",
         )
     console.print(collectives)
+
+
+def _feeding_rows(needs: dict) -> list[tuple[str, str]]:
+    """What the hosts must read and decode at that speed."""
+    from vdm_jax.cli.feeding import MEASURED
+
+    frames, height, width = MEASURED.shape
+    hosts = "unknown: the cores of these hosts are"
+    if needs["host_cores"]:
+        hosts = f"{needs['hosts_needed']}, of {needs['host_cores']} virtual cores each"
+    return [
+        ("hosts", f"{needs['hosts']}"),
+        (
+            "a batch of the workers",
+            f"{needs['step_bytes'] / 1e9:,.3f} GB a step, {needs['host_bytes'] / 1e9:,.3f} a host",
+        ),
+        ("clips to decode", f"{needs['host_clips']:,.1f} a second and host"),
+        (
+            "cores to decode them",
+            f"{needs['cores']:,.1f} of all hosts, at {MEASURED.clips_per_second:g} clips of "
+            f"{frames} x {height} x {width} a second and core",
+        ),
+        ("hosts to decode them", hosts),
+    ]
 
 
 def _gib(size: float) -> str:

@@ -3,7 +3,9 @@
 `vdm compile --pages` writes it.
 """
 
+import dataclasses
 import functools
+import math
 from pathlib import Path
 
 from vdm_jax.cli import compiling
@@ -18,6 +20,8 @@ LARGE, LARGER = "vdm/t2v_large", "vdm/t2v_5b"
 IMAGEN_VIDEO = ("base_40x24", "tsr_6fps", "ssr_80x48", "ssr_320x192", "tsr_12fps", "tsr_24fps")
 IMAGEN_VIDEO += ("ssr_1280x768",)
 LUMIERE = ("t2i_base", "base_80f_128", "t2i_ssr", "ssr_1024")
+# One host. Batch, tile and window of each stage's sampler are its configuration's.
+SAMPLING = "v5p:2x2x1"
 
 INTRODUCTION = """# Pods
 
@@ -54,6 +58,19 @@ and one row, with its collectives, by
   take more memory and a few per cent more time than the program of a real run.
 
 Peaks, bandwidths and memory of the chips, with their sources, are in `vdm_jax/parallel/chips.py`.
+
+What the hosts have to do at that speed (`vdm_jax/cli/feeding.py`):
+
+- **read, GB**: the batch as the data's workers hand it over, of all hosts together and in brackets
+  of one. Workers choose frames and cut crops, so it is at most 1.3 times what is learned from.
+  With T5-XXL, a caption of 128 tokens is 1 MiB, which is more than most stages' pixels.
+- **clips/s a host**: clips that a host must decode. **cores**: the virtual cores that this takes,
+  of all hosts together, at {clips:g} clips of {frames} x {height} x {width} a second and core,
+  scaled by pixels (`python -m benchmarks.data --decode`). **hosts**: how many hosts have so many
+  cores, and how many hosts the slice has.
+- Files are as large as the stage's clips in this count. Larger files take more: `base_40x24` read
+  from files of 1280 x 768 takes 1,024 times as many cores. So do single frames of files with few
+  key frames: decoding begins at the key frame before.
 """
 
 
@@ -83,13 +100,28 @@ def requests(effort: str) -> dict[str, list[compiling.Request]]:
             make(config=LARGE, topology="v5e:8x8", overrides={"mesh.data": "-1", "mesh.fsdp": "1"}),
             make(config=LARGER, topology="v5e:2x4", overrides={"train.batch_size": "8"}),
         ],
-        "Sampling": [make(config=LARGE, topology="v5e:2x4", what="sample")],
+        "Sampling": [
+            make(config=LARGE, topology="v5e:2x4", what="sample"),
+            *(
+                dataclasses.replace(stage, topology=SAMPLING, what="sample")
+                for stage in (*imagen_video, *lumiere)
+            ),
+        ],
     }
+
+
+def introduction() -> str:
+    """What the tables mean."""
+    from vdm_jax.cli.feeding import MEASURED
+
+    frames, height, width = MEASURED.shape
+    size = {"frames": frames, "height": height, "width": width}
+    return INTRODUCTION.format(clips=MEASURED.clips_per_second, **size)
 
 
 def write(page: Path, *, effort: str = "0", use_cache: bool = True) -> int:
     """Compiles every row and writes the page. Returns the exit status."""
-    parts = [INTRODUCTION]
+    parts = [introduction()]
     for title, rows in requests(effort).items():
         reports = [compiling.run(row, tries=2, use_cache=use_cache) for row in rows]
         parts.append(f"## {title}\n")
@@ -101,11 +133,13 @@ def write(page: Path, *, effort: str = "0", use_cache: bool = True) -> int:
 
 
 def _fits(reports: list[dict]) -> list[str]:
-    per = "step" if reports[0]["what"] == "train" else "denoising step"
+    trains = reports[0]["what"] == "train"
+    per = "step" if trains else "denoising step"
+    more = FEEDING_HEAD if trains else ("", "")
     lines = [
         f"| configuration | parameters | topology | clips a {per} | memory, GiB | state, GiB "
-        f"| TFLOP a chip | sent, GB | {per}, ms | bound | MFU | clips/s |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
+        f"| TFLOP a chip | sent, GB | {per}, ms | bound | MFU | clips/s |{more[0]}",
+        f"|---|---:|---|---:|---:|---:|---:|---:|---:|---|---:|---:|{more[1]}",
     ]
     for report in reports:
         name = Path(report["config"]).stem + _changes(report["overrides"])
@@ -113,7 +147,8 @@ def _fits(reports: list[dict]) -> list[str]:
         if not report["fits"]:
             fitting = [attempt for attempt in report["suggestions"] if attempt["fits"]]
             advice = f"; with{_changes(fitting[0]['changes'])} see below" if fitting else ""
-            lines.append(f"{start}| {report['batch']} | {report['error']}{advice} |" + " |" * 7)
+            empty = " |" * (11 if trains else 7)
+            lines.append(f"{start}| {report['batch']} | {report['error']}{advice} |{empty}")
             lines += _fits([report | attempt for attempt in fitting])[2:-1]
             continue
         found = report["estimate"]
@@ -126,8 +161,27 @@ def _fits(reports: list[dict]) -> list[str]:
             f"| {found['arguments'] / 2**30:.2f} | {found['flops'] / 1e12:.1f} "
             f"| {found['network_bytes'] / 1e9:.2f}{share} | {found['step_seconds'] * 1e3:.0f} "
             f"| {found['bound']} | {found['mfu']:.0%} | {speed} |"
+            + (feeding_cells(report["feeding"]) if trains else "")
         )
     return [*lines, ""]
+
+
+FEEDING_HEAD = (" read, GB | clips/s a host | cores | hosts |", "---:|---:|---:|---:|")
+
+
+def feeding_cells(needs: dict) -> str:
+    """The cells under `FEEDING_HEAD`, of a `feeding.Needs` as a dictionary."""
+    hosts = f"{needs['hosts_needed']} of {needs['hosts']}" if needs["host_cores"] else "-"
+    return (
+        f" {_figures(needs['step_bytes'] / 1e9)} ({_figures(needs['host_bytes'] / 1e9)}) "
+        f"| {_figures(needs['host_clips'])} | {_figures(needs['cores'])} | {hosts} |"
+    )
+
+
+def _figures(value: float) -> str:
+    """Three significant figures, without an exponent."""
+    digits = max(0, 2 - math.floor(math.log10(value))) if value else 0
+    return f"{value:,.{digits}f}"
 
 
 def _does_not_fit(reports: list[dict]) -> list[str]:

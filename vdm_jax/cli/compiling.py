@@ -125,7 +125,7 @@ def _compile(request: Request, target, use_cache: bool, quiet: bool) -> dict:
         kept = json.loads(cached.read_text())
         if kept["fits"]:
             kept["estimate"] = estimate.Estimate.from_dict(kept["estimate"]).to_dict()
-        return report | kept
+        return report | kept | _feeding(config, target, request.what, kept)
     started = time.monotonic()
     compiled = None
     try:
@@ -154,7 +154,25 @@ def _compile(request: Request, target, use_cache: bool, quiet: bool) -> dict:
     console.print(f"compiled {title} in {time.monotonic() - started:.0f} s", highlight=False)
     cached.parent.mkdir(parents=True, exist_ok=True)
     cached.write_text(json.dumps(result))
-    return report | result
+    return report | result | _feeding(config, target, request.what, result)
+
+
+def _feeding(config, target, what: str, result: dict) -> dict:
+    """{"feeding": `feeding.Needs`} of training that fits, as a dictionary."""
+    from vdm_jax import systems
+    from vdm_jax.cli import feeding
+
+    if what != "train" or not result["fits"]:
+        return {}
+    found = feeding.needs(
+        config,
+        systems.build(config),
+        family=target.chip.name,
+        devices=target.num_devices,
+        slices=target.slices,
+        clips_per_second=result["estimate"]["clips_per_second"],
+    )
+    return {"feeding": found.to_dict()}
 
 
 def lower(config, target, what: str):

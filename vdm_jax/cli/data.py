@@ -1,13 +1,14 @@
-"""`vdm data prepare` and `vdm data embed`."""
+"""`vdm data prepare`, `vdm data embed` and `vdm data shard`."""
 
 import importlib
 
 from vdm_jax import cli
 
-_MODULES = {"prepare": "prepare_data", "embed": "embed_text"}
+_MODULES = {"prepare": "prepare_data", "embed": "embed_text", "shard": "shard_data"}
 _COMMANDS = {
     "prepare": "render, or download, a data set",
     "embed": "embed the captions of a data set by a frozen text encoder",
+    "shard": "write a folder of videos as few large files",
 }
 _HEAD = """usage: vdm data COMMAND [FLAGS]
 

@@ -162,6 +162,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         config,
         split=config.data.split,
         text_encoder=stage.text_encoder,
+        reading=stage.reading,
         batch_size=train.batch_size,
         seed=train.seed,
         rows=plan.rows(train.batch_size),

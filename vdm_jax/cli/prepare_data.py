@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> int:
             parser.error("--config.FIELD=VALUE needs --config")
         name, _, variant = (options.data or "moving_shapes").partition("/")
         folder = options.data_dir or "data"
-    if name == "video_folder":
-        print("video_folder needs no preparation: set data.data_dir to the folder")
+    if name in ("video_folder", "video_shards"):
+        print(f"{name} needs no preparation: set data.data_dir to the folder")
         return 0
 
     from vdm_jax.data import tfds_source

@@ -102,6 +102,7 @@ def _train(config, options) -> int:
         config,
         split=config.data.split,
         text_encoder=stage.text_encoder,
+        reading=stage.reading,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         rows=plan.rows(config.train.batch_size),

@@ -21,28 +21,34 @@ from ml_collections import ConfigDict
 from vdm_jax.data import text_embeddings
 from vdm_jax.data.source import ClipSource, DataError
 from vdm_jax.models.text.words import TextEncoder, WordEncoder
+from vdm_jax.stage.window import Part, Reading
 
 Batch = dict[str, np.ndarray]
 
 
 # What `data.augment` may name.
 AUGMENTATIONS = ("start", "mirror", "reverse")
+_OF_FILES = ("video_folder", "video_shards")  # values of `data.name` that are no TFDS data set
+_TURNS = ("mirror", "reverse")  # those that are done to a clip after reading
 
 
 def make_source(data: ConfigDict, split: str | None = None, train: bool = False) -> ClipSource:
     """The source that a configuration's `data` section names, opened. Raises DataError.
 
-    `data.name` is "video_folder" (of which `data_dir` is the folder) or a TFDS data set of
-    `vdm_jax.data.tfds_source.DATASETS` (of which `data_dir` is TFDS's directory).
+    `data.name` is "video_folder" (of which `data_dir` is the folder), "video_shards" (of which it
+    is the folder of the shards) or a TFDS data set of `vdm_jax.data.tfds_source.DATASETS` (of which
+    it is TFDS's directory).
 
     train: clips of video files begin anywhere where `data.augment` names "start"; TFDS's do so in
     any case when a generator is given.
     """
     # Imported when needed: TFDS and PyAV take their time.
-    if data.name == "video_folder":
+    if data.name in _OF_FILES:
         from vdm_jax.data.video_folder import VideoFolder
+        from vdm_jax.data.video_shards import VideoShards
 
-        return VideoFolder(
+        kind = VideoFolder if data.name == "video_folder" else VideoShards
+        return kind(
             data.data_dir,
             num_frames=data.num_frames,
             image_size=data.image_size,
@@ -55,7 +61,7 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
 
     if data.name not in DATASETS:
         raise DataError(
-            f"data.name = {data.name!r}: allowed are video_folder, {', '.join(DATASETS)}"
+            f"data.name = {data.name!r}: allowed are {', '.join((*_OF_FILES, *DATASETS))}"
         )
     if data.fps:
         raise DataError(
@@ -111,7 +117,7 @@ def source_info(config: ConfigDict, split: str | None = None) -> SourceInfo:
 def all_captions(config: ConfigDict) -> list[str]:
     """The captions of every split of `config.data`, at least one of every kind. Raises DataError."""
     splits: list[str | None] = [None]
-    if config.data.name != "video_folder":
+    if config.data.name not in _OF_FILES:
         from vdm_jax.data import tfds_source
 
         builder = tfds_source.make_builder(
@@ -167,9 +173,11 @@ def make_dataset(
     rows: Sequence[int] | None = None,
     train: bool = True,
     report: Callable[[str], Any] | None = print,
+    reading: Reading | None = None,
 ) -> "ClipDataset":
     """The batches of `config.data`; `split` overrides `data.split`. See `ClipDataset`.
 
+    reading: what is read of each clip, the stage's `reading`; None = all of it.
     batch_size: of the global batch, all processes together; rows: those of it that this process
     reads, all by default. report: is given the source's summary once, so that what was skipped is
     seen. The captions' embeddings are read where `text_encoder` is a frozen one: see
@@ -199,6 +207,7 @@ def make_dataset(
         rows=rows,
         train=train,
         augment=augment if train else (),
+        reading=reading,
     )
 
 
@@ -210,31 +219,48 @@ class _Example:
     text_encoder: TextEncoder | None
     image_frames: int
     augment: tuple[str, ...]
+    reading: Reading | None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        clip = self.source.read(int(index), rng)
-        video = self._augmented(clip["video"], rng)
-        example = {"video": video, **self._tokens([clip["caption"]], "", squeeze=True)}
+        mirror, reverse = (name in self.augment and bool(rng.integers(2)) for name in _TURNS)
+        part, values = None, {}
+        if self.reading is not None and not self.reading.whole:
+            part, values = self.reading.draw(rng)
+        clip = self._read(int(index), part, rng, mirror, reverse)
+        example = {"video": clip["video"], **self._tokens([clip["caption"]], "", squeeze=True)}
+        example |= values
         if "label" in clip:
             example["label"] = np.int32(clip["label"])
         if self.image_frames:
             # Of other clips, so that images widen the batch instead of repeating it.
             others = rng.integers(1, max(len(self.source), 2), self.image_frames) + index
             images = [self.source.read_frame(int(i % len(self.source)), rng) for i in others]
-            pixels = [self._augmented(image["image"][None], rng)[0] for image in images]
-            example["images"] = np.stack(pixels)
+            pixels = [self._mirrored(image["image"][None], rng) for image in images]
+            boxes = pixels if part is None else [part.box(image) for image in pixels]
+            example["images"] = np.concatenate(boxes)
             example |= self._tokens([image["caption"] for image in images], "image_")
         return example
 
-    def _augmented(
-        self, video: UInt8[np.ndarray, "f h w 3"], rng: np.random.Generator
-    ) -> UInt8[np.ndarray, "f h w 3"]:
-        """The clip, mirrored or backwards every other time where that is asked for."""
-        if "mirror" in self.augment and rng.integers(2):
-            video = video[:, :, ::-1]
-        if "reverse" in self.augment and rng.integers(2):
-            video = video[::-1]
-        return np.ascontiguousarray(video)
+    def _read(
+        self, index: int, part: Part | None, rng: np.random.Generator, mirror: bool, reverse: bool
+    ) -> dict[str, Any]:
+        """The clip with its turns; `part` is of the clip as it is turned."""
+        if part is None:
+            clip = self.source.read(index, rng)
+        else:
+            length, _, width, _ = self.source.video_shape
+            part = part.mirrored(width) if mirror else part
+            part = part.reversed(length) if reverse else part
+            clip = self.source.read_part(index, part, rng)
+        video = clip["video"][:: -1 if reverse else 1, :, :: -1 if mirror else 1]
+        # Its own memory: a view keeps the frames that it was cut out of.
+        return {**clip, "video": np.ascontiguousarray(video)}
+
+    def _mirrored(
+        self, image: UInt8[np.ndarray, "1 h w 3"], rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "1 h w 3"]:
+        """The image, every other time mirrored where that is asked for."""
+        return image[:, :, ::-1] if "mirror" in self.augment and rng.integers(2) else image
 
     def _tokens(self, captions: list[str], prefix: str, squeeze: bool = False) -> Batch:
         if self.text_encoder is None:
@@ -264,9 +290,14 @@ class ClipDataset:
     """Batches of clips, endless and shuffled anew each epoch (train), or once in order.
 
     A batch has `video` uint8 [b, f, h, w, 3]; with a text encoder `tokens` int32 [b, L], or of a
-    frozen one `text_embeddings` float16 [b, L, d], and `token_mask` bool [b, L]; of a source with labels `label` int32 [b]; with image_frames = k
-    `images` uint8 [b, k, h, w, 3] of random other clips with `image_tokens` or
-    `image_text_embeddings` and `image_token_mask` [b, k, ...]. b is batch_size, or the number of `rows` of each batch asked for.
+    frozen one `text_embeddings` float16 [b, L, d], and `token_mask` bool [b, L]; of a source with
+    labels `label` int32 [b]; with image_frames = k `images` uint8 [b, k, h, w, 3] of random other
+    clips with `image_tokens` or `image_text_embeddings` and `image_token_mask` [b, k, ...]. b is
+    batch_size, or the number of `rows` of each batch asked for.
+
+    reading: which part of each clip is read. `video` and `images` then are of its window, and the
+    batch has its `entries`: `crop_place` int32 [b, 3] of crops, `fps` float32 [b] of several
+    strides. The part is drawn with the example's other draws. Images are cut where their clip is.
 
     augment: of "mirror" and "reverse", half of the clips each are (images are mirrored too).
 
@@ -286,6 +317,7 @@ class ClipDataset:
         rows: Sequence[int] | None = None,
         train: bool = True,
         augment: Sequence[str] = (),
+        reading: Reading | None = None,
     ):
         if batch_size < 1:
             raise DataError(f"train.batch_size = {batch_size}: must be positive")
@@ -295,6 +327,11 @@ class ClipDataset:
         if len(source) < batch_size and not train:
             raise DataError(
                 f"train.batch_size = {batch_size}: the data has only {len(source)} clips"
+            )
+        if reading is not None and reading.data_shape != source.video_shape[:3]:
+            raise DataError(
+                f"clips of {source.video_shape[:3]} (frames, height, width): the stage reads "
+                f"{reading.data_shape}; set data.num_frames, data.image_size and data.image_width"
             )
         self.source = source
         self.workers = workers
@@ -311,6 +348,7 @@ class ClipDataset:
                 text_encoder=text_encoder,
                 image_frames=image_frames,
                 augment=self.augment,
+                reading=reading,
             )
         )
         mine = _Rows(examples, rows, batch_size)

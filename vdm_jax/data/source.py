@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vdm_jax.stage.window import Part
+
 
 class DataError(ValueError):
     """Data that is missing, unusable, or not as configured; the message says which."""
@@ -33,6 +35,16 @@ class ClipSource(abc.ABC):
     @abc.abstractmethod
     def captions(self) -> Sequence[str]:
         """Captions of the source, at least one of every kind: what a vocabulary is made from."""
+
+    def read_part(
+        self, index: int, part: Part, rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """`part` of the clip that `read` gives, as `read` gives it.
+
+        Sources that can read a part without the whole override this.
+        """
+        clip = self.read(index, rng)
+        return {**clip, "video": part.of(clip["video"])}
 
     def read_frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One random frame of the clip: {"image": uint8 [h, w, 3], "caption": str}."""

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from vdm_jax.data import shapes
 from vdm_jax.data.source import ClipSource, DataError, fit, window
 from vdm_jax.data.tfds_video import PNGVideo
+from vdm_jax.stage.window import Part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,11 +198,24 @@ class TFDSSource(ClipSource):
         return len(self._examples)
 
     def read(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        return self._read(index, range(self.video_shape[0]), rng)
+
+    def read_part(
+        self, index: int, part: Part, rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """See `ClipSource`; no other frames are scaled."""
+        result = self._read(index, part.frames, rng)
+        return {**result, "video": part.box(result["video"])}
+
+    def _read(
+        self, index: int, chosen: Sequence[int], rng: np.random.Generator | None
+    ) -> dict[str, Any]:
         example = self._examples[int(index)]
         video = _value(example, self._dataset.video)
         frames, *size = self.video_shape[:3]
         try:
-            video = fit(np.asarray(video[window(len(video), frames, self._stride, rng)]), *size)
+            taken = np.asarray(video[window(len(video), frames, self._stride, rng)])
+            video = fit(taken[list(chosen)], *size)
         except DataError as error:
             raise DataError(f"{self.name} {self.split}, example {index}: {error}") from None
         result = {"video": video, "caption": ""}

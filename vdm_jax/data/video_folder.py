@@ -11,6 +11,7 @@ drawn. Without either it is the name of the folder, with spaces for underscores.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from jaxtyping import UInt8
 from vdm_jax.data import index_cache, text_files, video_index, video_reader
 from vdm_jax.data.source import ClipSource, DataError
 from vdm_jax.data.video_index import DEMUXERS, Unusable, VideoFile, VideoIndex
+from vdm_jax.stage.window import Part
 
 MOST_SHOWN = 200  # files of a kind that a summary names
 _SAVE_SECONDS = 60.0  # from one saving of indexes to the next, while files are read
@@ -136,6 +138,13 @@ class VideoFolder(ClipSource):
         clip that can be read stands in for it."""
         return self._read(index, range(self.video_shape[0]), rng, "video")
 
+    def read_part(
+        self, index: int, part: Part, rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """See `ClipSource`; decodes from the key frame before the first frame to the last."""
+        result = self._read(index, part.frames, rng, "video")
+        return {**result, "video": part.box(result["video"])}
+
     def read_frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """See `ClipSource`; decodes no further than the frame."""
         frame = int(rng.integers(self.video_shape[0]))
@@ -163,20 +172,24 @@ class VideoFolder(ClipSource):
 
     def _decode(self, number: int, places: np.ndarray) -> UInt8[np.ndarray, "f h w 3"]:
         """Frames at places in mean frame intervals. Raises what `video_reader.decode` does."""
-        file, size = self.files[number], self.video_shape[1:3]
-        index = self._decoded.get(number) or file.index
-        try:
-            return video_reader.decode(file.path, index, index.frames_at(places), size)
-        except video_reader.IndexMismatch:
-            if index.decoded:
-                raise
-        # The packets told something else than the decoder.
-        better = video_index.build(file.path, decode=True)
-        places = places * (index.ticks / better.ticks)
-        if places[-1] > len(better) - 0.5:
-            raise DataError(f"ends before frame {math.floor(places[-1])}")
-        self._decoded[number] = better
-        return video_reader.decode(file.path, better, better.frames_at(places), size)
+        size, index = self.video_shape[1:3], self._decoded.get(number) or self.files[number].index
+        with self._local(number) as path:
+            try:
+                return video_reader.decode(path, index, index.frames_at(places), size)
+            except video_reader.IndexMismatch:
+                if index.decoded:
+                    raise
+            # The packets told something else than the decoder.
+            better = video_index.build(path, decode=True)
+            places = places * (index.ticks / better.ticks)
+            if places[-1] > len(better) - 0.5:
+                raise DataError(f"ends before frame {math.floor(places[-1])}")
+            self._decoded[number] = better
+            return video_reader.decode(path, better, better.frames_at(places), size)
+
+    def _local(self, number: int) -> contextlib.AbstractContextManager[str]:
+        """A path at which file `number` can be opened, while the context lasts."""
+        return contextlib.nullcontext(self.files[number].path)
 
     def captions(self) -> Sequence[str]:
         return [text for number, _ in self._clips for text in self._captions[number]]

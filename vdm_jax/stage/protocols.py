@@ -8,12 +8,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 
 from vdm_jax.models.layers import Layout
+from vdm_jax.stage.window import Reaches
 
 Cond = Mapping[str, Any]
 """A condition as the network takes it: arrays by name, the batch first. See `stage.conditions`."""
 Batch = Mapping[str, ArrayLike | jax.ShapeDtypeStruct]
 """What a data pipeline yields: "video" uint8 (b, f, h, w, c), for joint training "images" uint8
-(b, k, h, w, c), and what the conditions read (`Condition.batch_shapes`)."""
+(b, k, h, w, c), what belongs to a part of a clip (`window.Reading.entries`), and what the
+conditions read (`Condition.batch_shapes`)."""
 Frozen = Mapping[str, PyTree]
 """Parameters that are used and not trained (teacher, autoencoder, encoders), by the part's name."""
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -64,7 +66,8 @@ class Example(NamedTuple):
 
     Attributes:
       batch: the data's.
-      clip: the stage's own clips, in [-1, 1].
+      clip: what was read of the stage's own clips, in [-1, 1]: all of each, or a window around a
+        crop (`stage.window`).
       images: images beside each clip, or None.
       fps: each clip's frames a second.
     """
@@ -88,6 +91,7 @@ class Condition(Protocol):
       mechanism: how it enters the network: "vector", "tokens" or "channels".
       dropout: chance of the null condition in training.
       like_z: the keys of `Cond` that are cut in space and time as z is.
+      reach: how far those depend on the clip along frames, rows and columns; None = on all of it.
       settings: names of what may be set at sampling time, floats (`begin`).
     """
 
@@ -95,6 +99,7 @@ class Condition(Protocol):
     mechanism: str
     dropout: float
     like_z: tuple[str, ...]
+    reach: Reaches | None
     settings: tuple[str, ...]
 
     def batch_shapes(self, n: int, image_frames: int) -> Shapes:

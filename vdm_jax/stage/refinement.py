@@ -86,12 +86,18 @@ class Refinement:
     def _adds_pixels(self) -> bool:
         return self.low_res_shape[1:3] != self.shape[1:3]
 
+    @property
+    def reach(self) -> int:
+        """How many pixels of the resized video around each its deviation depends on."""
+        contrast = CONTRAST_SIDE // 2 if self.contrast else 0
+        return max(contrast, ACCELERATION_SIDE // 2 if self.acceleration else 0)
+
     def deviations(
         self, low: Float[Array, "b f h w c"], num_images: int
     ) -> Float[Array, "b f h w 1"]:
         """Standard deviation of a clip's frames, and images', about the resized video `low`."""
         in_time = resize.ratios(self.shape, self.low_res_shape)[0]
-        frames = self.shape[0]
+        frames = low.shape[1] - num_images  # of a whole clip, or of a window of it
         given = np.arange(frames) % in_time == 0
         given_deviation = self.deviation if self._adds_pixels else 0.0
         new_deviation = 1.0 if self.fill == "blank" else self.deviation

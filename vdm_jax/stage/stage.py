@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from vdm_jax.stage.protocols import (
 from vdm_jax.stage.refinement import Plain, Refinement
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.view import View
+from vdm_jax.stage.window import AT_THE_PLACE, Reach, Reading
 
 NO_FROZEN: Frozen = {}
 
@@ -74,6 +76,13 @@ class Stage:
         names = [condition.name for condition in self.conditions]
         if len(set(names)) < len(names):
             raise ValueError(f"conditions: {', '.join(names)}: each name must be there once")
+        for condition in self.conditions:
+            if condition.reach is None and self.reading.crops:
+                raise ValueError(
+                    f"stage.crop = {self.view.crop}: the condition {condition.name} is drawn over "
+                    f"whole clips, of {self.view.shape[:3]} (frames, height, width), and the "
+                    "workers read only a crop; set stage.crop = ()"
+                )
 
     # --- parameters -----------------------------------------------------------------------------
 
@@ -112,9 +121,16 @@ class Stage:
         return self.space.z_shape
 
     @property
+    def reading(self) -> Reading:
+        """What the data's workers read of a clip for one example."""
+        reaches = [condition.reach for condition in self.conditions if condition.reach]
+        along = zip(AT_THE_PLACE, *reaches, strict=True)
+        return self.view.reading(tuple(_farthest(axis) for axis in along))
+
+    @property
     def clip_shape(self) -> tuple[int, int, int, int]:
-        """(f, h, w, c) of the data's clips, from which the examples are made."""
-        return self.view.data_shape
+        """(f, h, w, c) of the videos of a training batch: what is read of the data's clips."""
+        return (*self.reading.video_shape, self.view.data_shape[3])
 
     def find(self, kind: type) -> Any:
         """The stage's condition of this kind, or None."""
@@ -143,6 +159,8 @@ class Stage:
         if image_frames:
             shape = (batch_size, image_frames, *self.clip_shape[1:])
             batch["images"] = jax.ShapeDtypeStruct(shape, np.uint8)
+        for name, (shape, dtype) in self.reading.entries.items():
+            batch[name] = jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         for condition in self.conditions:
             batch |= condition.batch_shapes(batch_size, image_frames)
         return batch
@@ -200,32 +218,36 @@ class Stage:
         """What is learnt from a batch: z without noise, images appended to the clips as their last
         frames; the condition; and the number of images. Raises ValueError for another shape."""
         clip, images = self._pixels(batch)
-        clip, fps = self.view.clips(clip, _key(key, "clips"))
-        images = None if images is None else self.view.images(images)
+        fps = batch.get("fps", jnp.full(len(clip), self.view.fps))
         example = Example(batch=batch, clip=clip, images=images, fps=fps)
         cond = {}
         for condition in self.conditions:
             cond |= condition.example(example, _key(key, condition.name))
         x = clip if images is None else jnp.concatenate([clip, images], axis=1)
-        if self.view.crop:
+        if self.reading.crops:
             like = [name for c in self.conditions for name in c.like_z if name in cond]
             videos = [x, *(cond[name] for name in like)]
-            x, *parts = self.view.cropped(videos, _key(key, "crop"), example.num_images)
+            x, *parts = self.view.cropped(videos, batch["crop_place"], example.num_images)
             cond |= dict(zip(like, parts, strict=True))
         return self.space.encode(x, frozen), cond, example.num_images
 
     def _pixels(
         self, batch: Batch
     ) -> tuple[Float[Array, "b f h w c"], Float[Array, "b k h w c"] | None]:
-        """The clips of a batch and the images beside them, in [-1, 1]."""
+        """What was read of the clips of a batch and of the images beside them, in [-1, 1], in the
+        stage's resolution."""
         video = batch["video"]
         if video.shape[1:] != self.clip_shape:
             raise ValueError(
                 f"batch: video has shape {video.shape[1:]}, the stage wants {self.clip_shape} "
-                "(frames, height, width, channels)"
+                "(frames, height, width, channels): make the data set by the stage's `reading`"
             )
-        images = batch.get("images")
-        return from_uint8(video), None if images is None else from_uint8(images)
+        if lacking := [name for name in self.reading.entries if name not in batch]:
+            raise ValueError(
+                f"batch: lacks {', '.join(lacking)}: make the data set by the stage's `reading`"
+            )
+        clip, images = self.view.frames(from_uint8(video)), batch.get("images")
+        return clip, None if images is None else self.view.frames(from_uint8(images))
 
     # --- sampling -------------------------------------------------------------------------------
 
@@ -325,3 +347,12 @@ class Stage:
 def _key(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:
     """A key of its own for each purpose, whatever other parts a stage has."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
+
+
+def _farthest(reaches: Sequence[Reach]) -> Reach:
+    """What holds all of them, along one axis."""
+    return Reach(
+        grid=math.lcm(*(reach.grid for reach in reaches)),
+        before=max(reach.before for reach in reaches),
+        after=max(reach.after for reach in reaches),
+    )

@@ -1,15 +1,17 @@
 """How a stage's own clips are made from the data's: coarser, fewer frames, parts of them.
 
-One data set of full clips trains every stage of a cascade.
+One data set of full clips trains every stage of a cascade. The workers of the data pipeline choose
+frames and cut clips (`stage.window`); the device scales what they read.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int32
 
 from vdm_jax.stage import resize
+from vdm_jax.stage.window import AT_THE_PLACE, Reaches, Reading
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class View:
       frame_strides: steps in time at which frames are taken from the data's clips. One stride and a
         start are drawn for each example. (): every k-th frame, so that a clip spans the data's.
       crop: (h, w) or (f, h, w) of the random part of a clip that is trained on; () = all of it.
-        (h, w) is for networks that are fully convolutional, f for networks that are sampled in
-        windows of f frames.
+        The workers draw it, and read a window around it. (h, w) is for networks that are fully
+        convolutional, f for networks that are sampled in windows of f frames.
     """
 
     shape: tuple[int, int, int, int]
@@ -69,46 +71,38 @@ class View:
             return self.shape[:3]
         return (self.shape[0], *self.crop) if len(self.crop) == 2 else self.crop
 
-    def clips(
-        self, data: Float[Array, "b f h w c"], key: Key[Array, ""]
-    ) -> tuple[Float[Array, "b f2 h2 w2 c"], Float[Array, "b"]]:
-        """The stage's clips, uncropped, and their frames a second."""
-        frames, *size = self.shape[:3]
-        n = len(data)
-        if not self.frame_strides:
-            return resize.coarsen(data, (frames, *size)), jnp.full(n, self.fps)
-        stride_key, start_key = jax.random.split(key)
-        stride = jax.random.choice(stride_key, jnp.array(self.frame_strides), (n,))
-        last = data.shape[1] - (frames - 1) * stride
-        start = jnp.floor(jax.random.uniform(start_key, (n,)) * last).astype(jnp.int32)
-        index = start[:, None] + stride[:, None] * jnp.arange(frames)
-        taken = jnp.take_along_axis(data, index[:, :, None, None, None], axis=1)
-        return resize.coarsen(taken, (frames, *size)), self.data_fps / stride
+    def reading(self, reach: Reaches = AT_THE_PLACE) -> Reading:
+        """What the data's workers read of a clip for one example.
 
-    def images(self, images: Float[Array, "b k h w c"]) -> Float[Array, "b k h2 w2 c"]:
-        """The data's images in the size of the stage's frames."""
-        return resize.coarsen(images, (images.shape[1], *self.shape[1:3]))
+        reach: how far the stage's conditions depend on the clip.
+        """
+        return Reading(
+            data_shape=self.data_shape[:3],
+            shape=self.shape[:3],
+            strides=self.frame_strides,
+            data_fps=self.data_fps,
+            crop=self.crop_shape,
+            reach=reach,
+        )
+
+    def frames(self, read: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
+        """Frames as they are read, in the resolution of the stage."""
+        (down, across), (count, height, width) = self.reading().scale, read.shape[1:4]
+        return resize.coarsen(read, (count, height // down, width // across))
 
     def cropped(
-        self, videos: list[Array], key: Key[Array, ""], num_images: int
+        self, videos: list[Array], place: Int32[Array, "b 3"], num_images: int
     ) -> list[Float[Array, "b f h w _"]]:
-        """The same random part of every video, another one for each example.
+        """The crop of every video; `place` is the first frame, row and column of each example's.
 
         The last `num_images` frames are images: all of them stay, cropped in space only.
         """
-        n = len(videos[0])
-        clip = videos[0].shape[1] - num_images
-        top_key, left_key, start_key = jax.random.split(key, 3)
-
-        def place(key: Key[Array, ""], whole: int, part: int) -> Array:
-            return jax.random.randint(key, (n,), 0, whole - part + 1)
-
         frames, height, width = self.crop_shape
-        start = place(start_key, clip, frames)
-        top = place(top_key, self.shape[1], height)
-        left = place(left_key, self.shape[2], width)
 
-        def cut(video: Array, start: Array, top: Array, left: Array) -> Array:
+        def cut(video: Array, place: Array) -> Array:
+            start, top, left = place
+            clip = video.shape[0] - num_images
+
             def part(frames: Array, start: Array, count: int) -> Array:
                 size = (count, height, width, video.shape[3])
                 return jax.lax.dynamic_slice(frames, (start, top, left, 0), size)
@@ -116,4 +110,4 @@ class View:
             images = part(video[clip:], jnp.zeros_like(start), num_images)
             return jnp.concatenate([part(video[:clip], start, frames), images])
 
-        return [jax.vmap(cut)(video, start, top, left) for video in videos]
+        return [jax.vmap(cut)(video, place) for video in videos]

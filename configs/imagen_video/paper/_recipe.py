@@ -29,5 +29,7 @@ def paper_config(name: str) -> ConfigDict:
     config.train.learning_rate = 1e-4
     config.train.warmup_steps = 10_000
     config.train.steps = 500_000
+    # A clip a chip of a host: docs/pods.md.
+    config.sample.batch_size = 4
     config.sample.oscillate_after = OSCILLATING.get(name, 0)
     return config

@@ -47,4 +47,6 @@ def _paper(config: ConfigDict, *, frames: int, size: int) -> ConfigDict:
     config.train.warmup_steps = 10_000
     config.train.steps = 500_000
     config.sample.threshold = "dynamic"
+    # A clip a chip of a host: docs/pods.md.
+    config.sample.batch_size = 4
     return config

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Key
 
 from vdm_jax.stage.protocols import Cond, Example, Shapes
+from vdm_jax.stage.window import AT_THE_PLACE, Reaches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,10 @@ class Base:
     mechanism: ClassVar[str]
     like_z: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def reach(self) -> Reaches | None:
+        return AT_THE_PLACE
 
     @property
     def dropout(self) -> float:

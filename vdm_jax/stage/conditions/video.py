@@ -18,6 +18,7 @@ from vdm_jax.stage.conditions.base import Base, shape
 from vdm_jax.stage.protocols import Cond, Example, Shapes
 from vdm_jax.stage.refinement import Refinement
 from vdm_jax.stage.space import from_uint8
+from vdm_jax.stage.window import Reach, Reaches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,20 @@ class LowResVideo(Base):
         """The lowest and the highest log-SNR of the noise on the video in training."""
         with jax.ensure_compile_time_eval():
             return tuple(float(self.schedule(jnp.array(t))) for t in (self.max_augmentation, 0.0))
+
+    @functools.cached_property
+    def reach(self) -> Reaches:
+        """Enlarging takes the low-resolution pixels about each, blending the frame after, and a
+        refinement measures further around."""
+        grid = resize.ratios(self.shape, self.low_res_shape)
+        before, after = (0, grid[0] if self.fill == "blend" and grid[0] > 1 else 0)
+        about = 0
+        if self.refinement is not None:
+            about = self.refinement.reach
+            if self.refinement.acceleration:  # differences of the given frames around
+                before, after = grid[0], 2 * grid[0]
+        space = (Reach(g, about + g // 2, about + g // 2) for g in grid[1:])
+        return (Reach(grid[0], before, after), *space)
 
     def check(self, settings: Mapping[str, float]) -> None:
         augmentation = settings.get("augmentation", 0.0)
@@ -115,7 +130,8 @@ class LowResVideo(Base):
         augmentation = settings.get("augmentation", 0.0)
         level = min(max(math.log(augmentation), lowest), highest) if augmentation else highest
         low = resize.refine(from_uint8(cond["low_res"]), self.shape[:3], self.fill)
-        return self._entries(low, self._filled(), jnp.full(n, level), key, 0)
+        known = self._filled(self.shape[0])
+        return self._entries(low, known, jnp.full(n, level), key, 0)
 
     def _entries(
         self,
@@ -132,25 +148,26 @@ class LowResVideo(Base):
             found["low_res_residual"] = self.refinement.deviations(low, num_images)
         return found
 
-    def _filled(self) -> Bool[np.ndarray, "f 1 1 1"]:
-        """Which frames of the resized video are not blank."""
-        frames = self.shape[0]
-        step = frames // self.low_res_shape[0] if self.fill == "blank" else 1
+    def _filled(self, frames: int) -> Bool[np.ndarray, "{frames} 1 1 1"]:
+        """Which frames of a resized video of so many are not blank."""
+        step = self.shape[0] // self.low_res_shape[0] if self.fill == "blank" else 1
         return (np.arange(frames) % step == 0)[:, None, None, None]
 
     def _resized(
         self, example: Example
     ) -> tuple[Float[Array, "b _ h w c"], Bool[np.ndarray, "_ 1 1 1"]]:
         """The low-resolution video in z's shape, without noise, and which frames are not blank."""
-        low = resize.refine(self.coarse(example.clip), self.shape[:3], self.fill)
-        known, count = self._filled(), example.num_images
+        size, ratios = example.clip.shape[1:4], resize.ratios(self.shape, self.low_res_shape)
+        coarse = tuple(fine // ratio for fine, ratio in zip(size, ratios, strict=True))
+        low = resize.refine(resize.coarsen(example.clip, coarse), size, self.fill)
+        known, count = self._filled(size[0]), example.num_images
         if not count:
             return low, known
         # A TSR stage has no frames to give to an image: its condition is blank.
-        in_time = resize.ratios(self.shape, self.low_res_shape)[0] > 1
-        coarse = resize.coarsen(example.images, (count, *self.low_res_shape[1:3]))
-        images = resize.refine(coarse, (count, *self.shape[1:3]))
-        known = np.concatenate([known, np.full((count, 1, 1, 1), not in_time)])
+        images = resize.refine(
+            resize.coarsen(example.images, (count, *coarse[1:])), (count, *size[1:])
+        )
+        known = np.concatenate([known, np.full((count, 1, 1, 1), ratios[0] == 1)])
         return jnp.concatenate([low, images], axis=1), known
 
 
@@ -173,6 +190,10 @@ class MaskedVideo(Base):
 
     shape: tuple[int, int, int, int]
     kinds: tuple[str, ...]
+
+    @property
+    def reach(self) -> None:
+        """Masks are drawn over whole clips: a box or a first frame of a part is another one."""
 
     def cond_shapes(self, n: int, image_frames: int) -> Shapes:
         frames, height, width, channels = self.shape
