@@ -36,23 +36,34 @@ def begun(stage, n=1, **settings):
     return stage.begin(cond, n, KEY, settings)
 
 
-def test_no_augmentation_is_the_least_noise_of_training():
+def test_without_augmentation_the_network_takes_the_least_noise_level_of_training():
     stage = ssr(max_augmentation=0.5)
     low_res = stage.find(LowResVideo)
     lowest, highest = low_res.trained
     assert highest == pytest.approx(float(stage.process.schedule(jnp.array(0.0))))
     assert lowest == pytest.approx(float(stage.process.schedule(jnp.array(0.5))))
     cond = begun(stage, n=4)
-    # The level that the network takes, and the noise on the video, are those of training.
     np.testing.assert_allclose(cond["low_res_logsnr"], highest, rtol=1e-6)
-    sigma = math.sqrt(1 / (1 + math.exp(highest)))
-    noise = np.asarray(cond["low_res"]) - math.sqrt(1 - sigma**2)
+    np.testing.assert_allclose(cond["low_res"], 1.0, rtol=1e-6)  # and nothing is added
+    noisy = begun(stage, n=4, augmentation=math.exp(lowest))
+    np.testing.assert_allclose(noisy["low_res_logsnr"], lowest, rtol=1e-5)
+    sigma = math.sqrt(1 / (1 + math.exp(lowest)))
+    noise = np.asarray(noisy["low_res"]) - math.sqrt(1 - sigma**2)
     assert np.std(noise) == pytest.approx(sigma, rel=0.05)
     drawn = [
         low_res.example(example, jax.random.key(seed))["low_res_logsnr"]
         for seed, example in enumerate([_example(stage)] * 20)
     ]
     assert lowest - 1e-3 <= np.min(drawn) and np.max(drawn) <= highest + 1e-3
+
+
+def test_a_stage_that_is_trained_without_noise_learns_of_clean_videos():
+    stage = ssr(max_augmentation=0.0)
+    low_res = stage.find(LowResVideo)
+    cond = low_res.example(_example(stage), KEY)
+    np.testing.assert_array_equal(cond["low_res"], 0.0)
+    np.testing.assert_allclose(cond["low_res_logsnr"], low_res.trained[1], rtol=1e-6)
+    assert low_res.trained[0] == low_res.trained[1]
 
 
 def _example(stage):

@@ -34,7 +34,8 @@ class LowResVideo(Base):
       shape, low_res_shape: (f, h, w, c) of the refined and of the low-resolution video.
       fill: how the low-resolution video gets the refined video's frames, see `resize.refine`.
       schedule: of the noise levels in training.
-      max_augmentation: in training the noise has the log-SNRs of the times from 0 to this; 1 = all.
+      max_augmentation: in training the noise has the log-SNRs of the times from 0 to this; 1 = all,
+        0 = no noise is added, and the network takes the log-SNR of the time 0.
       refinement: the parameterisation that needs low_res_residual, if the stage has it.
     """
 
@@ -98,7 +99,8 @@ class LowResVideo(Base):
         time_key, noise_key = jax.random.split(key)
         low, known = self._resized(example)
         times = losses.low_discrepancy_times(time_key, len(low)) * self.max_augmentation
-        return self._entries(low, known, self.schedule(times), noise_key, example.num_images)
+        noise = noise_key if self.max_augmentation else None
+        return self._entries(low, known, self.schedule(times), noise, example.num_images)
 
     def coarse(self, clips: Float[Array, "b f h w c"]) -> Float[Array, "b f2 h2 w2 c"]:
         """The low-resolution video of clips of the stage's or of a finer shape."""
@@ -121,28 +123,30 @@ class LowResVideo(Base):
     def begin(
         self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
     ) -> dict[str, Array]:
-        """The setting `augmentation` is α²/σ² of the noise.
+        """The setting `augmentation` is α²/σ² of the noise; 0, the default, adds none.
 
-        0, the default, is the least noise of training, and never less: a network that is told of a
-        level that it has not seen does worse, by 2 dB where it was measured.
+        Without noise the network takes the least noise level of training, the nearest to none that
+        it knows. A level beyond those of training costs up to 2 dB, and adding the noise of the
+        least level costs more than it gains (benchmarks/RESULTS.md).
         """
         lowest, highest = self.trained
         augmentation = settings.get("augmentation", 0.0)
         level = min(max(math.log(augmentation), lowest), highest) if augmentation else highest
         low = resize.refine(from_uint8(cond["low_res"]), self.shape[:3], self.fill)
-        known = self._filled(self.shape[0])
-        return self._entries(low, known, jnp.full(n, level), key, 0)
+        known, logsnr = self._filled(self.shape[0]), jnp.full(n, level)
+        return self._entries(low, known, logsnr, key if augmentation else None, 0)
 
     def _entries(
         self,
         low: Float[Array, "b f h w c"],
         known: Bool[np.ndarray, "f 1 1 1"],
         logsnr: Float[Array, "b"],
-        key: Key[Array, ""],
+        key: Key[Array, ""] | None,
         num_images: int,
     ) -> dict[str, Array]:
+        """The entries of `Cond`. key: of the noise; None = no noise is added."""
         alpha, sigma = (expand(c, low.ndim) for c in alpha_sigma(logsnr))
-        noisy = alpha * low + sigma * jax.random.normal(key, low.shape)
+        noisy = low if key is None else alpha * low + sigma * jax.random.normal(key, low.shape)
         found = {"low_res": jnp.where(known, noisy, 0.0), "low_res_logsnr": logsnr}
         if self.refinement is not None:
             found["low_res_residual"] = self.refinement.deviations(low, num_images)
