@@ -213,7 +213,7 @@ def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
 
 _SAMPLER_NUMBERS = ("steps", "num_frames", "batch_size")
 SAMPLER_FLAGS = (*_SAMPLER_NUMBERS, "guidance", "negative", "sampler", "grid")
-SAMPLER_FLAGS += ("eta", "churn", "corrector")
+SAMPLER_FLAGS += ("eta", "churn", "corrector", "oscillate_after", "threshold")
 
 
 def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
@@ -247,6 +247,15 @@ def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
         ("corrector", "step of a Langevin corrector after each step: 0.1 in VDM, 0 = none*"),
     ):
         arguments.add_argument(f"--{name}", type=float, metavar="X", help=text)
+    arguments.add_argument(
+        "--oscillate_after",
+        type=int,
+        metavar="N",
+        help="steps with guidance G, after which 1 and G take turns (Imagen Video); 0 = always G*",
+    )
+    arguments.add_argument(
+        "--threshold", metavar="NAME", help="of pixels at each step: none, static or dynamic*"
+    )
     arguments.epilog = "* default: the model's own (the section `sample` of its configuration)"
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vdm_jax.stage.stage import Stage
 
 
+_NAMED_ALREADY = ("sampler", "steps", "guidance", "batch_size")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawing:
     """How a model or a cascade is sampled.
@@ -113,6 +116,8 @@ def drawing(options) -> Drawing:
             "sampler": sampler.rule_name,
             "steps": sampler.steps,
             "guidance": sampler.guidance_scale,
+            # Whatever else a flag chose; how many samples are computed at once changes nothing.
+            **{name: value for name, value in changes.items() if name not in _NAMED_ALREADY},
         },
         **(_method_of(sampler.method) if options.known else {}),
     )
