@@ -1,10 +1,10 @@
 """Distilling a guided model into few steps, as Imagen Video does (Ho et al. 2022, §2.7).
 
-Stage 1 (Meng et al. 2023, algorithm 1): a student that is told the guidance scale learns what the
-teacher, evaluated twice and guided, says. Stage 2 (Salimans & Ho 2022, algorithm 2): rounds that
-halve the number of DDIM steps, each student beginning as its teacher, the student of the round
-before. Beside it, for comparison: consistency distillation (Song et al. 2023, algorithm 2) of the
-student of stage 1. Every round is a training run of its own, of a stage as any other.
+Stage 1 (Meng et al. 2023, algorithm 1): a student that takes the guidance scale as an input learns
+what the teacher, evaluated twice and guided, predicts. Stage 2 (Salimans & Ho 2022, algorithm 2):
+rounds that halve the number of DDIM steps, each student beginning as its teacher, the student of
+the round before. Beside it, for comparison: consistency distillation (Song et al. 2023, algorithm
+2) of the student of stage 1. Every round is a training run of its own, of a stage as any other.
 """
 
 import dataclasses
