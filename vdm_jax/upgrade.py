@@ -46,9 +46,13 @@ def _model(model: Section) -> Section:
                 f"with {only!r} only; load the model with the version that made it"
             )
     model = _NEW | model
-    # 0, or the number of gains a pixel. More than one: see `models.unet.Output.gate`.
-    if model["output_gate"] in (0, 1):
-        model["output_gate"] = bool(model["output_gate"])
+    # It was the number of gains a pixel.
+    if model["output_gate"] not in (0, 1):
+        raise ValueError(
+            f"model.output_gate = {model['output_gate']!r}: this version has one gain a pixel; "
+            "load the model with the version that made it"
+        )
+    model["output_gate"] = bool(model["output_gate"])
     return model
 
 

@@ -221,17 +221,11 @@ class Output:
 
     channels: int = 3
     skip: bool = False
-    # OLD FILES: models saved before this was a bool may have `channels` gains a pixel, and an int
-    # here. Without them: `gate: bool`, the last check below goes, and `number` is 1.
-    gate: bool | int = False
+    gate: bool = False
 
     def __post_init__(self):
         if self.gate and not self.skip:
             raise ValueError(f"output_gate = {self.gate}: is part of output_skip, which is False")
-        if int(self.gate) not in (0, 1, self.channels):
-            raise ValueError(
-                f"output_gate = {self.gate}: must be False, True or out_channels ({self.channels})"
-            )
 
     def __call__(
         self,
@@ -253,9 +247,8 @@ class Output:
             positions * self.channels * count, dtype=jnp.float32, zero=True, name="output_gain"
         )(nn.swish(embedding))[:, None, None]
         if self.gate:
-            number = int(self.gate)
-            gates = conv(positions * number * count, name="output_gate")(h)
-            gains = gains + jnp.repeat(gates, self.channels // number, axis=-1)
+            gates = conv(positions * count, name="output_gate")(h)
+            gains = gains + jnp.repeat(gates, self.channels, axis=-1)
         for gain, part in zip(jnp.split(gains, count, axis=-1), patches, strict=True):
             output = output + gain * part
         return output
