@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
 import pytest
 
-from vdm_jax.data import video_io
-from vdm_jax.data import pipeline
+from vdm_jax.data import pipeline, video_io
 from vdm_jax.data.pipeline import ClipDataset
 from vdm_jax.data.source import ClipSource, DataError
 from vdm_jax.models.text.words import WordEncoder

@@ -212,9 +212,9 @@ def test_mistakes_say_what_to_do(shapes_dir, tmp_path):
         return str(caught.value)
 
     empty = str(tmp_path / "empty")
-    assert (
-        f"vdm data prepare --data=moving_shapes/16x16x8 --data_dir={empty}"
-    ) in error(data_dir=empty)
+    assert (f"vdm data prepare --data=moving_shapes/16x16x8 --data_dir={empty}") in error(
+        data_dir=empty
+    )
     assert "data.num_frames = 16: moving_shapes/16x16x8 has 8" in error(num_frames=16)
     assert "data.image_size = 32" in error(image_size=32)
     assert "train, held_out" in error(split="test").replace("held_out, train", "train, held_out")

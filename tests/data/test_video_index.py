@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -86,6 +87,17 @@ def test_open_groups_of_pictures(codec, tmp_path):
         assert numbers(video_reader.decode(path, index, [first, first + 1])) == [first, first + 1]
 
 
+@pytest.mark.parametrize("name", ["hevc.mp4", "hevc_open_gop.mkv"])
+def test_hevc(name):
+    """24 numbered frames with B-frames. The files are kept: libx265 damages the heap of the process
+    that encodes frames this small (free(): invalid next size)."""
+    path = Path(__file__).parent / name
+    assert video_files.sequential(path) == list(range(24))
+    index = video_index.build(path)
+    for first in (20, 3, 9, 0, 22, 14):
+        assert numbers(video_reader.decode(path, index, [first, first + 1])) == [first, first + 1]
+
+
 def cut_at_second_key(path):
     """The file without its first group of pictures, as a stream that was joined late."""
     cut = path.with_name(f"cut{path.suffix}")
@@ -103,10 +115,8 @@ def cut_at_second_key(path):
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".avi"])
-@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_files_that_begin_with_frames_that_lack_another(suffix, codec, tmp_path):
-    if (suffix, codec) == (".avi", "libx265"):
-        pytest.skip("AVI does not take it")
     video = Video(codec=codec, b_frames=2, open_gop=True, frames=40, gop=11)
     path = cut_at_second_key(write(tmp_path / f"a{suffix}", video))
     whole = video_files.sequential(path)

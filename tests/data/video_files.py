@@ -18,20 +18,19 @@ BLOCKS = 4  # a side
 _DARK, _BRIGHT = 30, 220
 # PyAV's containers and the codecs that each of them takes here.
 CODECS = {
-    ".mp4": ("libx264", "libx265", "mpeg4", "libvpx-vp9", "libsvtav1"),
+    ".mp4": ("libx264", "mpeg4", "libvpx-vp9", "libsvtav1"),
     ".mov": ("libx264", "mpeg4", "mjpeg"),
-    ".mkv": ("libx264", "libx265", "mpeg4", "mpeg2video", "libvpx-vp9", "libvpx", "ffv1"),
+    ".mkv": ("libx264", "mpeg4", "mpeg2video", "libvpx-vp9", "libvpx", "ffv1"),
     ".webm": ("libvpx-vp9", "libvpx"),
     ".avi": ("libx264", "mpeg4", "mpeg4_packed", "mjpeg", "ffv1"),
     ".mpg": ("mpeg2video", "mpeg1video"),
     ".gif": ("gif",),
 }
 # Codecs that have B-frames.
-B_FRAMES = {"libx264", "libx265", "mpeg4", "mpeg4_packed", "mpeg2video", "mpeg1video"}
+B_FRAMES = {"libx264", "mpeg4", "mpeg4_packed", "mpeg2video", "mpeg1video"}
 _TICK = Fraction(1, 90000)
 _PIXELS = {"gif": "rgb8", "mjpeg": "yuvj420p", "ffv1": "yuv420p"}
 _OPTIONS = {
-    "libx265": {"preset": "ultrafast", "crf": "18"},
     "libsvtav1": {"preset": "10", "crf": "5", "svtav1-params": "lp=1"},
     "libx264": {"preset": "veryfast", "crf": "18", "x264-params": "scenecut=0"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "20"},
@@ -157,11 +156,6 @@ def _set_up(stream: av.VideoStream, video: Video, rate: int) -> None:
     if video.codec == "libx264":
         options["bf"] = str(video.b_frames)
         options["x264-params"] += f":open-gop={int(video.open_gop)}:b-adapt=0"
-    if video.codec == "libx265":
-        options["x265-params"] = (
-            f"log-level=none:bframes={video.b_frames}:b-adapt=0:open-gop={int(video.open_gop)}:"
-            "scenecut=0:pools=none:frame-threads=1"
-        )
     if video.codec in ("mpeg4", "mpeg4_packed", "mpeg1video", "mpeg2video", "mjpeg"):
         context.bit_rate = 4_000_000
     stream.options = options

@@ -107,9 +107,7 @@ def parse_caption(caption: str) -> tuple[Combination, ...]:
 
 def turned(caption: str) -> str:
     """The caption with every direction turned around."""
-    parts = [
-        part._replace(direction=_OPPOSITE[part.direction]) for part in parse_caption(caption)
-    ]
+    parts = [part._replace(direction=_OPPOSITE[part.direction]) for part in parse_caption(caption)]
     return make_caption(parts)
 
 

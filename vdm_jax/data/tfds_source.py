@@ -152,9 +152,7 @@ class TFDSSource(ClipSource):
         self.split = split
         self.video_shape = (num_frames, image_size, image_width or image_size, 3)
         self._check_shape(_feature(builder.info.features, self._dataset.video).shape)
-        self._check_prepared(
-            builder, data_dir, f"--data={name}" + (f"/{config}" if config else "")
-        )
+        self._check_prepared(builder, data_dir, f"--data={name}" + (f"/{config}" if config else ""))
         self._num_objects = getattr(builder.builder_config, "num_objects", 1)
         self._label_names = []
         if self._dataset.label:

@@ -15,10 +15,9 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from einops import rearrange, repeat
 from PIL import GifImagePlugin, Image, ImageDraw
 
-from vdm_jax.data.lettering import Lettering
-
 from vdm_jax.data import video_index, video_reader
 from vdm_jax.data.frames import Geometry, upright
+from vdm_jax.data.lettering import Lettering
 from vdm_jax.data.source import DataError
 
 # Clips smaller than this are enlarged by a whole factor: a 16-pixel video cannot be watched.
