@@ -64,7 +64,7 @@ def test_boxes_are_not_drawn(without_fonts):
 
 @pytest.mark.parametrize("letter", ["x", "红", " ", "\u0301"])
 def test_the_work_does_not_grow_with_a_caption(letter, monkeypatch, without_fonts):
-    """Counted in letters that a font is asked to measure: it used to be the square of the length."""
+    """Counted in letters that a font measures: it used to be the square of the length."""
     measured = 0
     original = ImageFont.FreeTypeFont.getlength
 

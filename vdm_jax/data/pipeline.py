@@ -115,7 +115,7 @@ def source_info(config: ConfigDict, split: str | None = None) -> SourceInfo:
 
 
 def all_captions(config: ConfigDict) -> list[str]:
-    """The captions of every split of `config.data`, at least one of every kind. Raises DataError."""
+    """The captions of every split of `config.data`, one of every kind or more. Raises DataError."""
     splits: list[str | None] = [None]
     if config.data.name not in _OF_FILES:
         from vdm_jax.data import tfds_source

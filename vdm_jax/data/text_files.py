@@ -21,12 +21,9 @@ def read_text(path: str | os.PathLike) -> str:
     encoding, and OSError.
     """
     raw = Path(path).read_bytes()
-    for mark, encoding in _MARKS:
-        if raw.startswith(mark):
-            break
-    else:
-        # Without a mark, the places of zero bytes tell (RFC 4627, section 3).
-        encoding = json.detect_encoding(raw)
+    marked = [encoding for mark, encoding in _MARKS if raw.startswith(mark)]
+    # Without a mark, the places of zero bytes tell (RFC 4627, section 3).
+    encoding = marked[0] if marked else json.detect_encoding(raw)
     try:
         return clean(raw.decode(encoding, "surrogatepass"))
     except UnicodeDecodeError as error:

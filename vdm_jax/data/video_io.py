@@ -190,8 +190,8 @@ def contact_sheet(
 
     Clips follow each other down the columns, as many columns as bring the sheet near 3:2. Of more
     than `max_clips` clips as many are shown, evenly chosen from first to last, with a note; of
-    more than 16 frames likewise 16. Captions that are too long are cut; what no font of this machine
-    has is written as an escape (see `lettering`).
+    more than 16 frames likewise 16. Captions that are too long are cut; a letter that no font of
+    this machine has is written as an escape (see `lettering`).
 
     videos: uint8 `n f h w c`; captions: n texts; frame_size: least shorter side of a frame on the
     sheet, in pixels; more than twice as much is scaled down to that.
