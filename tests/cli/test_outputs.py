@@ -198,7 +198,7 @@ def test_an_interrupted_command_goes_on(model_file, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize(
     ("mark", "encoding"),
-    [(b"", "utf-8"), (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le")]
+    [(b"", "utf-8"), (b"", "utf-16-le"), (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le")]
     + [(b"\xfe\xff", "utf-16-be"), (b"\xff\xfe\0\0", "utf-32-le")],
 )
 def test_prompt_files_of_any_unicode(mark, encoding, tmp_path):
@@ -210,9 +210,8 @@ def test_prompt_files_of_any_unicode(mark, encoding, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a\nrød".encode("latin-1"), "is not UTF-8: byte 0xf8 in line 2; save it as UTF-8"),
-        ("a red".encode("utf-16-le"), "zero bytes, as UTF-16 without a byte order mark"),
-        (b"\xff\xfea", "is not UTF-16-LE"),
+        ("a\nrød".encode("latin-1"), "is not utf-8 .* at byte 3.; save it as UTF-8"),
+        (b"\xff\xfea", "is not utf-16"),
     ],
 )
 def test_other_prompt_files_are_refused(content, message, tmp_path, no_sampling):

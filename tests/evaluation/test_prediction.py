@@ -158,9 +158,10 @@ def test_the_distance_of_predictions_is_the_closed_form(measure, capsys):
 def test_what_was_known_is_in_the_protocol(measure, tmp_path):
     flags = ("--known=frames:2", "--method=replacement", "--steps=2", "--num_samples=16")
     (psnr,), _ = measure(0, "--metrics=psnr", *flags)
-    # The known frames are equal, so they are left out: with them the figure would be infinite.
+    # The known frames are equal, so they are left out.
     assert np.isfinite(psnr["value"]) and psnr["protocol"]["frames"] == 2
     assert psnr["protocol"]["options"] == {
+        "equal_frames": "as one value off by one",
         "known": "frames:2",
         "known_method": "replacement",
         "known_from": "the references",
