@@ -368,24 +368,31 @@ def damaged(path, way, good):
     return path
 
 
-def test_a_soak_of_good_and_damaged_files(tmp_path, recwarn):
-    """500 files, of which 50 are damaged in ten ways: the clips are those of the others, and the
-    summary names the rest."""
+def write_soak(root):
+    """500 files, of which every tenth is damaged in one of ten ways; half of the others have 4
+    frames, half 9. Returns the paths of the damaged files and of the others."""
     kinds = []
     for suffix in CODECS:
-        kinds += [write(tmp_path / f"k{n}{suffix}", frames=n).read_bytes() for n in (4, 9)]
+        kinds += [write(root / f"k{n}{suffix}", frames=n).read_bytes() for n in (4, 9)]
         for n in (4, 9):
-            (tmp_path / f"k{n}{suffix}").unlink()
+            (root / f"k{n}{suffix}").unlink()
     suffixes = [suffix for suffix in CODECS for _ in range(2)]
-    bad, clips = [], 0
+    bad, good = [], []
     for number in range(500):
-        path = tmp_path / "a" / f"{number:03d}{suffixes[number % len(kinds)]}"
+        path = root / "a" / f"{number:03d}{suffixes[number % len(kinds)]}"
         path.parent.mkdir(exist_ok=True)
         if number % 10 == 3:
             bad.append(damaged(path.with_suffix(".mp4"), number // 10 % 10, kinds[0]))
         else:
             path.write_bytes(kinds[number % len(kinds)])
-            clips += 1 + number % 2
+            good.append(path)
+    return bad, good
+
+
+def test_a_soak_of_good_and_damaged_files(tmp_path, recwarn):
+    """The clips are those of the good files, and the summary names the rest."""
+    bad, good = write_soak(tmp_path)
+    clips = sum(1 + int(path.stem) % 2 for path in good)
     for _ in range(2):  # the second time from the cache
         source = folder(tmp_path)
         assert len(source.files) == 450 and len(source) == clips
