@@ -60,7 +60,8 @@ def test_a_stage_refines_the_coarse_versions_of_wide_references(run, ssr_file, f
     assert protocol["size"] == [16, 24] and protocol["crop"] == "centre, 16 x 24"
     assert protocol["resize"] == "bicubic, antialiased, of the centre 16 x 24"
     # The files' 12 frames a second are brought to the model's 6, as in training.
-    assert protocol["options"] == {"fps": "6"} and protocol["frames"] == 8
+    options = {"fps": "6", "equal_frames": "as one value off by one"}
+    assert protocol["options"] == options and protocol["frames"] == 8
     # The model's own sampler, of which no flag says anything.
     assert psnr["subject"] == {
         "model": str(ssr_file),

@@ -308,21 +308,21 @@ def _measure(options) -> int:
         results = evaluation.measure(options.metrics)
     if not first:
         return 0
-    if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        protocol.save(Path(options.out), results)
+    # Printed first: a disk that is full by now must not hide the figures.
     if options.json:
         print(json.dumps([result.to_dict() for result in results], indent=1))
-        return 0
-    _print(options.metrics, results)
-    samples, reference = found.samples.videos, found.reference
-    against = "" if reference is None else f", compared with {len(reference.videos)} clips"
-    print(f"{len(samples)} clips of {list(samples.shape[1:])}{against}")
-    notes = [text for result in results for text in result.note.split("; ") if text]
-    for note in dict.fromkeys(notes):
-        print(f"note: {note}")
+    else:
+        _print(options.metrics, results)
+        samples, reference = found.samples.videos, found.reference
+        against = "" if reference is None else f", compared with {len(reference.videos)} clips"
+        print(f"{len(samples)} clips of {list(samples.shape[1:])}{against}")
+        notes = [text for result in results for text in result.note.split("; ") if text]
+        for note in dict.fromkeys(notes):
+            print(f"note: {note}")
     if options.out:
-        print(options.out)
+        protocol.save(Path(options.out), results)
+        if not options.json:
+            print(options.out)
     return 0
 
 
