@@ -81,7 +81,7 @@ def reference_frames(path, example):
             turned = turned[:, ::-1] if video.mirror else turned
             sideways = video.quarter_turns % 2
             aspect = 1 / video.sar if sideways else video.sar
-            # Of the stored pixels, those that a clip shows once they are square.
+            # The stored pixels that a clip shows once pixels are square.
             height, width = turned.shape[0], turned.shape[1] * float(aspect)
             scale = min(height / example.height, width / example.width)
             top = max(height - example.height * scale, 0) / 2

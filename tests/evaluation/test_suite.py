@@ -226,7 +226,7 @@ def test_clips_of_files_and_archives(folders, shapes):
     )
     assert wide.videos.shape == (1, 8, 8, 16, 3)
     assert wide.description["resize"] == "bicubic, antialiased, of the centre 8 x 16"
-    # Of an archive in its own size nothing is resized.
+    # An archive in its own size is not resized.
     assert ours.description["resize"] == "none" and few.description["resize"] == clips.FILTER
     video_files.write(
         folders / "wide" / "b.mp4", Video(frames=5, width=64, height=48, sar=Fraction(1, 2))
