@@ -156,6 +156,31 @@ def test_noise_levels_are_those_of_the_samplers_grid(teacher):
     np.testing.assert_array_equal(mid, np.asarray(whole.logsnrs())[2 * chosen + 1])
 
 
+def test_the_student_takes_the_scales_by_which_its_teacher_is_guided(guided, monkeypatch):
+    stage, params, teacher_params = guided
+    taken, guiding = [], []
+    output, guide = distillation.DistilledStage.raw_output, distillation.guidance.guided
+
+    def record_input(self, params, z, logsnr, cond, **options):
+        taken.append(cond["guidance"])
+        return output(self, params, z, logsnr, cond, **options)
+
+    def record_scale(denoiser, stage, scale):
+        guiding.append(scale)
+        return guide(denoiser, stage, scale)
+
+    monkeypatch.setattr(distillation.DistilledStage, "raw_output", record_input)
+    monkeypatch.setattr(distillation.guidance, "guided", record_scale)
+
+    def scales():
+        stage.loss(params, batch_of(stage), jax.random.key(1), {"teacher": teacher_params})
+        return taken[0], guiding[0]
+
+    student, teacher = jax.jit(scales)()
+    np.testing.assert_array_equal(student, teacher)
+    assert len(set(np.asarray(teacher).tolist())) > 1
+
+
 def test_training_alone_does_not_make_a_network_that_is_told_guidance(guided):
     stage, params, teacher_params = guided
     assert dataclasses.replace(stage, target="guidance") == stage
