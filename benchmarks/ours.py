@@ -157,9 +157,10 @@ class Ours:
         held = [state.create_state(self._stage, tx, 0, plan)]
         train = step.make_train_step(self._stage, tx, self._config, plan)
         compiled = train.lower(held[0], batch).compile()
+        update = dataclasses.replace(train, compiled=compiled)
 
         def call():
-            held[0], metrics = compiled(held[0], batch)
+            held[0], metrics = update(held[0], batch)
             jax.block_until_ready((held[0], metrics))
 
         return call

@@ -91,7 +91,7 @@ def read_folder(folder: str | Path) -> Loaded:
     tensors = published.Tensors(folder)
     prefix = "" if "embeddings.LayerNorm.weight" in tensors else "bert."
     params = published.read_params(
-        tensors, transformer.shapes(network), lambda path: prefix + _name(path)
+        tensors, transformer.shapes(network), lambda path: prefix + _name(path), unused=_is_unused
     )
     return Loaded(network, params, WordPiece(tokenizer.read_text(encoding="utf-8")))
 
@@ -121,6 +121,11 @@ def _network(config: dict[str, Any], path: Path) -> MiniLM:
         heads=value("num_attention_heads"),
         hidden=value("intermediate_size"),
     )
+
+
+def _is_unused(name: str) -> bool:
+    """Whether a published tensor is a table of numbers or belongs to a head."""
+    return name.endswith("position_ids") or "pooler." in name or name.startswith("cls.")
 
 
 def _name(path: str) -> str:

@@ -1,5 +1,5 @@
-"""Published weights as they lie in a folder, `config.json` and safetensors files, read without the
-library that wrote them and without pickle.
+"""Published weights as they lie in a folder, `config.json` and safetensors files, read and written
+without the library that made them and without pickle.
 
 The first load of a folder records the digests of its files, and later loads compare them."""
 
@@ -7,22 +7,25 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
+import safetensors.numpy
 from flax import traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from vdm_jax.weights import fetch
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"  # the stems of their files
 # Files beside the tensors that a network is made from.
-_OTHERS = ("config.json", "tokenizer.json", "spiece.model", _INDEX)
+_OTHERS = ("config.json", "tokenizer.json", "spiece.model")
+# In the order in which they are looked for: full precision first.
+_VARIANTS = ("", ".fp16")
 RECORD = ".vdm_jax_digests.json"
 _DTYPES = {
     "F64": np.float64,
@@ -32,6 +35,7 @@ _DTYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
+_SHARD_BYTES = 10 * 10**9
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,35 +60,72 @@ def config_value(config: Mapping[str, Any], path: Path, name: str, allowed: Any 
     return config[name]
 
 
+class _Entry(NamedTuple):
+    """Where a tensor lies in a file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+
+
 class Tensors:
     """The tensors of a folder's safetensors files, mapped into memory when they are asked for."""
 
-    def __init__(self, folder: str | Path):
-        """Raises FileNotFoundError where there are none; ValueError for files that are broken or
-        have changed since the first load (`Digests`)."""
+    def __init__(self, folder: str | Path, stem: str = TRANSFORMERS):
+        """stem: of the files' names, `STEM.safetensors` or its shards and their index.
+
+        Raises FileNotFoundError where there are none; ValueError for files that are broken or have
+        changed since the first load (`Digests`)."""
         self.folder = Path(folder).expanduser()
-        if (self.folder / _SINGLE).is_file():
-            files = [_SINGLE]
-        elif (self.folder / _INDEX).is_file():
-            index = read_json(self.folder / _INDEX)
-            files = sorted(set(config_value(index, self.folder / _INDEX, "weight_map").values()))
-        else:
-            raise FileNotFoundError(
-                f"{self.folder}: neither {_SINGLE} nor {_INDEX} is there. Weights that are there "
-                "as a pickle only (pytorch_model.bin) must be converted to safetensors first"
-            )
-        self._where = {}
+        files = self._files(stem)
+        self._where: dict[str, _Entry] = {}
         for file in files:
-            path = self.folder / file
-            if path.parent != self.folder or not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file, but {_INDEX} names it")
-            try:
-                with safetensors.safe_open(path, framework="numpy") as opened:
-                    self._where |= dict.fromkeys(opened.keys(), path)
-            except (safetensors.SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: cannot be read ({error})") from error
+            if file.endswith(".safetensors"):
+                self._where |= _header(self.folder / file)
         others = [name for name in _OTHERS if (self.folder / name).is_file()]
         self.digests = Digests(self.folder, [*files, *others])
+
+    def _files(self, stem: str) -> list[str]:
+        """The files of tensors and, if there is one, their index."""
+        tried = []
+        for variant in _VARIANTS:
+            single = f"{stem}{variant}.safetensors"
+            # diffusers writes the variant behind "index", transformers in front of it.
+            stems = (f"{stem}.safetensors.index{variant}", f"{stem}{variant}.safetensors.index")
+            if (self.folder / single).is_file():
+                return [single]
+            tried.append(single)
+            for index in dict.fromkeys(f"{name}.json" for name in stems):
+                if (self.folder / index).is_file():
+                    return [index, *self._shards(self.folder / index)]
+                tried.append(index)
+        pickles = sorted(
+            path.name
+            for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth")
+            for path in self.folder.glob(pattern)
+        )
+        instead = (
+            f"{', '.join(pickles)}: a pickle, which can execute code when it is read; convert it "
+            "to safetensors first (the library that wrote it does, by safe_serialization=True)"
+            if pickles
+            else "weights that are there as a pickle only must be converted to safetensors first"
+        )
+        raise FileNotFoundError(f"{self.folder}: none of {', '.join(tried)} is there. {instead}")
+
+    def _shards(self, index: Path) -> list[str]:
+        weight_map = config_value(read_json(index), index, "weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index}: weight_map must hold an object")
+        files = sorted({str(file) for file in weight_map.values()})
+        for file in files:
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise ValueError(
+                    f"{index}: names {file!r}: allowed are safetensors files of this folder"
+                )
+            if not (self.folder / file).is_file():
+                raise FileNotFoundError(f"{self.folder / file}: no such file, but {index} names it")
+        return files
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -93,20 +134,53 @@ class Tensors:
         """Of all tensors."""
         return set(self._where)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor. Raises ValueError."""
+        return self._entry(name).shape
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, mapped, in the type that it was saved in. Raises ValueError."""
+        entry = self._entry(name)
+        if entry.dtype not in _DTYPES:
+            instead = (
+                "; 8-bit floats with scales beside them cannot be read: use the 16-bit file"
+                if entry.dtype.startswith("F8")
+                else ""
+            )
+            raise ValueError(
+                f"{entry.path}: {name} is of type {entry.dtype}: allowed are "
+                f"{', '.join(_DTYPES)}{instead}"
+            )
+        if 0 in entry.shape:
+            return np.zeros(entry.shape, _DTYPES[entry.dtype])
+        return np.memmap(entry.path, _DTYPES[entry.dtype], "r", entry.begin, entry.shape)
+
+    def _entry(self, name: str) -> _Entry:
         if name not in self._where:
             raise ValueError(f"{self.folder}: lacks the tensor {name}")
-        path = self._where[name]
+        return self._where[name]
+
+
+def _header(path: Path) -> dict[str, _Entry]:
+    """The tensors of a file. Raises ValueError naming it."""
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass  # checks that header and size belong together
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            entry = json.loads(file.read(size))[name]
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(
-                f"{path}: {name} is of type {entry['dtype']}: allowed are {', '.join(_DTYPES)}"
-            )
-        begin = 8 + size + entry["data_offsets"][0]
-        return np.memmap(path, _DTYPES[entry["dtype"]], "r", begin, tuple(entry["shape"]))
+            header = json.loads(file.read(size))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); it is truncated or no safetensors file: download "
+            "it again"
+        ) from error
+    return {
+        name: _Entry(
+            path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 class Digests:
@@ -160,45 +234,172 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Place(NamedTuple):
+    """The published name of a parameter.
+
+    ones: how many axes of size 1 the published tensor has behind those of the parameter, such as 2
+    where a 1 x 1 convolution is a dense layer here.
+    """
+
+    name: str
+    ones: int = 0
+
+
+Named = str | Place
+Name = Callable[[str], Named | Sequence[Named]]
+"""The published name of a parameter by its path ("layer/query/kernel"); of several, a list, to be
+stacked along the first axis."""
+
+
 def read_params(
     tensors: Tensors,
     shapes: PyTree,
-    name: Callable[[str], str | list[str]],
+    name: Name,
     dtype: DTypeLike = np.float32,
+    *,
+    renamed: Callable[[str], str] = lambda name: name,
+    unused: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Any]:
     """The parameters of a network of `shapes` (of `jax.eval_shape`), as NumPy arrays of `dtype`.
 
-    name: the published name of a parameter by its path ("layer/query/kernel"); of several, a list,
-    to be stacked along the first axis. A kernel is published transposed, with heads and their
-    features as one axis. Raises ValueError naming the tensor that is missing or of another shape.
+    Args:
+      tensors: of the folder.
+      shapes: of the parameters.
+      name: see `Name`. Kernels are published transposed: (out, in, *spatial), with heads and their
+        features as one axis.
+      renamed: the name that `name` uses, of a name in the files, where older files differ.
+      unused: whether a tensor in the files, by that name, is known not to be needed.
+
+    Raises ValueError naming the tensors that are missing, left over or of another shape.
     """
+    files = {renamed(found): found for found in tensors.names()}
+    flat = traverse_util.flatten_dict(shapes, sep="/")
+    places = {path: _places(name(path)) for path in flat}
+    wanted = {place.name for parts in places.values() for place in parts}
+    if missing := sorted(wanted - set(files)):
+        raise ValueError(f"{tensors.folder}: lacks the tensor {_listed(missing)}")
+    if left := sorted(found for found in set(files) - wanted if not unused(found)):
+        raise ValueError(
+            f"{tensors.folder}: the network that config.json describes has no {_listed(left)}"
+        )
     params = {}
-    for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
-        names = name(path)
-        parts = [names] if isinstance(names, str) else names
-        shape = leaf.shape if isinstance(names, str) else leaf.shape[1:]
-        wanted = _published_shape(shape, path)
-        array = np.empty((len(parts), *shape), dtype)
-        for row, part in zip(array, parts, strict=True):
-            found = tensors.read(part)
-            if found.shape != wanted:
+    for path, leaf in flat.items():
+        stacked = not isinstance(name(path), str | Place)
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        array = np.empty((len(places[path]), *shape), dtype)
+        for row, place in zip(array, places[path], strict=True):
+            found = tensors.read(files[place.name])
+            published = (*_published_shape(shape, path), *[1] * place.ones)
+            if found.shape != published:
                 raise ValueError(
-                    f"{tensors.folder}: {part} has shape {found.shape}, config.json asks for "
-                    f"{wanted}"
+                    f"{tensors.folder}: {place.name} has shape {found.shape}, config.json asks "
+                    f"for {published}"
                 )
-            row[...] = (found.T if path.endswith("/kernel") else found).reshape(shape)
-        params[path] = array[0] if isinstance(names, str) else array
+            row[...] = _to_ours(found.reshape(published[: found.ndim - place.ones]), shape, path)
+        params[path] = array if stacked else array[0]
     tensors.digests.keep()
     return traverse_util.unflatten_dict(params, sep="/")
 
 
+def write_params(
+    folder: str | Path,
+    params: PyTree,
+    name: Name,
+    *,
+    config: Mapping[str, Any],
+    stem: str = TRANSFORMERS,
+    dtype: DTypeLike = np.float32,
+    shard_bytes: int = _SHARD_BYTES,
+) -> None:
+    """Writes `config.json` and the parameters as `read_params` reads them.
+
+    Args:
+      folder: is made; files of a published network that are there are an error.
+      params: arrays by path, without boxes.
+      name: as in `read_params`.
+      config: of the network, with the class that the published library loads it by.
+      stem: of the files.
+      dtype: of the tensors.
+      shard_bytes: the largest size of a file; above it there are several and an index.
+
+    Raises FileExistsError.
+    """
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    if there := sorted(p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".json")):
+        raise FileExistsError(f"{folder}: holds {', '.join(there)}: choose an empty folder")
+    tensors = dict(_published(params, name, np.dtype(dtype)))
+    shards: list[dict[str, np.ndarray]] = [{}]
+    for key, tensor in tensors.items():
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][key] = tensor
+    # The published libraries refuse a file without this entry.
+    metadata = {"format": "pt"}
+    if len(shards) == 1:
+        safetensors.numpy.save_file(tensors, folder / f"{stem}.safetensors", metadata)
+    else:
+        weight_map = {}
+        for i, shard in enumerate(shards, 1):
+            file = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
+            safetensors.numpy.save_file(shard, folder / file, metadata)
+            weight_map |= dict.fromkeys(shard, file)
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2)
+        (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _published(params: PyTree, name: Name, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        stacked = not isinstance(name(path), str | Place)
+        array = np.asarray(leaf)
+        for row, place in zip(array if stacked else [array], _places(name(path)), strict=True):
+            tensor = _from_ours(row, path).astype(dtype)
+            shape = (*tensor.shape, *[1] * place.ones)
+            yield place.name, np.ascontiguousarray(tensor).reshape(shape)
+
+
+def _places(named: Named | Sequence[Named]) -> list[Place]:
+    if isinstance(named, Place):
+        return [named]
+    if isinstance(named, str):
+        return [Place(named)]
+    return [place for part in named for place in _places(part)]
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{rest}"
+
+
+def _to_ours(array: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
+    if path.endswith("/kernel"):
+        array = array.transpose(*range(2, array.ndim), 1, 0)
+    return array.reshape(shape)
+
+
+def _from_ours(array: np.ndarray, path: str) -> np.ndarray:
+    if not path.endswith("/kernel"):
+        return array.reshape(_published_shape(array.shape, path))
+    outputs, inputs, *spatial = _published_shape(array.shape, path)
+    last = len(spatial)
+    return array.reshape(*spatial, inputs, outputs).transpose(last + 1, last, *range(last))
+
+
 def _published_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-    """Heads and their features are one axis there: the inputs of a kernel that merges them, which
-    is called out, and the outputs of any other."""
-    *_, module, leaf = path.split("/")
+    """Without the axes of `Place.ones`.
+
+    Heads and their features are one axis there: the inputs of a kernel that merges them, which is
+    called out, and the outputs of any other. A kernel of four or five axes is a convolution's.
+    """
+    *_, module, leaf = ("", *path.split("/"))
     if leaf == "bias":
         return (int(np.prod(shape)),)
     if leaf != "kernel":
         return shape
+    if len(shape) > 3:
+        return (shape[-1], shape[-2], *shape[:-2])
     inputs = len(shape) - 1 if module == "out" else 1
     return int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs]))

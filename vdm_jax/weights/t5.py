@@ -38,6 +38,11 @@ class Loaded(NamedTuple):
     tokenizer: SentencePiece
 
 
+def _is_unused(name: str) -> bool:
+    """Whether a published tensor belongs to the decoder, or is the one table of words again."""
+    return name.startswith(("decoder.", "lm_head.", "shared.", "encoder.embed_tokens."))
+
+
 def read_config(folder: str | Path) -> T5Config:
     """The sizes that a folder's config.json says. Raises FileNotFoundError; ValueError where it is
     no T5 of version 1.1."""
@@ -94,5 +99,7 @@ def read_folder(folder: str | Path, dtype: DTypeLike = np.float32) -> Loaded:
             return names[0] if names[0] in tensors else names[1]
         return _OUTSIDE[module]
 
-    params = published.read_params(tensors, transformer.shapes(network), name, dtype)
+    params = published.read_params(
+        tensors, transformer.shapes(network), name, dtype, unused=_is_unused
+    )
     return Loaded(network, params, tokenizer)

@@ -295,7 +295,7 @@ def test_wrong_files_are_named(tmp_path):
         t5_weights.read_folder(folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin\) must be converted"):
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin: a pickle"):
         t5_weights.read_folder(folder)
     sharded = write_folder(tmp_path / "sharded", tensors, shards=2)
     (sharded / "model-00002-of-00002.safetensors").unlink()

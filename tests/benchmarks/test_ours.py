@@ -1,0 +1,20 @@
+"""Our side of the benchmarks runs what training and sampling run."""
+
+from benchmarks import ours, pairs
+
+
+def test_each_work_of_a_pair_runs(tmp_path):
+    pair = pairs.Pair(
+        name="tiny",
+        adapter="none",
+        options={},
+        frames=2,
+        size=8,
+        network={"channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "norm_groups": 4},
+        difference="",
+    )
+    worker = ours.Ours(pair, batch=2, dtype="float32", device="cpu", cache=str(tmp_path))
+    for work in ("train", "denoise"):
+        assert worker.prepare(work, 1)["cold"]
+        assert len(worker.timed(work, 2, 10.0)["seconds"]) == 2
+    assert worker.describe()["parameters"] > 0
