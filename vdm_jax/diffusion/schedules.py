@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -135,11 +135,20 @@ class CosineSchedule:
         return jnp.clip((angle - start) / (end - start), 0.0, 1.0)
 
 
+_LEAST_ALPHA_SQUARED = 2.0**-24
+
+
 @functools.lru_cache
-def _beta_grid(num_timesteps: int, beta_start: float, beta_end: float, power: float) -> np.ndarray:
+def _beta_grid(
+    num_timesteps: int, beta_start: float, beta_end: float, power: float, zero_snr: bool
+) -> np.ndarray:
     """λ of ᾱ_i = Π (1 − β_i) with β^(1/power) linear; float64 so that 1 − ᾱ_0 keeps its digits."""
     root = np.linspace(beta_start ** (1 / power), beta_end ** (1 / power), num_timesteps)
     log_alphas_cumprod = np.cumsum(np.log1p(-(root**power)))
+    if zero_snr:
+        alphas = np.exp(0.5 * log_alphas_cumprod)
+        alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+        log_alphas_cumprod = np.log(np.maximum(alphas**2, _LEAST_ALPHA_SQUARED))
     logsnrs = log_alphas_cumprod - np.log(-np.expm1(log_alphas_cumprod))
     logsnrs.setflags(write=False)
     return logsnrs
@@ -147,11 +156,20 @@ def _beta_grid(num_timesteps: int, beta_start: float, beta_end: float, power: fl
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _BetaSchedule:
-    """A discrete grid of `num_timesteps` noise levels, interpolated linearly in λ between them."""
+    """A discrete grid of `num_timesteps` noise levels, interpolated linearly in λ between them.
+
+    Attributes:
+      num_timesteps: T.
+      beta_start, beta_end: the first and the last β.
+      zero_snr: whether √ᾱ is shifted and scaled so that the last timestep is pure noise (Lin et al.
+        2024, algorithm 1); its ᾱ is 2^-24 here, so that λ is finite.
+    """
 
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    zero_snr: bool = False
+    _POWER: ClassVar[float] = 1.0
 
     def __post_init__(self):
         name = type(self).__name__
@@ -163,13 +181,15 @@ class _BetaSchedule:
                 "0 < beta_start <= beta_end < 1"
             )
 
-    def _grid(self) -> np.ndarray:
-        return _beta_grid(self.num_timesteps, self.beta_start, self.beta_end, 1.0)
+    def grid(self) -> np.ndarray:
+        """`logsnrs` in float64."""
+        ends = self.beta_start, self.beta_end
+        return _beta_grid(self.num_timesteps, *ends, self._POWER, self.zero_snr)
 
     @property
     def logsnrs(self) -> Float[Array, "T"]:
         """λ at the timesteps 0 .. num_timesteps − 1, decreasing."""
-        return jnp.asarray(self._grid(), jnp.float32)
+        return jnp.asarray(self.grid(), jnp.float32)
 
     def __call__(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         position = jnp.asarray(t, jnp.float32) * (self.num_timesteps - 1)
@@ -196,9 +216,7 @@ class ScaledLinearBetaSchedule(_BetaSchedule):
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
-
-    def _grid(self) -> np.ndarray:
-        return _beta_grid(self.num_timesteps, self.beta_start, self.beta_end, 2.0)
+    _POWER: ClassVar[float] = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
