@@ -17,7 +17,7 @@ CAPTIONS = [f"{'very ' * (i % 4)}small shape {i}" for i in range(23)] + [""]
 class Encoder:
     """Draws a caption's states from its hash, one a word; counts what it is asked for."""
 
-    name, vocab_size, embedding_width = "fake", 0, 3
+    name, vocab_size, embedding_width, null_text = "fake", 0, 3, None
 
     def __init__(self, max_length=6, identity="0123456789abcdef0123"):
         self.max_length, self.identity = max_length, identity

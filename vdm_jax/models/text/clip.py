@@ -18,7 +18,7 @@ from vdm_jax.models.blocks.encoder import Transformer
 from vdm_jax.models.text import token_attention as transformer
 
 OLD_EOS = 2
-"""The number that published configurations of 2021 to 2023 have in the place of the true one."""
+"""The number that configurations published before 2023 have in the place of the true one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class CLIPTextConfig:
     Attributes:
       transformer: its layers.
       vocab_size, max_positions: of the tables of words and positions.
-      eos: the number of the token whose state stands for the text. With `OLD_EOS` it is the token
-        of the highest number instead, which in the published vocabulary is the same.
+      eos: the number of the token whose first state stands for the text. With `OLD_EOS` it is the
+        token of the highest number instead.
       projection: features that this state is projected to; 0 = it is not.
     """
 
@@ -75,6 +75,16 @@ class CLIPTextEncoder(nn.Module):
     config: CLIPTextConfig
     dtype: DTypeLike = jnp.float32
     skip: int = 0
+
+    @property
+    def width(self) -> int:
+        """Features of a state."""
+        return self.config.transformer.width
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens of a text."""
+        return self.config.max_positions
 
     def __call__(
         self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"] | None = None
