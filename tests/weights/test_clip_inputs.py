@@ -31,6 +31,17 @@ def write_tokenizer(folder, padding=None):
     return folder
 
 
+def write_text_folder(folder):
+    """A whole text encoder of random weights, and a tokeniser of letters: 58 pieces."""
+    test_clip.write_golden(folder, test_clip.read_golden("text_projection"))
+    letters = "abcdefghijklmnopqrstuvwxyz.!"
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), BytePairs.START, BytePairs.END]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
 @pytest.mark.parametrize("version,padding", [("1", None), ("2", "!")])
 def test_tokens_equal_those_of_the_original(tmp_path, version, padding):
     tokenizer = clip_inputs.read_tokenizer(write_tokenizer(tmp_path, padding))
@@ -148,10 +159,9 @@ def test_the_folders_of_a_text_encoder(tmp_path):
     write_tokenizer(pipeline / "tokenizer")
     with pytest.raises(ValueError, match="has 49408 pieces; config.json says vocab_size = 60"):
         clip_inputs.read_text(pipeline)
-    small = {**TOKENS["vocabulary"], "<|startoftext|>": 58, "<|endoftext|>": 59}
-    kept = {piece: number for piece, number in small.items() if number < 60}
-    (pipeline / "tokenizer" / "vocab.json").write_text(json.dumps(kept))
-    (pipeline / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    letters = write_text_folder(tmp_path / "letters")
+    for name in ("vocab.json", "merges.txt"):
+        (letters / name).replace(pipeline / "tokenizer" / name)
     found = [clip_inputs.read_text(folder) for folder in (pipeline, encoder)]
     assert found[0].network == found[1].network
     assert found[0].tokenizer.hash == found[1].tokenizer.hash
