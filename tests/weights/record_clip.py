@@ -17,28 +17,15 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 import transformers
+from recording import GOLDEN, VERSIONS, randomised, record, save, weighted
 from transformers import CLIPTokenizer
 
-GOLDEN = Path(__file__).parent / "golden"
-VERSIONS = f"torch {torch.__version__}, transformers {transformers.__version__}"
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 TEXT = {**SMALL, "hidden_size": 32, "vocab_size": 60, "max_position_embeddings": 12}
 VISION = {**SMALL, "hidden_size": 24, "image_size": 30, "patch_size": 7}
 END = 57  # with END the recorded texts stop; higher numbers and END again may follow
-
-
-def randomised(model):
-    """The model with weights that all matter, from its names alone."""
-    for index, (name, parameter) in enumerate(sorted(model.named_parameters())):
-        generator = torch.Generator().manual_seed(index)
-        noise = torch.randn(parameter.shape, generator=generator)
-        scale = 0.2 if parameter.ndim < 2 else 1.0 if "embedding" in name else 0.3
-        with torch.no_grad():
-            parameter.copy_(noise * scale + ("norm" in name and name.endswith("weight")))
-    return model.eval()
 
 
 def texts(eos):
@@ -57,30 +44,6 @@ def images():
     return torch.randn(2, 3, VISION["image_size"], VISION["image_size"], generator=generator)
 
 
-def record(name, model, tensors, state=None, **config):
-    """One file: the folder's config.json and tensors, and inputs, outputs and gradients."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        written = safetensors.torch.load_file(f"{folder}/model.safetensors")
-        content = {**json.loads(Path(folder, "config.json").read_text()), **config}
-    held = {f"weights/{key}": value for key, value in (state or written).items()}
-    held |= {key: value.detach().contiguous() for key, value in tensors.items()}
-    path = GOLDEN / f"clip_{name}.safetensors"
-    metadata = {"config": json.dumps(content), "versions": VERSIONS}
-    safetensors.torch.save_file(held, path, metadata=metadata)
-    path.chmod(0o644)
-    print(path.name, path.stat().st_size)
-    assert path.stat().st_size <= 200_000
-
-
-def weighted(*outputs):
-    """A scalar that every value of the outputs has a part in."""
-    total = 0.0
-    for output in outputs:
-        total = total + (output * torch.linspace(-1, 1, output.numel()).reshape(output.shape)).sum()
-    return total
-
-
 def record_texts():
     # As Stable Diffusion 1's files: the prefix, position_ids, and the old number of the end.
     old = transformers.CLIPTextConfig(**TEXT, eos_token_id=2)
@@ -91,7 +54,7 @@ def record_texts():
     state = {f"text_model.{key}": value for key, value in model.state_dict().items()}
     state["text_model.embeddings.position_ids"] = torch.arange(12)[None]
     record(
-        "text",
+        "clip_text",
         model,
         {
             "tokens": tokens,
@@ -116,7 +79,7 @@ def record_texts():
     masked = model(tokens, attention_mask=mask.long()).last_hidden_state
     weighted(penultimate, output.text_embeds).backward()
     record(
-        "text_projection",
+        "clip_text_projection",
         model,
         {
             "tokens": tokens,
@@ -138,7 +101,7 @@ def record_images():
         output = model(pixels)
         weighted(output.last_hidden_state, output.image_embeds).backward()
         record(
-            name,
+            f"clip_{name}",
             model,
             {
                 "images": pixels,
@@ -158,7 +121,7 @@ def record_whole():
     with torch.no_grad():
         output = model(input_ids=tokens, pixel_values=pixels)
     record(
-        "whole",
+        "clip_whole",
         model,
         {
             "tokens": tokens,
@@ -389,10 +352,7 @@ def record_preprocessing():
         processor.save_pretrained(folder)
         (written,) = Path(folder).iterdir()
         config = written.read_text()
-    safetensors.torch.save_file(held, path, metadata={"config": config, "versions": VERSIONS})
-    path.chmod(0o644)
-    path.chmod(0o644)
-    print(path.name, path.stat().st_size)
+    save(path, held, json.loads(config))
 
 
 if __name__ == "__main__":

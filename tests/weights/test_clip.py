@@ -4,69 +4,28 @@ The golden files are recorded by `record_clip.py`.
 """
 
 import json
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
 import safetensors.numpy
 
+from tests.weights import golden_files
+from tests.weights.golden_files import assert_close, weighted
 from vdm_jax.models.clip import CLIP
 from vdm_jax.models.text import clip as text_clip
 from vdm_jax.models.text.clip import CLIPTextEncoder
 from vdm_jax.models.vision import clip as vision_clip
 from vdm_jax.models.vision.clip import CLIPVisionEncoder
-from vdm_jax.weights import clip, published
+from vdm_jax.weights import clip
 
-GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("text", "text_projection", "vision", "vision_gelu", "whole")
 
 
-class Golden(NamedTuple):
-    """A recorded file: config.json, the weights by name, and inputs and outputs."""
-
-    config: dict
-    weights: dict
-    values: dict
-
-
-def read_golden(name):
-    path = GOLDEN / f"clip_{name}.safetensors"
-    tensors = safetensors.numpy.load_file(path)
-    with safetensors.safe_open(path, "numpy") as file:
-        config = json.loads(file.metadata()["config"])
-    weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if "weights/" in k}
-    return Golden(config, weights, {k: v for k, v in tensors.items() if "weights/" not in k})
-
-
-def write_golden(folder, golden, **changes):
-    folder.mkdir(exist_ok=True)
-    (folder / published.RECORD).unlink(missing_ok=True)  # other files are meant
-    safetensors.numpy.save_file(golden.weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**golden.config, **changes}))
-    return folder
-
-
 def load(tmp_path, name):
-    golden = read_golden(name)
-    return clip.read_folder(write_golden(tmp_path / name, golden)), golden.values
-
-
-def assert_close(found, expected, within=1e-4):
-    scale = np.abs(expected).max()
-    assert scale > 0
-    np.testing.assert_allclose(np.asarray(found) / scale, expected / scale, atol=within, rtol=0)
-
-
-def weighted(*outputs):
-    """The scalar whose gradients were recorded."""
-    return sum(
-        (output * jnp.linspace(-1, 1, output.size).reshape(output.shape)).sum()
-        for output in outputs
-    )
+    golden = golden_files.read(f"clip_{name}")
+    return clip.read_folder(golden_files.write_folder(tmp_path / name, golden)), golden.values
 
 
 def nchw(images):
@@ -141,8 +100,8 @@ def test_whole_clip_equals_the_original(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_equals_what_was_read(tmp_path, name):
-    golden = read_golden(name)
-    network, params = clip.read_folder(write_golden(tmp_path / "original", golden))
+    golden = golden_files.read(f"clip_{name}")
+    network, params = clip.read_folder(golden_files.write_folder(tmp_path / "original", golden))
     clip.write_folder(tmp_path / "copy", network, params)
     written = safetensors.numpy.load_file(tmp_path / "copy" / "model.safetensors")
     expected = {k: v for k, v in golden.weights.items() if not k.endswith("position_ids")}
@@ -161,11 +120,13 @@ def test_what_is_written_equals_what_was_read(tmp_path, name):
 
 
 def test_names_without_the_prefix_are_read_too(tmp_path):
-    golden = read_golden("text")
+    golden = golden_files.read("clip_text")
     bare = {key.removeprefix("text_model."): value for key, value in golden.weights.items()}
     bare.pop("embeddings.position_ids")
-    one = clip.read_folder(write_golden(tmp_path / "one", golden))
-    other = clip.read_folder(write_golden(tmp_path / "other", golden._replace(weights=bare)))
+    one = clip.read_folder(golden_files.write_folder(tmp_path / "one", golden))
+    other = clip.read_folder(
+        golden_files.write_folder(tmp_path / "other", golden._replace(weights=bare))
+    )
     assert one.network == other.network
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
 
@@ -271,7 +232,7 @@ def test_older_configurations_of_a_whole_clip(tmp_path):
 
 
 def test_wrong_files_are_named(tmp_path):
-    golden = read_golden("vision")
+    golden = golden_files.read("clip_vision")
     folder = tmp_path / "vision"
     name = "vision_model.encoder.layers.1.mlp.fc2.weight"
     for change, message in (
@@ -288,14 +249,14 @@ def test_wrong_files_are_named(tmp_path):
         ({"architectures": ["CLIPVisionModel"]}, r"has no visual_projection\.weight"),
     ):
         with pytest.raises(ValueError, match=message):
-            clip.read_folder(write_golden(folder, golden, **change))
+            clip.read_folder(golden_files.write_folder(folder, golden, **change))
     lacking = {key: value for key, value in golden.weights.items() if key != name}
     with pytest.raises(ValueError, match=f"lacks the tensor {name}"):
-        clip.read_folder(write_golden(folder, golden._replace(weights=lacking)))
-    whole = read_golden("whole")
+        clip.read_folder(golden_files.write_folder(folder, golden._replace(weights=lacking)))
+    whole = golden_files.read("clip_whole")
     part = {**whole.config["text_config"], "hidden_act": "relu"}
     with pytest.raises(ValueError, match=r"text_config\.hidden_act = 'relu'"):
-        clip.read_config(write_golden(tmp_path / "whole", whole, text_config=part))
+        clip.read_config(golden_files.write_folder(tmp_path / "whole", whole, text_config=part))
 
 
 def test_wrong_settings_are_named():

@@ -11,12 +11,12 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from tests.weights import test_clip
+from tests.weights import golden_files
 from vdm_jax.models.text.subwords import BytePairs
 from vdm_jax.models.vision.preprocessing import Preprocessing
 from vdm_jax.weights import clip_inputs
 
-TOKENS = json.loads((test_clip.GOLDEN / "clip_tokens.json").read_text(encoding="utf-8"))
+TOKENS = json.loads((golden_files.FOLDER / "clip_tokens.json").read_text(encoding="utf-8"))
 END, START = 49_407, 49_406
 
 
@@ -33,7 +33,7 @@ def write_tokenizer(folder, padding=None):
 
 def write_text_folder(folder):
     """A whole text encoder of random weights, and a tokeniser of letters: 58 pieces."""
-    test_clip.write_golden(folder, test_clip.read_golden("text_projection"))
+    golden_files.write_folder(folder, golden_files.read("clip_text_projection"))
     letters = "abcdefghijklmnopqrstuvwxyz.!"
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), BytePairs.START, BytePairs.END]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
@@ -113,7 +113,7 @@ def test_wrong_files_of_a_tokeniser_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["wide", "tall", "small"])
 def test_images_are_made_as_by_the_original(tmp_path, name):
-    path = test_clip.GOLDEN / "clip_preprocessing.safetensors"
+    path = golden_files.FOLDER / "clip_preprocessing.safetensors"
     tensors = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, "numpy") as file:
         (tmp_path / "preprocessor_config.json").write_text(file.metadata()["config"])
@@ -152,10 +152,10 @@ def test_preprocessing_is_read_strictly(tmp_path):
 
 
 def test_the_folders_of_a_text_encoder(tmp_path):
-    golden = test_clip.read_golden("text")
+    golden = golden_files.read("clip_text")
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
-    encoder = test_clip.write_golden(pipeline / "text_encoder", golden)
+    encoder = golden_files.write_folder(pipeline / "text_encoder", golden)
     write_tokenizer(pipeline / "tokenizer")
     with pytest.raises(ValueError, match="has 49408 pieces; config.json says vocab_size = 60"):
         clip_inputs.read_text(pipeline)
@@ -166,9 +166,9 @@ def test_the_folders_of_a_text_encoder(tmp_path):
     assert found[0].network == found[1].network
     assert found[0].tokenizer.hash == found[1].tokenizer.hash
 
-    whole = test_clip.write_golden(pipeline / "whole", test_clip.read_golden("whole"))
+    whole = golden_files.write_folder(pipeline / "whole", golden_files.read("clip_whole"))
     network, params, _ = clip_inputs.read_text(whole)
     assert network.config.projection == 0 and "projection" not in params and "words" in params
-    vision = test_clip.write_golden(pipeline / "vision", test_clip.read_golden("vision"))
+    vision = golden_files.write_folder(pipeline / "vision", golden_files.read("clip_vision"))
     with pytest.raises(ValueError, match="is an image encoder without a text encoder"):
         clip_inputs.read_text(vision)
