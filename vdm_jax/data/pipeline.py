@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax.data import text_embeddings
 from vdm_jax.data.source import ClipSource, DataError
-from vdm_jax.models.text.words import TextEncoder, WordEncoder
+from vdm_jax.models.text.words import NULL, TextEncoder, WordEncoder
 from vdm_jax.stage.window import Part, Reading
 
 Batch = dict[str, np.ndarray]
@@ -274,7 +274,7 @@ class _Example:
         encoder = self.text_encoder
         if encoder is None or encoder.null_text is None:
             return {}
-        return self._tokens([encoder.null_text], "null_", squeeze=True)
+        return self._tokens([encoder.null_text], NULL, squeeze=True)
 
 
 class _Rows(grain.MapDataset):

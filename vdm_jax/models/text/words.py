@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 PAD, UNKNOWN = "<pad>", "<unk>"
+NULL = "null_"
+"""Before the names of a batch's entries of `TextEncoder.null_text`."""
 
 
 @runtime_checkable

@@ -10,14 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from vdm_jax.models.text.words import TextEncoder
+from vdm_jax.models.text.words import NULL, TextEncoder
 from vdm_jax.stage.conditions.base import Base, shape
 from vdm_jax.stage.protocols import Cond, Example, Shapes
 
 NEGATIVE = "negative"
 """The entry of `Cond` that holds what guidance leads away from, in the place of the null."""
-NULL = "null_"
-"""Before the names of a batch's entries of the text that stands for no text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
