@@ -1,7 +1,7 @@
 """Golden files: what a published network's original computes, with its folder's content.
 
-A file holds config.json in its metadata, the folder's tensors as weights/NAME, and inputs, outputs
-and gradients under names of their own. `recording.py` writes them.
+A file holds the configuration in its metadata, the folder's tensors as weights/NAME, and inputs,
+outputs and gradients under names of their own. `recording.py` writes them.
 """
 
 import json
@@ -21,7 +21,7 @@ _WEIGHTS = "weights/"
 
 
 class Golden(NamedTuple):
-    """config.json, the folder's tensors by name, and inputs, outputs and gradients."""
+    """The configuration, the folder's tensors by name, and inputs, outputs and gradients."""
 
     config: dict[str, Any]
     weights: dict[str, np.ndarray]
@@ -33,7 +33,7 @@ def read(name: str) -> Golden:
     path = FOLDER / f"{name}.safetensors"
     tensors = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, "numpy") as file:
-        config = json.loads(file.metadata()["config"])
+        config = json.loads(file.metadata()["recorded"])["config"]
     weights = {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
     values = {k: v for k, v in tensors.items() if not k.startswith(_WEIGHTS)}
     return Golden(config, weights, values)

@@ -25,7 +25,7 @@ from transformers import CLIPTokenizer
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 TEXT = {**SMALL, "hidden_size": 32, "vocab_size": 60, "max_position_embeddings": 12}
 VISION = {**SMALL, "hidden_size": 24, "image_size": 30, "patch_size": 7}
-END = 57  # with END the recorded texts stop; higher numbers and END again may follow
+END = 57  # of the recorded texts; 58 and 59 are numbers of other pieces
 
 
 def texts(eos):
@@ -36,6 +36,8 @@ def texts(eos):
         tokens[row, length] = END
     if eos == 2:
         tokens[tokens == END] = 59  # the highest number
+    else:
+        tokens[3, 4] = 58  # higher than the end
     return tokens
 
 
@@ -76,6 +78,7 @@ def record_texts():
     output = model(tokens, output_hidden_states=True)
     penultimate = model.text_model.final_layer_norm(output.hidden_states[-2])
     mask = torch.arange(12) < torch.tensor([3, 6, 10, 12])[:, None]
+    mask[2:, 1:4:2] = False  # else no token that is seen comes after one that is not
     masked = model(tokens, attention_mask=mask.long()).last_hidden_state
     weighted(penultimate, output.text_embeds).backward()
     record(

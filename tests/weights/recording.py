@@ -40,8 +40,9 @@ def record(name, model, tensors, state=None, config=None):
 
 def save(path, tensors, config):
     """Raises AssertionError where the file is too large to be committed."""
-    metadata = {"config": json.dumps(config), "versions": VERSIONS}
-    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    # One entry: several are written in any order, and a new recording would differ.
+    recorded = json.dumps({"config": config, "versions": VERSIONS})
+    safetensors.torch.save_file(tensors, path, metadata={"recorded": recorded})
     path.chmod(0o644)
     print(path.name, path.stat().st_size)
     assert path.stat().st_size <= 200_000

@@ -62,8 +62,7 @@ def test_text_masks_are_those_of_the_original(tmp_path):
     tokens, mask = jnp.asarray(values["tokens"], jnp.int32), values["mask"]
     found = jax.jit(network.apply)({"params": params}, tokens, jnp.asarray(mask))
     assert_close(found[mask], values["masked"][mask])
-    # Padding comes last, and no token sees what comes later: SD's padding is read without a mask.
-    assert_close(found[mask], values["states"][mask])
+    assert np.abs(found - values["states"])[mask].max() > 0.1  # the mask matters
 
 
 @pytest.mark.parametrize("name", ["vision", "vision_gelu"])

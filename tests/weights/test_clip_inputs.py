@@ -8,8 +8,6 @@ import pickle
 
 import numpy as np
 import pytest
-import safetensors
-import safetensors.numpy
 
 from tests.weights import golden_files
 from vdm_jax.models.text.subwords import BytePairs
@@ -113,15 +111,13 @@ def test_wrong_files_of_a_tokeniser_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["wide", "tall", "small"])
 def test_images_are_made_as_by_the_original(tmp_path, name):
-    path = golden_files.FOLDER / "clip_preprocessing.safetensors"
-    tensors = safetensors.numpy.load_file(path)
-    with safetensors.safe_open(path, "numpy") as file:
-        (tmp_path / "preprocessor_config.json").write_text(file.metadata()["config"])
+    config, _, values = golden_files.read("clip_preprocessing")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     preprocessing = clip_inputs.read_preprocessing(tmp_path)
-    found = preprocessing(np.repeat(tensors[f"{name}/image"][None], 2, axis=0))
+    found = preprocessing(np.repeat(values[f"{name}/image"][None], 2, axis=0))
     assert found.shape == (2, 24, 24, 3) and found.dtype == np.float32
     # One grey level is 0.015.
-    np.testing.assert_allclose(found[1], tensors[f"{name}/values"], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(found[1], values[f"{name}/values"], atol=1e-6, rtol=0)
 
 
 def test_preprocessing_is_read_strictly(tmp_path):

@@ -84,10 +84,9 @@ class SentencePiece:
 class BytePairs:
     """CLIP's tokeniser (Radford et al. 2021, section 2.4): the start, the pieces, the end, padding.
 
-    Text is put into Unicode's normal form C, runs of white space become one space, and letters
-    become small. Words are then encoded by byte pairs (Sennrich et al. 2016) over bytes. HTML
-    entities and broken encodings stay as they are, as without the library ftfy in the published
-    tokeniser.
+    Text is put into Unicode's normal form C, letters become small, and white space only separates
+    words. Words are encoded by byte pairs (Sennrich et al. 2016) over bytes. HTML entities and
+    broken encodings stay as they are, as in the published tokeniser without the library ftfy.
     """
 
     START, END = "<|startoftext|>", "<|endoftext|>"
@@ -127,11 +126,7 @@ class BytePairs:
             raise ValueError(f"vocabulary and merges do not fit ({error})") from error
         self._tokenizer = Tokenizer(model)
         self._tokenizer.normalizer = normalizers.Sequence(
-            [
-                normalizers.NFC(),
-                normalizers.Replace(Regex(r"\s+"), " "),
-                normalizers.Lowercase(),
-            ]
+            [normalizers.NFC(), normalizers.Lowercase()]
         )
         self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
