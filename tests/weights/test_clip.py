@@ -28,7 +28,7 @@ def load(tmp_path, name):
     return clip.read_folder(golden_files.write_folder(tmp_path / name, golden)), golden.values
 
 
-def nchw(images):
+def channels_last(images):
     return images.transpose(0, 2, 3, 1)
 
 
@@ -77,17 +77,37 @@ def test_image_encoder_equals_the_original(tmp_path, name):
 
         return jax.grad(loss, has_aux=True)(images)
 
-    gradient, (states, pooled) = run(params, nchw(values["images"]))
+    gradient, (states, pooled) = run(params, channels_last(values["images"]))
     assert_close(states, values["states"])
     assert_close(pooled, values["pooled"])
-    assert_close(gradient, nchw(values["gradient/images"]), within=1e-3)
+    assert_close(gradient, channels_last(values["gradient/images"]), within=1e-3)
     with pytest.raises(ValueError, match=r"images have shape \(28, 28, 3\): must be \(30, 30, 3\)"):
         network.apply({"params": params}, jnp.zeros((1, 28, 28, 3)))
 
 
+@pytest.mark.parametrize("name", ["text_projection", "vision"])
+def test_half_precision_is_close(tmp_path, name):
+    golden = golden_files.read(f"clip_{name}")
+    folder = golden_files.write_folder(tmp_path / name, golden)
+    network, params = clip.read_folder(folder, jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    values = golden.values
+    inputs = (
+        channels_last(values["images"]) if name == "vision" else values["tokens"].astype(np.int32)
+    )
+    method = "__call__" if name == "vision" else "encode"
+    run = jax.jit(lambda params, x: network.apply({"params": params}, x, method=method))
+    for found, expected in zip(
+        run(params, inputs), (values["states"], values["pooled"]), strict=True
+    ):
+        assert found.dtype == jnp.bfloat16
+        off = found.astype(np.float32) - expected
+        assert np.sqrt((off**2).mean()) < 0.05 * np.sqrt((expected**2).mean())
+
+
 def test_whole_clip_equals_the_original(tmp_path):
     (network, params), values = load(tmp_path, "whole")
-    images, tokens = nchw(values["images"]), jnp.asarray(values["tokens"], jnp.int32)
+    images, tokens = channels_last(values["images"]), jnp.asarray(values["tokens"], jnp.int32)
     found = jax.jit(network.apply)({"params": params}, tokens, images)
     assert_close(found, values["logits"])
     # A part is an encoder by itself.
