@@ -8,6 +8,7 @@ import pytest
 
 from tests import tiny
 from tests.models.text import test_minilm
+from tests.weights import test_clip_inputs
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.cli import embed_text, train
@@ -108,3 +109,29 @@ def test_a_mesh_changes_nothing(config_file, capsys):
     embed(config_file, "--mesh=data=1", "--batch_size=2")
     embed(config_file)
     assert "0 to embed" in capsys.readouterr().out
+
+
+def test_clips_empty_text_is_embedded_beside_the_captions(tmp_path, capsys):
+    weights = test_clip_inputs.write_text_folder(tmp_path / "weights")
+    path = tiny.write_config(tmp_path, steps=1, every=1)
+    changes = f"""config.text.encoder = "clip"
+    config.text.weights = {str(weights)!r}
+    return config"""
+    path.write_text(path.read_text().replace("return config", changes))
+    embed(path)
+    assert "4 captions, 4 to embed by clip, 6 tokens of 32" in capsys.readouterr().out
+    config = config_lib.load_config(path)
+    stage = systems.build(config)
+    dataset = pipeline.make_dataset(
+        config, text_encoder=stage.text_encoder, batch_size=3, seed=0, train=False, report=None
+    )
+    iterator = iter(dataset)
+    batch = next(iterator)
+    iterator.close()
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        k: (v.shape, v.dtype) for k, v in stage.abstract_batch(3).items()
+    }
+    for prefix, captions in (("", CAPTIONS), ("null_", [""] * 3)):
+        expected = stage.text_encoder.encode(captions)["text_embeddings"]
+        np.testing.assert_allclose(batch[f"{prefix}text_embeddings"], expected, atol=5e-3)
+    assert np.abs(expected).max() > 0.5 and not {"keep_text"} & stage.cond_shapes(1, 0).keys()

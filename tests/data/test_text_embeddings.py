@@ -17,7 +17,7 @@ CAPTIONS = [f"{'very ' * (i % 4)}small shape {i}" for i in range(23)] + [""]
 class Encoder:
     """Draws a caption's states from its hash, one a word; counts what it is asked for."""
 
-    name, vocab_size, embedding_width = "fake", 0, 3
+    name, vocab_size, embedding_width, null_text = "fake", 0, 3, None
 
     def __init__(self, max_length=6, identity="0123456789abcdef0123"):
         self.max_length, self.identity = max_length, identity
@@ -76,6 +76,26 @@ def test_stored_embeddings_are_those_of_the_encoder(written):
         k: (v.shape, v.dtype) for k, v in Encoder().example().items()
     }
     assert stored.encode([])["text_embeddings"].shape == (0, 6, 3)
+
+
+def test_the_text_that_stands_for_no_text_is_stored_too(tmp_path):
+    encoder = Encoder()
+    encoder.null_text = "none"
+    folder = text_embeddings.folder_of(tmp_path, encoder)
+    write(folder, encoder, CAPTIONS)
+    options = {"name": "fake", "text_encoder": encoder, "identity": ""}
+    with pytest.raises(DataError, match="lacks 1 captions, such as 'none'"):
+        text_embeddings.stored(tmp_path, captions=CAPTIONS, **options)
+    assert text_embeddings.with_null(["a"], None) == ["a"]
+    write(folder, encoder, text_embeddings.with_null([], encoder.null_text))
+    stored = text_embeddings.stored(tmp_path, captions=CAPTIONS, **options)
+    assert pickle.loads(pickle.dumps(stored)).null_text == "none"
+    assert_equal(stored.encode(["none"]), Encoder().encode(["none"]))
+    dataset = ClipDataset(Source(), text_encoder=stored, batch_size=2, image_frames=1, workers=0)
+    batch = next(iter(dataset))
+    null = {name: batch[f"null_{name}"] for name in ("text_embeddings", "token_mask")}
+    assert_equal(null, Encoder().encode(["none"] * 2))
+    assert not any(name.startswith("image_null") for name in batch)
 
 
 def test_only_what_is_missing_is_computed(written):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.models.text import test_minilm, test_t5
+from tests.weights import test_clip_inputs
 from vdm_jax.diffusion.process import Process
 from vdm_jax.models.blocks.settings import BlockSettings
 from vdm_jax.models.condition import TextStates
@@ -19,6 +20,7 @@ from vdm_jax.stage.conditions.prompt import Text
 from vdm_jax.stage.space import PixelSpace
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
+from vdm_jax.weights import clip_inputs
 from vdm_jax.weights import minilm as minilm_weights
 from vdm_jax.weights import t5 as t5_weights
 
@@ -31,6 +33,7 @@ def folders(tmp_path_factory):
     return {
         "minilm": test_minilm.write_folder(root / "minilm"),
         "t5": test_t5.write_folder(root / "t5"),
+        "clip": test_clip_inputs.write_text_folder(root / "clip"),
     }
 
 
@@ -39,18 +42,26 @@ def make(folders, name, own=False, **changes):
     return frozen_text.make_frozen_text_encoder(text | changes, own=own)
 
 
-@pytest.mark.parametrize("name", ["minilm", "t5"])
+READERS = {
+    "minilm": minilm_weights.read_folder,
+    "t5": t5_weights.read_folder,
+    "clip": clip_inputs.read_text,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_captions_become_the_networks_states(folders, name):
     encoder = make(folders, name)
     assert isinstance(encoder, TextEncoder)
-    assert (encoder.vocab_size, encoder.embedding_width, encoder.max_length) == (0, 12, 10)
+    width = 32 if name == "clip" else 12
+    assert (encoder.vocab_size, encoder.embedding_width, encoder.max_length) == (0, width, 10)
+    assert encoder.null_text == ("" if name == "clip" else None)
     encoded = encoder.encode(CAPTIONS)
     states, mask = encoded["text_embeddings"], encoded["token_mask"]
-    assert states.shape == (4, 10, 12) and states.dtype == np.float16 and mask.any(-1).all()
+    assert states.shape == (4, 10, width) and states.dtype == np.float16 and mask.any(-1).all()
     assert (states[~mask] == 0).all()
 
-    module = {"minilm": minilm_weights, "t5": t5_weights}[name]
-    network, params, tokenizer = module.read_folder(folders[name])
+    network, params, tokenizer = READERS[name](folders[name])
     tokens, expected_mask = tokenizer.encode(CAPTIONS, 10)
     np.testing.assert_array_equal(mask, expected_mask)
     expected = jax.jit(network.apply)({"params": params}, jnp.asarray(tokens), jnp.asarray(mask))
@@ -65,7 +76,7 @@ def test_captions_become_the_networks_states(folders, name):
     }
     with pytest.raises(ValueError, match="at most text.max_length = 10 are allowed"):
         encoder.encode(CAPTIONS, strict=True)
-    assert encoder.encode([])["text_embeddings"].shape == (0, 10, 12)
+    assert encoder.encode([])["text_embeddings"].shape == (0, 10, width)
 
 
 def test_identity_says_what_embeddings_depend_on(folders, tmp_path):
@@ -90,21 +101,41 @@ def test_weights_are_read_only_to_encode(folders):
     assert encoder.example()["text_embeddings"].shape == (1, 64, 4096)
     with pytest.raises(ValueError, match="'t5_xxl': text.weights, or the environment .* must name"):
         encoder.encode(["a"])
-    with pytest.raises(ValueError, match="'t5_small'.*has another network"):
-        make(folders, "t5", encoder="t5_small").encode(["a"])
+    for size in ("t5_small", "clip_l"):
+        with pytest.raises(ValueError, match=f"'{size}'.*has another network"):
+            make(folders, size.split("_")[0], encoder=size).encode(["a"])
+
+
+def test_clip_fills_every_token(folders):
+    """As in Stable Diffusion, whose network sees the padding too."""
+    encoder = make(folders, "clip", encoder="clip_h", weights="", max_length=77)
+    assert encoder.embedding_width == 1024
+    assert encoder.example()["text_embeddings"].shape == (1, 77, 1024)
+    encoded = make(folders, "clip").encode(["a", ""])
+    assert encoded["token_mask"].all() and (encoded["text_embeddings"] != 0).any(-1).all()
+
+
+def test_a_variable_names_the_folder(folders, monkeypatch):
+    for name, variable in (("t5", "VDM_JAX_T5"), ("clip", "VDM_JAX_CLIP")):
+        with pytest.raises(ValueError, match=f"'{name}': text.weights or {variable} must name"):
+            make(folders, name, weights="")
+        expected = make(folders, name).identity
+        monkeypatch.setenv(variable, str(folders[name]))
+        assert make(folders, name, weights="/elsewhere").identity == expected
 
 
 def test_wrong_settings_are_named(folders, tmp_path):
     for change, message in (
-        ({"encoder": "clip"}, "text.encoder = 'clip': allowed are minilm, t5, t5_small"),
+        ({"encoder": "bert"}, "text.encoder = 'bert': allowed are minilm, t5, clip, t5_small"),
         ({"dtype": "float16"}, "text.dtype = 'float16': allowed are float32, bfloat16"),
-        ({"weights": ""}, "'t5': text.weights or VDM_JAX_T5 must name the folder"),
         ({"max_length": 2}, "text.max_length = 2: t5 needs at least 3"),
     ):
         with pytest.raises(ValueError, match=message):
             make(folders, "t5", **change)
-    with pytest.raises(ValueError, match="text.max_length = 17: minilm takes at most 16"):
-        make(folders, "minilm", max_length=17)
+    for name, longest in (("minilm", 16), ("clip", 12)):
+        message = f"text.max_length = {longest + 1}: {name} takes at most {longest}"
+        with pytest.raises(ValueError, match=message):
+            make(folders, name, max_length=longest + 1)
     tensors = test_t5.random_tensors()
     tensors["encoder.final_layer_norm.weight"] = np.full(12, 1e6, np.float32)
     assert make(folders, "t5") is not make(folders, "t5", max_length=9)

@@ -71,8 +71,9 @@ def main(arguments: list[str]) -> int:
     from vdm_jax.parallel import mesh, sharding
     from vdm_jax.stage import frozen_text
 
-    captions = text_embeddings.share(pipeline.all_captions(config), *options.shard)
     encoder = frozen_text.make_frozen_text_encoder(config.text.to_dict(), own=True)
+    wanted = text_embeddings.with_null(pipeline.all_captions(config), encoder.null_text)
+    captions = text_embeddings.share(wanted, *options.shard)
     encoder.batch_size = options.batch_size
     if options.mesh:
         encoder.place(sharding.make_plan(encoder, mesh.parse_mesh(options.mesh)))

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax.data import text_embeddings
 from vdm_jax.data.source import ClipSource, DataError
-from vdm_jax.models.text.words import TextEncoder, WordEncoder
+from vdm_jax.models.text.words import NULL, TextEncoder, WordEncoder
 from vdm_jax.stage.window import Part, Reading
 
 Batch = dict[str, np.ndarray]
@@ -228,7 +228,7 @@ class _Example:
             part, values = self.reading.draw(rng)
         clip = self._read(int(index), part, rng, mirror, reverse)
         example = {"video": clip["video"], **self._tokens([clip["caption"]], "", squeeze=True)}
-        example |= values
+        example |= self._null_text | values
         if "label" in clip:
             example["label"] = np.int32(clip["label"])
         if self.image_frames:
@@ -268,6 +268,14 @@ class _Example:
         encoded = self.text_encoder.encode(captions)
         return {prefix + name: ids[0] if squeeze else ids for name, ids in encoded.items()}
 
+    @property
+    def _null_text(self) -> Batch:
+        """The text that stands for no text, where there is one."""
+        encoder = self.text_encoder
+        if encoder is None or encoder.null_text is None:
+            return {}
+        return self._tokens([encoder.null_text], NULL, squeeze=True)
+
 
 class _Rows(grain.MapDataset):
     """Some rows of every batch of `batch_size`, in order."""
@@ -290,7 +298,8 @@ class ClipDataset:
     """Batches of clips, endless and shuffled anew each epoch (train), or once in order.
 
     A batch has `video` uint8 [b, f, h, w, 3]; with a text encoder `tokens` int32 [b, L], or of a
-    frozen one `text_embeddings` float16 [b, L, d], and `token_mask` bool [b, L]; of a source with
+    frozen one `text_embeddings` float16 [b, L, d], and `token_mask` bool [b, L], and both with the
+    prefix null_ of the text that stands for no text, if it has one; of a source with
     labels `label` int32 [b]; with image_frames = k `images` uint8 [b, k, h, w, 3] of random other
     clips with `image_tokens` or `image_text_embeddings` and `image_token_mask` [b, k, ...]. b is
     batch_size, or the number of `rows` of each batch asked for.

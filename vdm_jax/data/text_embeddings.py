@@ -42,6 +42,11 @@ def share(captions: Iterable[str], part: int = 0, parts: int = 1) -> list[str]:
     return sorted(mine, key=lambda text: (len(text), text))
 
 
+def with_null(captions: Iterable[str], null_text: str | None) -> list[str]:
+    """`captions`, and the text that stands for no text, if there is one."""
+    return [*captions, *([] if null_text is None else [null_text])]
+
+
 def folder_of(data_dir: str | Path, encoder: Any) -> Path:
     """Where embeddings by `encoder` (a `models.frozen_text.FrozenTextEncoder`) belong."""
     return Path(data_dir) / FOLDER / f"{encoder.name}-{encoder.identity[:16]}"
@@ -129,12 +134,15 @@ class StoredText:
 
     vocab_size = 0
 
-    def __init__(self, folder: Path, max_length: int, embedding_width: int):
+    def __init__(
+        self, folder: Path, max_length: int, embedding_width: int, null_text: str | None = None
+    ):
         self.folder = Path(folder)
         self.max_length, self.embedding_width = max_length, embedding_width
+        self.null_text = null_text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredText, (self.folder, self.max_length, self.embedding_width)
+        return StoredText, (self.folder, self.max_length, self.embedding_width, self.null_text)
 
     def example(self) -> dict[str, np.ndarray]:
         """See `TextEncoder`."""
@@ -206,8 +214,9 @@ def stored(
             f"{meta['folder']}: embeddings of width {meta['embedding_width']}, but text.encoder = "
             f"{name!r} has {text_encoder.embedding_width}"
         )
-    found = StoredText(meta["folder"], meta["max_length"], meta["embedding_width"])
-    found.check(captions)
+    null_text = text_encoder.null_text
+    found = StoredText(meta["folder"], meta["max_length"], meta["embedding_width"], null_text)
+    found.check(with_null(captions, null_text))
     return found
 
 

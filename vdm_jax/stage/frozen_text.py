@@ -1,11 +1,13 @@
 """Frozen text encoders: captions to the states of a language model that others trained.
 
 A `FrozenTextEncoder` is a `TextEncoder` (`text.py`) that gives embeddings in the place of token
-numbers: MiniLM, or T5 v1.1's encoder as in Imagen (Saharia et al. 2022, section 2.1). Networks and
-shapes are known at once; weights are read when the first caption is encoded, so a model can be
-built, described, compiled and trained on stored embeddings where there are none.
+numbers: MiniLM, T5 v1.1's encoder as in Imagen (Saharia et al. 2022, section 2.1), or CLIP's as in
+Stable Diffusion (Rombach et al. 2022, section 3.3). Networks and shapes are known at once; weights
+are read when the first caption is encoded, so a model can be built, described, compiled and trained
+on stored embeddings where there are none.
 """
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -20,21 +22,67 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vdm_jax.models.text import t5
+from vdm_jax.models.text import clip, t5
 from vdm_jax.models.text import token_attention as transformer
 from vdm_jax.models.text.minilm import MiniLM
 from vdm_jax.models.text.subwords import batches
-from vdm_jax.weights import fetch
+from vdm_jax.weights import clip_inputs, fetch
 from vdm_jax.weights import minilm as minilm_weights
 from vdm_jax.weights import t5 as t5_weights
 
 DTYPE = np.float16
 """Of embeddings, in memory and on disk: what is stored is what is sampled with."""
-VARIABLE = "VDM_JAX_T5"
-PREFIX = "t5_"
-ENCODERS = ("minilm", "t5", *(PREFIX + size for size in t5.SIZES))
-_MADE: weakref.WeakValueDictionary[tuple, "FrozenTextEncoder"] = weakref.WeakValueDictionary()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Family:
+    """Encoders whose weights lie in a folder of the user's.
+
+    Attributes:
+      variable: the environment variable that overrides `text.weights`.
+      files: what the folder holds, for errors.
+      sizes: the configurations of the published ones, by name.
+      make: a network of a configuration and a dtype.
+      read_config, read_folder: of a folder.
+      null_text: see `TextEncoder`.
+    """
+
+    variable: str
+    files: str
+    sizes: Mapping[str, Any]
+    make: Callable[[Any, Any], nn.Module]
+    read_config: Callable[[str], Any]
+    read_folder: Callable[[str, Any], Any]
+    null_text: str | None = None
+
+
+_FAMILIES = {
+    "t5": _Family(
+        variable="VDM_JAX_T5",
+        files="config.json, model.safetensors (or shards and index) and spiece.model",
+        sizes=t5.SIZES,
+        make=t5.T5Encoder,
+        read_config=t5_weights.read_config,
+        read_folder=t5_weights.read_folder,
+    ),
+    "clip": _Family(
+        variable="VDM_JAX_CLIP",
+        files="text_encoder/ and tokenizer/, or config.json, model.safetensors, vocab.json and "
+        "merges.txt",
+        sizes=clip.SIZES,
+        make=clip.CLIPTextEncoder,
+        read_config=clip_inputs.read_text_config,
+        read_folder=clip_inputs.read_text,
+        null_text="",
+    ),
+}
+# A family's own name is of the size that the folder has.
+_SIZED = {
+    f"{name}_{size}": (family, size) for name, family in _FAMILIES.items() for size in family.sizes
+}
+ENCODERS = ("minilm", *_FAMILIES, *_SIZED)
+_MADE: weakref.WeakValueDictionary[tuple, "FrozenTextEncoder"] = weakref.WeakValueDictionary()
 
 
 def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "FrozenTextEncoder":
@@ -42,19 +90,22 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
 
     own: one of the caller's own, who may `place` it; else stages of equal `text` share one.
 
-    `encoder`: minilm; t5_small, t5_base, t5_large, t5_xl, t5_xxl; or t5, which is of the size that
-    the folder's config.json says. `max_length`: of tokens. Optional fields: `weights`, a folder of
-    published files (`t5_weights.py`, `minilm_weights.py`), which T5 needs to encode anything; the
-    environment variable VDM_JAX_T5 overrides it, for a model that was trained elsewhere. `dtype`,
-    in which T5 is kept and computes, float32 or bfloat16. `identity`, see `FrozenTextEncoder`.
-    Raises ValueError, FileNotFoundError.
+    `encoder`: minilm; t5_small, t5_base, t5_large, t5_xl, t5_xxl; clip_l, clip_h, Stable Diffusion
+    1's and 2's; or t5 or clip, which are of the size that the folder's config.json says.
+    `max_length`: of tokens; CLIP fills all of them, and Stable Diffusion has 77. Optional fields:
+    `weights`, a folder of published files (`weights/t5.py`, `clip_inputs.py`, `minilm.py`), which
+    T5 and CLIP need to encode anything; the environment variable VDM_JAX_T5 or VDM_JAX_CLIP
+    overrides it, for a model that was trained elsewhere. `dtype`, in which T5 and CLIP are kept and
+    compute, float32 or bfloat16. `identity`, see `FrozenTextEncoder`. Raises ValueError,
+    FileNotFoundError.
     """
     name, weights = text["encoder"], text.get("weights", "")
-    if name != "minilm":
-        weights = os.environ.get(VARIABLE) or weights
-    dtype = text.get("dtype") or "float32"
     if name not in ENCODERS:
         raise ValueError(f"text.encoder = {name!r}: allowed are {', '.join(ENCODERS)}")
+    family, size = _SIZED.get(name, (_FAMILIES.get(name), None))
+    if family is not None:
+        weights = os.environ.get(family.variable) or weights
+    dtype = text.get("dtype") or "float32"
     if dtype not in DTYPES:
         raise ValueError(f"text.dtype = {dtype!r}: allowed are {', '.join(DTYPES)}")
     # The stages of a cascade share one encoder, as long as any of them lives.
@@ -62,25 +113,26 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     if shared in _MADE and not own:
         return _MADE[shared]
     load: Callable[[], Any]
-    if name == "minilm":
+    if family is None:
         is_folder = weights and Path(weights).expanduser().is_dir()
         network: nn.Module = minilm_weights.read_config(weights) if is_folder else MiniLM()
         width, load = network.width, functools.partial(minilm_weights.load_weights, weights)
     else:
-        if name == "t5" and not weights:
+        if size is None and not weights:
             raise ValueError(
-                f"text.encoder = 't5': text.weights or {VARIABLE} must name the folder of its files"
+                f"text.encoder = {name!r}: text.weights or {family.variable} must name the folder "
+                "of its files"
             )
-        size = name.removeprefix(PREFIX)
-        config = t5_weights.read_config(weights) if name == "t5" else t5.SIZES[size]
-        network, width = t5.T5Encoder(config, DTYPES[dtype]), config.width
-        load = functools.partial(_load_t5, name, weights, network)
+        config = family.read_config(weights) if size is None else family.sizes[size]
+        network = family.make(config, DTYPES[dtype])
+        width, load = network.width, functools.partial(_load, name, family, weights, DTYPES[dtype])
     encoder = FrozenTextEncoder(
         name,
         network=network,
         embedding_width=width,
         max_length=text["max_length"],
         load=load,
+        null_text=None if family is None else family.null_text,
         expected=text.get("identity", ""),
     )
     if not own:
@@ -88,14 +140,13 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     return encoder
 
 
-def _load_t5(name: str, weights: str, network: t5.T5Encoder) -> t5_weights.Loaded:
+def _load(name: str, family: _Family, weights: str, dtype: Any) -> Any:
     if not weights:
         raise ValueError(
-            f"text.encoder = {name!r}: text.weights, or the environment variable {VARIABLE}, must "
-            "name the folder of its files: config.json, model.safetensors (or shards and index) "
-            "and spiece.model"
+            f"text.encoder = {name!r}: text.weights, or the environment variable "
+            f"{family.variable}, must name the folder of its files: {family.files}"
         )
-    return t5_weights.read_folder(weights, network.dtype)
+    return family.read_folder(weights, dtype)
 
 
 class _Ready(NamedTuple):
@@ -112,6 +163,7 @@ class FrozenTextEncoder:
       name: of `ENCODERS`.
       max_length: tokens of a caption, with those that the encoder adds; longer ones are cut.
       embedding_width: of a token's embedding.
+      null_text: see `TextEncoder`.
       identity: a hash of weights, tokeniser and max_length. Reading it reads the weights. Other
         weights than those of `expected`, the beginning of an identity, are refused.
     """
@@ -126,6 +178,7 @@ class FrozenTextEncoder:
         embedding_width: int,
         max_length: int,
         load: Callable[[], Any],
+        null_text: str | None = None,
         expected: str = "",
         batch_size: int = 32,
     ):
@@ -137,7 +190,7 @@ class FrozenTextEncoder:
             raise ValueError(f"text.max_length = {max_length}: {name} takes at most {longest}")
         self.name, self.network = name, network
         self.max_length, self.embedding_width = max_length, embedding_width
-        self.batch_size, self.expected = batch_size, expected
+        self.null_text, self.batch_size, self.expected = null_text, batch_size, expected
         self._load = load
         self._plan: Any = None
 

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.models.text.words import TextEncoder
-from vdm_jax.stage.conditions.prompt import Label, Text
+from vdm_jax.stage.conditions.prompt import Label, Text, TextOrNull
 from vdm_jax.stage.conditions.scalar import FrameRate, GuidanceScale
 from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.stage.protocols import Condition
@@ -45,7 +45,8 @@ def prompt_conditions(
     """Text, labels and a distilled network's guidance scale, where the configuration has them."""
     drop, found = config.train.cond_dropout, []
     if text_encoder is not None:
-        found.append(Text(encoder=text_encoder, drop=drop))
+        kind = Text if text_encoder.null_text is None else TextOrNull
+        found.append(kind(encoder=text_encoder, drop=drop))
     if config.model.num_labels:
         found.append(Label(count=config.model.num_labels, drop=drop))
     if config.model.get("guidance_embedding", False):

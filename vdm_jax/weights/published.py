@@ -287,7 +287,7 @@ def read_params(
         stacked = not isinstance(name(path), str | Place)
         shape = leaf.shape[1:] if stacked else leaf.shape
         array = np.empty((len(places[path]), *shape), dtype)
-        for row, place in zip(array, places[path], strict=True):
+        for number, place in enumerate(places[path]):
             found = tensors.read(files[place.name])
             published = (*_published_shape(shape, path), *[1] * place.ones)
             if found.shape != published:
@@ -295,8 +295,10 @@ def read_params(
                     f"{tensors.folder}: {place.name} has shape {found.shape}, config.json asks "
                     f"for {published}"
                 )
-            row[...] = _to_ours(found.reshape(published[: found.ndim - place.ones]), shape, path)
-        params[path] = array if stacked else array[0]
+            array[number, ...] = _to_ours(
+                found.reshape(published[: found.ndim - place.ones]), shape, path
+            )
+        params[path] = array if stacked else array[0, ...]
     tensors.digests.keep()
     return traverse_util.unflatten_dict(params, sep="/")
 

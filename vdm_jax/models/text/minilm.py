@@ -20,7 +20,6 @@ from vdm_jax.models.text import token_attention as transformer
 from vdm_jax.models.text.subwords import WordPiece, batches
 
 _EPSILON = 1e-12  # of the normalisations
-_init = nn.initializers.normal(0.02)
 
 
 class MiniLM(nn.Module):
@@ -49,18 +48,15 @@ class MiniLM(nn.Module):
         length = tokens.shape[1]
         if length > self.max_positions:
             raise ValueError(f"{length} tokens: at most {self.max_positions} are allowed")
-        x = self._table("words", self.vocab_size)(tokens)
-        x = x + self._table("positions", self.max_positions)(jnp.arange(length))
+        table = functools.partial(transformer.table, width=self.width, dtype=self.dtype)
+        x = table(self.vocab_size, name="words")(tokens)
+        x = x + table(self.max_positions, name="positions")(jnp.arange(length))
         # What tells a pair of sentences apart; there is only the first here.
-        x = x + self._table("segments", 2)(jnp.zeros((), jnp.int32))
-        x = _norm("norm")(x).astype(self.dtype)
+        x = x + table(2, name="segments")(jnp.zeros((), jnp.int32))
+        x = transformer.layer_norm(_EPSILON, "norm")(x).astype(self.dtype)
         for i in range(self.num_layers):
             x = _Layer(self.heads, self.hidden, self.dtype, name=f"layer_{i}")(x, mask)
         return x
-
-    def _table(self, name: str, size: int) -> nn.Embed:
-        init = layers.named(_init, layers.VOCAB, layers.OUT, dtype=self.dtype)
-        return nn.Embed(size, self.width, embedding_init=init, dtype=self.dtype, name=name)
 
 
 class _Layer(nn.Module):
@@ -71,7 +67,7 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         width = x.shape[-1]
-        make = functools.partial(_dense, dtype=self.dtype)
+        make = functools.partial(transformer.dense, dtype=self.dtype)
         sizes, names = (self.heads, width // self.heads), (layers.HEADS, layers.HEAD_DIM)
         query, key, value = (
             make(sizes, axes=(layers.IN, *names), name=name)(x)
@@ -79,35 +75,13 @@ class _Layer(nn.Module):
         )
         attended = transformer.attend(query / np.sqrt(width // self.heads), key, value, mask)
         merge = make(width, axis=(-2, -1), axes=(*names, layers.OUT), name="out")
-        x = _norm("attention_norm")(x + merge(attended)).astype(self.dtype)
+        x = transformer.layer_norm(_EPSILON, "attention_norm")(x + merge(attended)).astype(
+            self.dtype
+        )
         h = make(self.hidden, axes=(layers.IN, layers.HIDDEN), name="mlp_in")(x)
         h = nn.gelu(h, approximate=False)
         h = make(width, axes=(layers.HIDDEN, layers.OUT), name="mlp_out")(h)
-        return _norm("mlp_norm")(x + h).astype(self.dtype)
-
-
-def _dense(features, *, axes, dtype, axis=-1, name=None):
-    """A linear map, in full float32 where `dtype` is: its results are kept and compared."""
-    outputs = len(features) if isinstance(features, tuple) else 1
-    return nn.DenseGeneral(
-        features,
-        axis=axis,
-        dtype=dtype,
-        kernel_init=layers.named(_init, *axes, dtype=dtype),
-        bias_init=layers.named(nn.initializers.zeros, *axes[-outputs:], dtype=dtype),
-        precision=transformer.precision(dtype),
-        name=name,
-    )
-
-
-def _norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(
-        _EPSILON,
-        dtype=jnp.float32,
-        scale_init=layers.named(nn.initializers.ones, layers.CHANNELS),
-        bias_init=layers.named(nn.initializers.zeros, layers.CHANNELS),
-        name=name,
-    )
+        return transformer.layer_norm(_EPSILON, "mlp_norm")(x + h).astype(self.dtype)
 
 
 def sentence_embedding(

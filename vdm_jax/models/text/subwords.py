@@ -4,7 +4,8 @@ A tokeniser holds what it was made of, so that it can be sent to other processes
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,10 +81,87 @@ class SentencePiece:
         return _padded(captions, ids, max_length, strict)
 
 
+class BytePairs:
+    """CLIP's tokeniser (Radford et al. 2021, section 2.4): the start, the pieces, the end, padding.
+
+    Text is put into Unicode's normal form C, letters become small, and white space only separates
+    words. Words are encoded by byte pairs (Sennrich et al. 2016) over bytes. HTML entities and
+    broken encodings stay as they are, as in the published tokeniser without the library ftfy.
+    """
+
+    START, END = "<|startoftext|>", "<|endoftext|>"
+    _WORDS = (
+        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+        r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    )
+
+    def __init__(
+        self,
+        vocabulary: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        padding: str = END,
+    ):
+        """The number of each piece, and the pairs that are merged, the first ones first.
+
+        padding: the piece that fills a text up: `END` for Stable Diffusion 1, "!" for 2. As in the
+        published tokeniser, it is read as this piece where a text has it. Raises ValueError where
+        a piece is missing.
+        """
+        from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+        for piece in (self.START, self.END, padding):
+            if piece not in vocabulary:
+                raise ValueError(f"the vocabulary lacks {piece}")
+        self._parts = (dict(vocabulary), [tuple(pair) for pair in merges], padding)
+        self.hash = hashlib.sha256(json.dumps(self._parts, sort_keys=True).encode()).hexdigest()
+        self.size = max(vocabulary.values()) + 1
+        self._start, self._end, self._padding = (
+            vocabulary[piece] for piece in (self.START, self.END, padding)
+        )
+        try:
+            model = models.BPE(
+                *self._parts[:2], unk_token=self.END, end_of_word_suffix="</w>", fuse_unk=False
+            )
+        except Exception as error:  # what the library raises has no type of its own
+            raise ValueError(f"vocabulary and merges do not fit ({error})") from error
+        self._tokenizer = Tokenizer(model)
+        self._tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Lowercase()]
+        )
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(self._WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        special = dict.fromkeys((self.START, self.END, padding))
+        self._tokenizer.add_special_tokens(
+            [AddedToken(piece, special=True, normalized=False) for piece in special]
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BytePairs, self._parts
+
+    def encode(
+        self, captions: Sequence[str], max_length: int, *, strict: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 (n, max_length), and a mask that is True everywhere: padding is part of the
+        text. Captions that are too long are cut before the end; with `strict` they raise
+        ValueError."""
+        encoded = self._tokenizer.encode_batch(list(captions))
+        ids = [[self._start, *one.ids, self._end] for one in encoded]
+        tokens, mask = _padded(captions, ids, max_length, strict, self._padding)
+        return tokens, np.ones_like(mask)
+
+
 def _padded(
-    captions: Sequence[str], ids: Sequence[list[int]], max_length: int, strict: bool
+    captions: Sequence[str],
+    ids: Sequence[list[int]],
+    max_length: int,
+    strict: bool,
+    padding: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.zeros((len(ids), max_length), np.int32)
+    tokens = np.full((len(ids), max_length), padding, np.int32)
     mask = np.zeros((len(ids), max_length), bool)
     for row, (caption, pieces) in enumerate(zip(captions, ids, strict=True)):
         if strict and len(pieces) > max_length:

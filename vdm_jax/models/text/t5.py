@@ -65,6 +65,11 @@ class T5Encoder(nn.Module):
     config: T5Config
     dtype: DTypeLike = jnp.float32
 
+    @property
+    def width(self) -> int:
+        """Features of a state."""
+        return self.config.width
+
     @nn.compact
     def __call__(
         self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]

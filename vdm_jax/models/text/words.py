@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 PAD, UNKNOWN = "<pad>", "<unk>"
+NULL = "null_"
+"""Before the names of a batch's entries of `TextEncoder.null_text`."""
 
 
 @runtime_checkable
@@ -23,11 +25,13 @@ class TextEncoder(Protocol):
       max_length: tokens of a caption.
       vocab_size: of token ids; 0 where embeddings are given.
       embedding_width: of embeddings; 0 where token ids are given.
+      null_text: the text that stands for no text; None = the network learns what stands for it.
     """
 
     max_length: int
     vocab_size: int
     embedding_width: int
+    null_text: str | None
 
     def encode(self, captions: Sequence[str], *, strict: bool = False) -> dict[str, np.ndarray]:
         """`tokens` int32 (n, max_length), or `text_embeddings` float (n, max_length,
@@ -48,6 +52,7 @@ class WordEncoder:
     """
 
     embedding_width = 0
+    null_text = None
 
     def __init__(self, words: Iterable[str], *, max_length: int, vocabulary_size: int):
         self.words = tuple(words)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from vdm_jax.models.text.words import TextEncoder
+from vdm_jax.models.text.words import NULL, TextEncoder
 from vdm_jax.stage.conditions.base import Base, shape
 from vdm_jax.stage.protocols import Cond, Example, Shapes
 
@@ -104,6 +104,56 @@ class Text(Prompt):
 
     def _row(self) -> dict[str, np.ndarray]:
         return {key: np.asarray(leaf) for key, leaf in self.encoder.example().items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextOrNull(Text):
+    """Text whose null condition is a text too, `encoder.null_text`. In Stable Diffusion (Rombach et
+    al. 2022) it is the empty text.
+
+    The network learns no null and `Cond` has no keep_text: dropped text is replaced by the null's
+    states. A training batch has these as null_text_embeddings and null_token_mask, a row an
+    example.
+    """
+
+    def __post_init__(self):
+        if self.encoder.null_text is None:
+            raise ValueError("text: this encoder has no text that stands for no text; use Text")
+
+    def batch_shapes(self, n: int, image_frames: int) -> Shapes:
+        found = super().batch_shapes(n, image_frames)
+        null = {f"{NULL}{key}": found[key] for key in self._row()}
+        return {**found, **null}
+
+    def cond_shapes(self, n: int, image_frames: int) -> Shapes:
+        return super().batch_shapes(n, image_frames)
+
+    def example(self, example: Example, key: Key[Array, ""]) -> dict[str, Array]:
+        entries = super().example(example, key)
+        keep = entries.pop(self.keep)
+        null = {key: jnp.asarray(entries.pop(f"{NULL}{key}")) for key in self._row()}
+        for key, value in list(null.items()):
+            if example.num_images:
+                images = entries[f"image_{key}"]
+                null[f"image_{key}"] = jnp.broadcast_to(value[:, None], images.shape)
+        found = {key: jnp.where(_like(keep, null[key]), entries[key], null[key]) for key in entries}
+        return {**found, NEGATIVE: null}
+
+    def input_shapes(self, n: int) -> Shapes:
+        shapes = self.cond_shapes(n, 0)
+        return {**shapes, NEGATIVE: shapes}
+
+    def encode(self, given: Any, n: int) -> dict[str, Any]:
+        prompts, negatives = given
+        null = [self.encoder.null_text] * n if negatives is None else negatives
+        return {**self.rows(prompts), NEGATIVE: self.rows(null)}
+
+    def null(self, cond: Cond) -> Cond:
+        return {**cond, **cond[NEGATIVE]}
+
+
+def _like(keep: Array, value: Array) -> Array:
+    return jnp.expand_dims(keep, range(1, value.ndim))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
