@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from einops import rearrange
+from einops import rearrange, reduce
 
 from tests.tiny_stage import _config as make_config
 from vdm_jax.diffusion.process import Process
@@ -33,18 +33,25 @@ SHAPE = (2, 4, 4, 3)
 class Blocks:  # a space
     data_shape: tuple = SHAPE
     z_shape: tuple = (2, 2, 2, 12)
+    pixels = False
+    multiple = 2
 
     def abstract_params(self):  # of the frozen matrix, for its place on a mesh
         matrix = jax.ShapeDtypeStruct((12, 12), jnp.float32)
         return layers.Named(value=matrix, names=(None, None), dtype=jnp.float32)
 
-    def encode(self, video, frozen):
+    def encode(self, video, frozen, key=None):
         z = rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=2, q=2)
         return z @ frozen["space"]
+
+    def encode_mask(self, mask):
+        return reduce(mask, "b f (h p) (w q) 1 -> b f h w 1", "min", p=2, q=2)
 
     def decode(self, z, frozen):
         pixels = z @ frozen["space"].T
         return rearrange(pixels, "b f h w (p q c) -> b f (h p) (w q) c", p=2, q=2)
+
+    preview = decode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,7 @@ class Grey(Base):  # a condition
     def example(self, example, key):
         return {"grey": example.clip.mean((1, 2, 3, 4))}
 
-    def begin(self, cond, n, key, settings):
+    def begin(self, cond, n, key, settings, encode):
         return {"grey": jnp.full(n, settings.get("grey", 0.0))}
 
 
@@ -130,7 +137,7 @@ def trained():
 
 def sample(trained, **fields):
     params, frozen = trained
-    sampler = Sampler(stage=STAGE, rule=Jump(), **fields)
+    sampler = Sampler(stage=STAGE, rule=Jump(), threshold=None, **fields)
     stream = sampler.stream(params, jax.random.key(0), ["", ""], frozen=frozen)
     return np.concatenate(list(stream))
 
@@ -146,11 +153,11 @@ def test_its_guidance_acts_and_is_checked(trained):
     np.testing.assert_allclose(videos, (-0.3 + 1) * 127.5, atol=6)
     bare = dataclasses.replace(STAGE, conditions=())
     with pytest.raises(ValueError, match="no condition grey"):
-        Sampler(stage=bare, guidance=(Scaled(by=-1.0),))
+        Sampler(stage=bare, threshold=None, guidance=(Scaled(by=-1.0),))
 
 
 def test_what_it_does_not_have_is_refused():
     with pytest.raises(ValueError, match="fps = 8.0: this model has no such setting; it has: grey"):
-        Sampler(stage=STAGE, settings={"fps": 8.0})
+        Sampler(stage=STAGE, threshold=None, settings={"fps": 8.0})
     with pytest.raises(ValueError, match="negative: this model was trained without text"):
         STAGE.encode([""], negatives=["a"])

@@ -24,7 +24,7 @@ from vdm_jax.parallel import heap, sharding
 from vdm_jax.stage import guidance as guidance_lib
 from vdm_jax.stage.conditions.video import MaskedVideo
 from vdm_jax.stage.guidance import ClassifierFree, Guidance, Nested, StaticThreshold, Tiles, Windows
-from vdm_jax.stage.protocols import Frozen
+from vdm_jax.stage.protocols import Frozen, Space
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.stage import NO_FROZEN, Stage
 
@@ -50,7 +50,8 @@ class Known:
     """What is known of n videos: y = A x.
 
     measurement: A, its arrays (a `Mask`'s) with a row a video; y: float32, a row a video, in
-    [-1, 1] where it holds pixels.
+    [-1, 1] where it holds pixels. A stage of latents takes masks of whole pixels: it encodes y, and
+    takes as known what stands for known pixels alone.
     """
 
     measurement: Measurement
@@ -344,7 +345,7 @@ class Sampler:
         key = jax.eval_shape(lambda: jax.random.key(0))
         indices, known = jax.ShapeDtypeStruct((size,), jnp.uint32), None
         if frames_known:
-            shape = (size, *self.z_shape)
+            shape = (size, *self.video_shape)
             mask = Mask(known=jax.ShapeDtypeStruct((*shape[:2], 1, 1, 1), bool))
             known = Known(measurement=mask, y=jax.ShapeDtypeStruct(shape, jnp.float32))
         batch = (indices, self.stage.abstract_inputs(size), None, known)
@@ -393,11 +394,13 @@ class Sampler:
             if start is not None:
                 clean = space.encode(from_uint8(start), frozen)
                 z = self.stage.process.add_noise(clean, z, self.logsnrs()[:1])
-            cond = self.stage.begin(cond, 1, jax.random.fold_in(key, 2), self.settings)
+            cond = self.stage.begin(cond, 1, jax.random.fold_in(key, 2), self.settings, frozen)
+            if known is not None and not space.pixels:
+                known = _known_in_z(space, known, frozen)
             denoiser, rule = self.denoiser_and_rule(params, known)
             watch = None
             if preview is not None:
-                watch = _watch(preview, self.steps, self.plan, lambda z: space.decode(z, frozen))
+                watch = _watch(preview, self.steps, self.plan, space, frozen)
             z = samplers.sample(steps_key, denoiser, rule, self.logsnrs(), z, cond, callback, watch)
             video = space.decode(z, frozen)[0]
             return to_uint8(video), jnp.all(jnp.isfinite(video))
@@ -414,6 +417,20 @@ class Sampler:
             out_shardings=plan.everywhere,
             compiler_options=sharding.compiler_options(plan.mesh),
         )
+
+
+def _known_in_z(space: Space, known: Known, frozen: Frozen) -> Known:
+    """What is known of latents where pixels of a video are known. Raises ValueError."""
+    mask = known.measurement
+    if not isinstance(mask, Mask) or jnp.shape(mask.known)[-1] != 1:
+        raise ValueError(
+            f"known: a {type(mask).__name__}: this stage's z are latents, of which only masks of "
+            "whole pixels or frames can be known"
+        )
+    pixels = jnp.broadcast_to(jnp.asarray(mask.known) != 0, (*known.y.shape[:-1], 1))
+    in_z = space.encode_mask(pixels.astype(jnp.float32)) != 0
+    z = space.encode(jnp.where(pixels, known.y, 0.0), frozen)
+    return Known(measurement=Mask(known=in_z), y=jnp.where(in_z, z, 0.0))
 
 
 def _rule(
@@ -455,13 +472,14 @@ def _watch(
     preview: Preview,
     steps: int,
     plan: sharding.Plan | None,
-    decode: Callable[[Array], Array],
+    space: Space,
+    frozen: Frozen,
 ) -> Callable[[Array, Array], None]:
     """What `samplers.sample` calls to have `preview` called."""
     every = -(-steps // PREVIEWS)
 
-    def tell(step: Array, videos: Array) -> None:
-        pixels = to_uint8(decode(videos))
+    def tell(step: Array, z: Array, frozen: Frozen) -> None:
+        pixels = to_uint8(space.preview(z, frozen))
         if plan is not None:
             pixels = jax.lax.with_sharding_constraint(pixels, plan.everywhere)
         jax.debug.callback(
@@ -469,17 +487,20 @@ def _watch(
         )
 
     # Samples are mapped over; a callback that is mapped is called for each, this for all at once.
+    # The frozen parameters are an argument: a function with its own mapping cannot capture them.
     @jax.custom_batching.custom_vmap
-    def report(step: Array, x: Array) -> Array:
-        tell(step, x)
+    def report(step: Array, x: Array, frozen: Frozen) -> Array:
+        tell(step, x, frozen)
         return step
 
     @report.def_vmap
-    def report_all(size: int, batched: Any, step: Array, x: Array) -> tuple[Array, bool]:
-        tell(step, x[:, 0])
+    def report_all(
+        size: int, batched: Any, step: Array, x: Array, frozen: Frozen
+    ) -> tuple[Array, bool]:
+        tell(step, x[:, 0], frozen)
         return step, False
 
     def watch(step: Array, x: Array) -> None:
-        jax.lax.cond(step % every == 0, report, lambda step, x: step, step, x)
+        jax.lax.cond(step % every == 0, report, lambda step, *_: step, step, x, frozen)
 
     return watch
