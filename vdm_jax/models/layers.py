@@ -240,12 +240,12 @@ def coordinate_grid(height: int, width: int) -> Float[Array, "1 h w 2"]:
 
 @functools.cache
 def remat(
-    module: type[nn.Module], policy: str, static_argnums: tuple[int, ...] = ()
-) -> type[nn.Module]:
+    module: type[nn.Module] | Callable[..., Any], policy: str, static_argnums: tuple[int, ...] = ()
+) -> Any:
     """`module` with its activations recomputed in the backward pass.
 
     Args:
-      module: a class of modules.
+      module: a class of modules, or a function whose first argument is a module.
       policy: none keeps all activations. dots keeps the outputs of convolutions and of products
         with parameters, and recomputes the rest. full keeps the input only.
       static_argnums: the positions of arguments that are no arrays, counted from 1.
