@@ -137,8 +137,8 @@ def trained():
 
 def sample(trained, **fields):
     params, frozen = trained
-    sampler = Sampler(stage=STAGE, rule=Jump(), threshold=None, **fields)
-    stream = sampler.stream(params, jax.random.key(0), ["", ""], frozen=frozen)
+    sampler = Sampler(stage=STAGE, rule=Jump(), threshold=None, frozen=frozen, **fields)
+    stream = sampler.stream(params, jax.random.key(0), ["", ""])
     return np.concatenate(list(stream))
 
 

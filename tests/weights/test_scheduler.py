@@ -32,8 +32,8 @@ def golden():
 def test_every_step_equals_the_original(config, trajectory):
     published = scheduler.from_config(config, Path("scheduler_config.json"))
     sampling = published.sampling(STEPS)
-    levels = np.asarray(sampling.grid.levels, np.float32)
-    assert sampling.grid.steps == STEPS
+    levels = np.asarray(sampling["grid"].levels, np.float32)
+    assert sampling["grid"].steps == STEPS
 
     @jax.jit
     def step(z, state, logsnr_t, logsnr_s):
@@ -42,11 +42,11 @@ def test_every_step_equals_the_original(config, trajectory):
             raw = 0.3 * z * jnp.cos(t / 200) + 0.1 * jnp.roll(z, 1, 1) + 0.05 * jnp.sin(t / 50)
             return to_prediction(published.prediction, raw, z, jnp.full(len(z), logsnr))
 
-        return sampling.rule.step(jax.random.key(0), denoise, z, state, logsnr_t, logsnr_s)
+        return sampling["rule"].step(jax.random.key(0), denoise, z, state, logsnr_t, logsnr_s)
 
     noise = np.random.default_rng(0).normal(size=trajectory.shape[1:]).astype(np.float32)
-    z = jnp.asarray(noise * sampling.start)
-    state, largest = sampling.rule.init(z), np.abs(trajectory).max()
+    z = jnp.asarray(noise * sampling["start"])
+    state, largest = sampling["rule"].init(z), np.abs(trajectory).max()
     for wanted, at, to in zip(trajectory, levels[:-1], levels[1:], strict=True):
         z, state = step(z, state, at, to)
         assert np.abs(z - wanted).max() < 1e-4 * largest
@@ -89,7 +89,7 @@ def test_the_schedule_of_stable_diffusion_is_sampled_by_ddim(tmp_path):
     (tmp_path / scheduler.FILE).write_text(json.dumps(config))
     with pytest.warns(UserWarning, match="PNDMScheduler is not implemented"):
         published = scheduler.read_folder(tmp_path)
-    grid = published.sampling(50).grid
+    grid = published.sampling(50)["grid"]
     times = published.schedule.timestep(jnp.asarray(grid.levels, jnp.float32))
     np.testing.assert_allclose(times[:3], [981, 961, 941], atol=1e-3)
     np.testing.assert_allclose(times[-2:], [1, 0], atol=1e-3)

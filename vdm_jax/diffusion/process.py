@@ -123,11 +123,13 @@ _SCHEDULE_FIELDS: Mapping[str, Mapping[str, str]] = {
         "num_timesteps": "num_timesteps",
         "beta_start": "beta_start",
         "beta_end": "beta_end",
+        "zero_snr": "zero_snr",
     },
     "scaled_linear_beta": {
         "num_timesteps": "num_timesteps",
         "beta_start": "beta_start",
         "beta_end": "beta_end",
+        "zero_snr": "zero_snr",
     },
     "edm": {"sigma_min": "sigma_min", "sigma_max": "sigma_max", "rho": "rho"},
     "rectified_flow": {
@@ -158,8 +160,8 @@ def make_process(config: Any) -> Process:
     Fields: `schedule` (cosine, linear_beta, scaled_linear_beta, edm, rectified_flow),
     `prediction`, `loss`, `training` ("schedule", or "log_normal" with `P_mean`, `P_std`),
     `min_snr_gamma`, `sigma_data`, and the schedule's own: `logsnr_min`, `logsnr_max`,
-    `logsnr_shift` (cosine, rectified_flow), `num_timesteps`, `beta_start`, `beta_end` (the two
-    beta grids), `sigma_min`, `sigma_max`, `rho` (edm). What is absent has its default.
+    `logsnr_shift` (cosine, rectified_flow), `num_timesteps`, `beta_start`, `beta_end`, `zero_snr`
+    (the two beta grids), `sigma_min`, `sigma_max`, `rho` (edm). What is absent has its default.
 
     Raises:
       ValueError: an unknown field, or one that the chosen schedule does not have and that is not

@@ -27,12 +27,27 @@ from vdm_jax.models.unet import Features, Input, UNet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timestep:
-    """The discrete timestep of a log-SNR: the number that networks of a discrete grid embed."""
+    """The discrete timestep of a log-SNR: the number that networks of a discrete grid embed.
+
+    Attributes:
+      schedule: of the timesteps.
+      rounded: whether a log-SNR between two timesteps has the nearer one.
+    """
 
     schedule: LinearBetaSchedule | ScaledLinearBetaSchedule = ScaledLinearBetaSchedule()
+    rounded: bool = False
 
-    def __call__(self, logsnr: Float[Array, "b"]) -> Float[Array, "b"]:
-        return self.schedule.timestep(logsnr)
+    def __call__(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        timestep = self.schedule.timestep(logsnr)
+        return timestep.round() if self.rounded else timestep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseTime:
+    """c_noise = log σ / 4 in EDM's σ (Karras et al. 2022, table 1)."""
+
+    def __call__(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        return -0.125 * logsnr
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from vdm_jax.data import frame_rate
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import model_file
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.protocols import Frozen
 from vdm_jax.training import checkpoints
 from vdm_jax.upgrade import upgrade
 
@@ -33,13 +34,17 @@ class Model:
     """A trained stage with its parameters (the moving average) and its configuration.
 
     The parts stand on their own: `model.schedule`, `model.denoiser` (a Denoiser with the
-    parameters bound), `model.stage.network`, `model.sampler(steps=…)`. plan: how it lies on a mesh,
-    None = on one device.
+    parameters bound), `model.stage.network`, `model.sampler(steps=…)`.
+
+    Attributes:
+      frozen: parameters that the stage uses beside its own, by the part's name.
+      plan: how it lies on a mesh, None = on one device.
     """
 
     stage: Any
     params: PyTree
     config: Any
+    frozen: Frozen = dataclasses.field(default_factory=dict)
     plan: sharding.Plan | None = None
     _samplers: dict[str, sampling.Sampler] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -65,14 +70,19 @@ class Model:
 
         The same changes give the same sampler, so that it is compiled once.
         """
-        name = repr(sorted((key, value) for key, value in changes.items() if value is not None))
+        name = repr(sorted((key, changes[key]) for key in _given(changes)))
         name += config_lib.to_json(self.config.sample)
         if name not in self._samplers:
             if len(self._samplers) >= _MOST_SAMPLERS:  # each holds a compiled program
                 del self._samplers[next(iter(self._samplers))]
-            self._samplers[name] = sampling.Sampler.from_config(
-                self.stage, self.config.sample, plan=self.plan, **changes
+            sampler = sampling.Sampler.from_config(
+                self.stage, self.config.sample, frozen=self.frozen, plan=self.plan, **changes
             )
+            scheduler = systems.scheduler(self.config)
+            if scheduler is not None and not {"sampler", "grid"} & _given(changes):
+                # A published scheduler has a rule and a grid of its own.
+                sampler = dataclasses.replace(sampler, **scheduler.sampling(sampler.steps))
+            self._samplers[name] = sampler
         return self._samplers[name]
 
     def sample(
@@ -112,6 +122,11 @@ class Model:
         return np.concatenate(list(stream))
 
 
+def _given(changes: Mapping[str, Any]) -> set[str]:
+    """The names of the changes that are not None."""
+    return {name for name, value in changes.items() if value is not None}
+
+
 def as_prompts(prompt: str | None, prompts: Sequence[str] | None, num_samples: int) -> list[str]:
     """The prompt of each sample, in order. Raises ValueError."""
     if (prompt is None) == (prompts is None):
@@ -125,7 +140,8 @@ def as_prompts(prompt: str | None, prompts: Sequence[str] | None, num_samples: i
 
 
 def load(source: str | Path = DEFAULT, *, mesh: Mapping[str, int] | None = None) -> Model:
-    """Loads a model: a working directory of training, a .safetensors file, or a shipped name.
+    """Loads a model: a working directory of training, a .safetensors file, the folder of a
+    published pipeline, or a shipped name.
 
     mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
     process of the mesh calls this alike. None: the whole model on one device. Raises
@@ -136,12 +152,16 @@ def load(source: str | Path = DEFAULT, *, mesh: Mapping[str, int] | None = None)
     stage = systems.build(config)
     plan = None if mesh is None else sharding.make_plan(stage, mesh)
     params = read_params(path, _abstract_params(stage, plan))
-    return Model(stage=stage, params=params, config=config, plan=plan)
+    parts = systems.read_frozen(config, mesh)
+    frozen = {name: part.params for name, part in parts.items()}
+    return Model(stage=stage, params=params, config=config, frozen=frozen, plan=plan)
 
 
 def read_config(source: str | Path):
     """The configuration that a model was trained with. Raises as `load`."""
     path = _find(source)
+    if systems.is_published(path):
+        return systems.read_published(path)
     if path.is_dir():
         return checkpoints.read_config(path)[1]
     return config_lib.from_dict(upgrade(dict(model_file.read_header(path).config)))
@@ -154,7 +174,10 @@ def digest(source: str | Path) -> str:
     checkpoint's moving average. Raises as `load`.
     """
     path = _find(source)
-    found = checkpoints.digest(path) if path.is_dir() else model_file.read_header(path).digest
+    if systems.is_published(path):
+        found = systems.published_digest(path)
+    else:
+        found = checkpoints.digest(path) if path.is_dir() else model_file.read_header(path).digest
     return f"sha256:{found}"
 
 
@@ -165,6 +188,8 @@ def read_params(source: str | Path, abstract: PyTree) -> PyTree:
     naming what does not fit them, and FileNotFoundError.
     """
     path = _find(source)
+    if systems.is_published(path):
+        return _placed(systems.read_published_params(path), abstract)
     return checkpoints.read_ema(path, abstract) if path.is_dir() else _read_file(path, abstract)
 
 
@@ -282,6 +307,17 @@ def _read_file(path: Path, abstract: PyTree) -> PyTree:
             )
         leaves.append(jax.device_put(found, leaf.sharding))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _placed(params: PyTree, abstract: PyTree) -> PyTree:
+    """Parameters as NumPy arrays where the leaves of `abstract` say, one after the other."""
+
+    def place(leaf: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.make_array_from_callback(
+            wanted.shape, wanted.sharding, lambda part: leaf[part].astype(wanted.dtype)
+        )
+
+    return jax.tree.map(place, params, abstract)
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

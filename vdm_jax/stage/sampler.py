@@ -40,7 +40,7 @@ _GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
 _SETTINGS = ("augmentation", "fps")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_DIRECT = ("negative", "batch_size", "num_frames", "remat", "plan")
+_DIRECT = ("negative", "batch_size", "num_frames", "remat", "frozen", "plan")
 FIELDS = (*_RULE_FIELDS, *_GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
 
@@ -99,10 +99,12 @@ class Sampler:
       settings: floats by the names that the stage's conditions list, such as the augmentation of a
         low-resolution video (α²/σ² of the noise on it) or fps.
       negative: a prompt that guidance leads away from, in the place of the null condition.
+      start: standard deviation of the noise that sampling begins with.
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames: frames of a sample; None = as trained.
       remat: of the network, where a method differentiates it: "none", or "dots" or "full" to keep
         less (`models.layers.remat`).
+      frozen: parameters that the stage uses and that are not trained, by the part's name.
       plan: how the stage lies on a mesh; None = on one device. Every process of a mesh makes the
         same calls and gets all samples.
     """
@@ -115,9 +117,11 @@ class Sampler:
     method: conditional.Method = conditional.ByReconstruction()
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     negative: str | None = None
+    start: float = 1.0
     batch_size: int = 16
     num_frames: int | None = None
     remat: str = "none"
+    frozen: Frozen = dataclasses.field(default_factory=dict)
     plan: sharding.Plan | None = None
 
     def __post_init__(self):
@@ -213,7 +217,8 @@ class Sampler:
     def rule_name(self) -> str:
         """The step rule's name in `diffusion.samplers.RULES`."""
         rule = self.rule.rule if isinstance(self.rule, samplers.Corrector) else self.rule
-        return next(name for name, kind in samplers.RULES.items() if kind is type(rule))
+        names = {kind: name for name, kind in samplers.RULES.items()}
+        return next(names[kind] for kind in type(rule).__mro__ if kind in names)
 
     @property
     def guidance_scale(self) -> float:
@@ -277,7 +282,6 @@ class Sampler:
         inputs: Mapping[str, Any] | None = None,
         start: UInt8[np.ndarray, "n f h w c"] | None = None,
         first: int = 0,
-        frozen: Frozen = NO_FROZEN,
     ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
         """Yields videos of the prompts, in order, a batch at a time.
 
@@ -293,7 +297,6 @@ class Sampler:
           start: videos that are noised to where the grid begins, one a prompt; without them
             sampling begins with pure noise.
           first: number of the first sample.
-          frozen: parameters that are not trained, by the part's name.
 
         Raises FloatingPointError when a sample is not finite, and ValueError for inputs that do not
         fit, and for a preview where several processes sample.
@@ -320,7 +323,7 @@ class Sampler:
             batch = (indices, cond, begin, part)
             if self.plan is not None:
                 batch = jax.device_put(batch, self.plan.batch)
-            video, finite = compiled(params, frozen, key, *batch)
+            video, finite = compiled(params, self.frozen, key, *batch)
             _ = self._trimmed
             if not np.all(finite[:count]):
                 raise FloatingPointError(
@@ -394,6 +397,8 @@ class Sampler:
             if start is not None:
                 clean = space.encode(from_uint8(start), frozen)
                 z = self.stage.process.add_noise(clean, z, self.logsnrs()[:1])
+            elif self.start != 1.0:
+                z = self.start * z
             cond = self.stage.begin(cond, 1, jax.random.fold_in(key, 2), self.settings, frozen)
             if known is not None and not space.pixels:
                 known = _known_in_z(space, known, frozen)

@@ -1,9 +1,29 @@
 """The systems of the field, one file each, composed of the library's parts."""
 
-from vdm_jax.stage.stage import Stage
-from vdm_jax.systems import imagen_video, lumiere, vdm
+from collections.abc import Mapping
+from pathlib import Path
 
-SYSTEMS = {"vdm": vdm.build, "imagen_video": imagen_video.build, "lumiere": lumiere.build}
+import jax
+from jaxtyping import PyTree
+
+from vdm_jax.parallel import sharding
+from vdm_jax.stage.stage import Stage
+from vdm_jax.systems import imagen_video, latent_image, lumiere, vdm
+from vdm_jax.training import step
+from vdm_jax.weights import published
+from vdm_jax.weights.scheduler import Scheduler
+
+SYSTEMS = {
+    "vdm": vdm.build,
+    "imagen_video": imagen_video.build,
+    "lumiere": lumiere.build,
+    latent_image.NAME: latent_image.build,
+}
+# Of the systems with parameters that are not trained.
+_FROZEN = {latent_image.NAME: latent_image.read_frozen}
+_SCHEDULERS = {latent_image.NAME: latent_image.make_scheduler}
+# The systems of published pipelines, by the class that model_index.json names.
+_PIPELINES = {"StableDiffusionPipeline": latent_image}
 
 
 def build(config) -> Stage:
@@ -14,3 +34,53 @@ def build(config) -> Stage:
     if config.system not in SYSTEMS:
         raise ValueError(f"system = {config.system!r}: allowed are {', '.join(SYSTEMS)}")
     return SYSTEMS[config.system](config)
+
+
+def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
+    """The parameters beside the trained ones that a configuration's stage uses.
+
+    mesh: sizes of the mesh's axes, over which they are spread; None = on one device. Raises
+    ValueError, FileNotFoundError, MeshError.
+    """
+    read = _FROZEN.get(config.system)
+    found = {}
+    for name, part in {} if read is None else read(config).items():
+        devices = None if mesh is not None else jax.local_devices()[:1]
+        plan = sharding.make_plan(part, {"data": 1} if mesh is None else mesh, devices)
+        found[name] = step.Frozen(params=jax.device_put(part.params, plan.params), plan=plan)
+    return found
+
+
+def scheduler(config) -> Scheduler | None:
+    """How a configuration's model is sampled where that is published; None = by `config.sample`."""
+    make = _SCHEDULERS.get(config.system)
+    return None if make is None else make(config)
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a published pipeline."""
+    return (folder / published.PIPELINE).is_file()
+
+
+def read_published(folder: Path):
+    """The configuration of a published pipeline. Raises FileNotFoundError; ValueError naming the
+    part or the value that is not understood."""
+    return _pipeline(folder).read_published(folder)
+
+
+def read_published_params(folder: Path) -> PyTree:
+    """The parameters of a published pipeline's network, as NumPy arrays. Raises ValueError,
+    FileNotFoundError."""
+    return _pipeline(folder).read_published_params(folder)
+
+
+def published_digest(folder: Path) -> str:
+    """What names a published pipeline's network: a SHA-256 of its files'. Raises ValueError,
+    FileNotFoundError."""
+    return _pipeline(folder).published_digest(folder)
+
+
+def _pipeline(folder: Path):
+    path = folder / published.PIPELINE
+    index = published.read_json(path)
+    return _PIPELINES[published.config_value(index, path, "_class_name", _PIPELINES)]

@@ -1,7 +1,8 @@
 """A stage from the sections of a configuration: what the systems' `build` functions share."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import make_process
@@ -13,6 +14,22 @@ from vdm_jax.stage.protocols import Condition
 from vdm_jax.stage.refinement import Plain, Refinement
 from vdm_jax.stage.space import PixelSpace
 from vdm_jax.stage.view import View
+
+
+class FrozenPart(NamedTuple):
+    """Parameters that a stage uses and that are not trained, as NumPy arrays.
+
+    Attributes:
+      params: the arrays.
+      named: a `layers.Named` of the shape of each.
+    """
+
+    params: PyTree
+    named: PyTree
+
+    def abstract_params(self) -> PyTree:
+        """As `Stage.abstract_params`: what a plan on a mesh is made of."""
+        return self.named
 
 
 def stage_section(**fields: Any) -> ConfigDict:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def train(
     initial: Callable[[], PyTree] | None = None,
     flops: float = 0.0,
     profile: tuple[int, int] | None = None,
+    frozen: Mapping[str, step.Frozen] | None = None,
     train_step: step.TrainStep | None = None,
 ) -> Result:
     """Trains `stage` in `workdir` until train.steps, train.minutes, Ctrl-C or SIGTERM, and saves.
@@ -71,6 +72,7 @@ def train(
       initial: makes the parameters that a new run starts from, where the plan stores them.
       flops: operations of one update, for the utilisation of the devices; 0 = not known.
       profile: first and last update, counted from this call, of which a trace is written.
+      frozen: parameters that the stage uses and that are not trained, by the part's name.
       train_step: one compiled already for the same stage, config and plan.
 
     Writes checkpoints/, config.json, metrics.jsonl, tensorboard/, samples/step_N.gif, profile/.
@@ -80,9 +82,10 @@ def train(
     workdir.mkdir(parents=True, exist_ok=True)
     train = config.train
     plan = plan or sharding.make_plan(stage, config.mesh)
-    sampler = _make_sampler(stage, config, plan)
+    frozen = dict(frozen or {})
+    sampler = _make_sampler(stage, config, plan, frozen)
     tx = optimizer.make_optimizer(train)
-    train_step = train_step or step.make_train_step(stage, tx, config, plan)
+    train_step = train_step or step.make_train_step(stage, tx, config, plan, frozen)
     first_process = jax.process_index() == 0
     started = time.monotonic()
 
@@ -311,13 +314,19 @@ def _what_is_not_finite(values: dict[str, float]) -> str:
     return "the loss" if not math.isfinite(values["loss"]) else "a gradient"
 
 
-def _make_sampler(stage, config, plan: sharding.Plan) -> sampling.Sampler:
+def _make_sampler(
+    stage, config, plan: sharding.Plan, frozen: Mapping[str, step.Frozen]
+) -> sampling.Sampler:
     """The sampler of train.sample_prompts. A wrong setting or an unknown word is told now."""
     prompts = config.train.sample_prompts
     if config.train.sample_every and prompts:
         stage.check_prompts(list(prompts))
     return sampling.Sampler.from_config(
-        stage, config.sample, batch_size=max(len(prompts), 1), plan=plan
+        stage,
+        config.sample,
+        batch_size=max(len(prompts), 1),
+        frozen={name: part.params for name, part in frozen.items()},
+        plan=plan,
     )
 
 

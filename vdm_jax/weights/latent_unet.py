@@ -163,7 +163,12 @@ def write_folder(
 def read_config(folder: str | Path) -> LatentUNet:
     """The network that a folder's config.json describes. Raises as `read_folder`."""
     path = Path(folder).expanduser() / "config.json"
-    values = understood(path, CLASS, _VALUES, _FIXED)
+    return from_config(published.read_json(path), path)
+
+
+def from_config(found: Mapping[str, Any], path: Path) -> LatentUNet:
+    """The network that a config.json, read from `path`, describes. Raises ValueError."""
+    values = understood(found, path, CLASS, _VALUES, _FIXED)
     network = LatentUNet(**encoder_fields(values, path), out_channels=values["out_channels"])
     mirrored = _up_block_types(network.settings.depth)
     if list(values["up_block_types"]) != mirrored:
@@ -248,6 +253,7 @@ def block_name(inner: Sequence[str], table: Mapping[str, str]) -> str:
 
 
 def understood(
+    found: Mapping[str, Any],
     path: Path,
     class_name: str,
     values: Mapping[str, Any],
@@ -257,15 +263,15 @@ def understood(
     """The values of a config.json whose every entry is understood.
 
     Args:
+      found: the file's content.
       path: of the file.
       class_name: that it must name.
       values: those that are returned, with defaults.
       fixed: those that must be as they are here.
       ignored: those that may be anything. Entries that begin with an underscore are ignored too.
 
-    Raises FileNotFoundError; ValueError naming the entry, its value and what is allowed.
+    Raises ValueError naming the entry, its value and what is allowed.
     """
-    found = published.read_json(path)
     published.config_value(found, path, "_class_name", [class_name])
     for key, value in found.items():
         if key in fixed:

@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 from vdm_jax.weights import fetch
 
 TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"  # the stems of their files
+PIPELINE = "model_index.json"  # of a folder of folders, which lists its parts
 # Files beside the tensors that a network is made from.
 _OTHERS = ("config.json", "tokenizer.json", "spiece.model")
 # In the order in which they are looked for: full precision first.
@@ -214,6 +215,11 @@ class Digests:
                 f"whose SHA-256 {record} holds; download it again, or if the change was meant, "
                 f"delete {record}"
             )
+
+    @property
+    def name(self) -> str:
+        """One digest of all of them."""
+        return hashlib.sha256(json.dumps(sorted(self._found.items())).encode()).hexdigest()
 
     def keep(self) -> None:
         """Writes the digests that were not known; called once a network was made of the files."""

@@ -8,11 +8,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from vdm_jax.diffusion import samplers, schedules
+from vdm_jax.diffusion import samplers, schedules, solvers
 from vdm_jax.diffusion.grids import Explicit
-from vdm_jax.diffusion.solvers import Rule
+from vdm_jax.models.latent_unet import NoiseTime, Timestep
 from vdm_jax.weights import published
 
 FILE = "scheduler_config.json"
@@ -23,21 +22,6 @@ _SCHEDULES = {
     "scaled_linear": schedules.ScaledLinearBetaSchedule,
 }
 _RHO = 7.0  # of Karras et al. 2022, as in the published code
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a published scheduler samples in a number of steps.
-
-    Attributes:
-      rule, grid: of `stage.sampler.Sampler`.
-      start: the standard deviation of z at the beginning. It is 1 except where the published code
-        leaves out the signal's share of the variance.
-    """
-
-    rule: Rule
-    grid: Explicit
-    start: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,17 +53,20 @@ class Scheduler:
     clips: bool = False
     continuous: bool = False
 
-    def time(self, logsnr: Float[Array, "..."]) -> Float[Array, "..."]:
-        """What the network takes as its time: the timestep, or c_noise = log σ / 4 (Karras et al.
-        2022, table 1)."""
+    @property
+    def time(self) -> Timestep | NoiseTime:
+        """What the network takes as its time, a function of the log-SNR."""
         if self.continuous:
-            return -0.125 * logsnr
-        found = self.schedule.timestep(logsnr)
-        # The published sampler gives the network whole timesteps, also between two.
-        return found.round() if self.kind == "dpmpp_2m" else found
+            return NoiseTime()
+        # The published multistep solver gives the network whole timesteps, also between two.
+        return Timestep(schedule=self.schedule, rounded=self.kind == "dpmpp_2m")
 
-    def sampling(self, steps: int) -> Sampling:
-        """The rule, the log-SNRs and the start of `steps` steps. Raises ValueError."""
+    def sampling(self, steps: int) -> dict[str, Any]:
+        """`rule`, `grid` and `start` of `stage.sampler.Sampler` for `steps` steps.
+
+        start is 1 except where the published code leaves out the signal's share of the variance.
+        Raises ValueError.
+        """
         total = self.schedule.num_timesteps
         if not 1 <= steps <= total:
             raise ValueError(f"steps = {steps}: must be between 1 and {total}")
@@ -98,22 +85,22 @@ class Scheduler:
             levels = (ends[0] + ramp * (ends[1] - ends[0])) ** _RHO
         grid = Explicit(levels=(*(-2 * np.log(levels)), np.inf))
         if self.kind == "dpmpp_2m":
-            return Sampling(rule=samplers.RULES["dpmpp_2m"](), grid=grid)
+            return {"rule": solvers.DPMPP2M(), "grid": grid, "start": 1.0}
         # Noise of deviation σ, and not √(σ² + 1) with the data's, for these two spacings.
         largest = float(levels.max())
         start = 1.0 if self.spacing == "leading" else largest / np.sqrt(largest**2 + 1)
-        return Sampling(rule=samplers.RULES["euler"](), grid=grid, start=float(start))
+        return {"rule": solvers.Euler(), "grid": grid, "start": float(start)}
 
-    def _ddim(self, steps: int, timesteps: np.ndarray) -> Sampling:
+    def _ddim(self, steps: int, timesteps: np.ndarray) -> dict[str, Any]:
         stride = self.schedule.num_timesteps // steps
         targets = timesteps - stride
         end = np.inf if self.ends_clean else self._logsnr(np.zeros(1))[0]
         levels = self._logsnr(timesteps)
         grid = Explicit(levels=(*levels, end))
         if np.array_equal(targets[:-1], timesteps[1:]) and targets[-1] < 0:
-            return Sampling(rule=samplers.DDIM(), grid=grid)
+            return {"rule": samplers.DDIM(), "grid": grid, "start": 1.0}
         rule = Strided(schedule=self.schedule, stride=stride, end=float(end))
-        return Sampling(rule=rule, grid=grid)
+        return {"rule": rule, "grid": grid, "start": 1.0}
 
     def _timesteps(self, steps: int) -> np.ndarray:
         """Of each step, float64, decreasing."""

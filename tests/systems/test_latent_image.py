@@ -1,0 +1,140 @@
+"""A published text-to-image pipeline, loaded from its folder, samples as in its own library."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from einops import rearrange
+
+import vdm_jax
+from tests.weights import drawn_weights
+from vdm_jax.stage.sampler import Sampler
+from vdm_jax.weights import fetch
+
+GOLDEN = Path(__file__).parents[1] / "weights" / "golden" / "pipeline.safetensors"
+PROMPT, NEGATIVE, STEPS, GUIDANCE = "a cat", "dull", 4, 7.5
+
+
+def write_folder(folder):
+    """The recorded pipeline's files."""
+    with safetensors.safe_open(GOLDEN, framework="numpy") as file:
+        files = json.loads(file.metadata()["files"])
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            tensors = drawn_weights.draw_all(json.loads(content))
+            safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+        else:
+            path.write_text(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "CACHE", folder / "cache")
+        yield write_folder(folder / "model")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return vdm_jax.load(folder)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return safetensors.numpy.load_file(GOLDEN)
+
+
+def in_order(latents):
+    """Recorded latents, (1, c, h, w), as videos of one frame."""
+    return rearrange(latents, "1 c h w -> 1 1 h w c")
+
+
+@pytest.fixture
+def sampler(model):
+    return model.sampler(steps=STEPS, guidance=GUIDANCE, negative=NEGATIVE)
+
+
+def test_latents_equal_the_original_step_by_step(model, sampler, recorded):
+    stage = model.stage
+    inputs = stage.encode([PROMPT], negatives=[NEGATIVE])
+    levels = sampler.logsnrs()
+
+    @jax.jit
+    def step(params, z, state, logsnr_t, logsnr_s, inputs):
+        cond = stage.begin(inputs, 1, jax.random.key(1), sampler.settings, model.frozen)
+        denoiser, rule = sampler.denoiser_and_rule(params)
+
+        def denoise(z, logsnr):
+            return denoiser(z, jnp.full(1, logsnr), cond)
+
+        return rule.step(jax.random.key(0), denoise, z, state, logsnr_t, logsnr_s)
+
+    z, state = jnp.asarray(in_order(recorded["noise"])), ()
+    for i, wanted in enumerate(recorded["latents"]):
+        z, state = step(model.params, z, state, levels[i], levels[i + 1], inputs)
+        assert np.abs(z - in_order(wanted)).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_the_image_equals_the_original(model, recorded, monkeypatch):
+    noise = in_order(recorded["noise"])
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, *dtype: jnp.asarray(noise))
+    image = model.sample(
+        jax.random.key(0), PROMPT, steps=STEPS, guidance=GUIDANCE, negative=NEGATIVE
+    )
+    assert image.shape == (1, 1, 16, 16, 3)
+    assert np.abs(image[:, 0] - np.round(255 * recorded["image"])).max() <= 1
+
+
+def test_prompts_negatives_and_guidance_act(model):
+    def sample(prompt, **changes):
+        return model.sample(jax.random.key(0), prompt, steps=2, **changes).astype(int)
+
+    plain = sample("a cat")
+    assert np.abs(plain - sample("a dog")).max() > 2
+    assert np.abs(plain - sample("a cat", negative="a dog")).max() > 2
+    assert np.abs(plain - sample("a cat", guidance=1.0)).max() > 2
+
+
+def test_the_defaults_are_those_of_the_folder(model):
+    sampler = model.sampler()
+    assert isinstance(sampler, Sampler)
+    assert (sampler.steps, sampler.guidance_scale, sampler.rule_name) == (50, 7.5, "ddim")
+    timesteps = model.schedule.timestep(sampler.logsnrs())
+    np.testing.assert_allclose(timesteps[[0, 1, -2, -1]], [981, 961, 1, 0], atol=1e-3)
+    assert model.stage.video_shape == (1, 16, 16, 3)
+    assert model.stage.z_shape == (1, 8, 8, 4)
+
+
+@pytest.mark.parametrize(
+    "file,change,message",
+    [
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline.*StableDiffusion"),
+        ("model_index.json", {"image_projection": []}, "image_projection: not understood"),
+        ("unet/config.json", {"dual_cross_attention": True}, r"unet/config.json: dual_cross"),
+        ("vae/config.json", {"_class_name": "VQModel"}, "VQModel.*AutoencoderKL"),
+        ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding = True"),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+    ],
+)
+def test_a_folder_that_is_not_understood_is_refused_by_name(tmp_path, file, change, message):
+    folder = write_folder(tmp_path)
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        vdm_jax.load(folder)
+
+
+def test_a_missing_part_is_named(tmp_path):
+    folder = write_folder(tmp_path)
+    (folder / "vae").rename(folder / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="vae: no such folder"):
+        vdm_jax.load(folder)

@@ -1,0 +1,166 @@
+"""Latent diffusion of images (Rombach et al. 2022), as Stable Diffusion 1 and 2 are published.
+
+A frozen autoencoder makes latents of an image (section 3.1). A U-Net is trained on them by noise or
+velocity prediction on a discrete grid of timesteps (section 3.2). Pixels attend to the states of a
+frozen text encoder, and the null condition is the empty text (section 3.3). An image is a video of
+one frame.
+
+The values of a configuration are those of the published folder: `model.unet` is the U-Net's
+config.json, `model.scheduler` is scheduler_config.json, and `model.autoencoder` is the folder of
+the autoencoder. So a published pipeline and a network that is trained here are one thing.
+"""
+
+import hashlib
+from pathlib import Path
+
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from vdm_jax.diffusion.process import Process
+from vdm_jax.models import autoencoder as autoencoders
+from vdm_jax.stage.conditions.prompt import TextOrNull
+from vdm_jax.stage.space import AUTOENCODER, LatentSpace
+from vdm_jax.stage.stage import Stage
+from vdm_jax.stage.view import View
+from vdm_jax.systems import vdm
+from vdm_jax.systems.composition import FrozenPart
+from vdm_jax.systems.network import DTYPES, make_text_encoder
+from vdm_jax.weights import autoencoder as autoencoder_weights
+from vdm_jax.weights import latent_unet, published, scheduler
+
+NAME = "latent_image"
+# Of the published pipeline: parts that are read, parts that sampling does not need, and settings of
+# those.
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_SETTINGS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
+_HERE = Path("configuration")  # what errors name in the place of a file
+
+
+def build(config: ConfigDict) -> Stage:
+    """The model: U-Net, process and latent space. Raises ValueError, FileNotFoundError."""
+    model, schedule = config.model, make_scheduler(config)
+    size, frames = config.data.image_size, config.data.num_frames
+    if model.dtype not in DTYPES:
+        raise ValueError(f"model.dtype = {model.dtype!r}: allowed are {', '.join(DTYPES)}")
+    network = latent_unet.from_config(model.unet.to_dict(), _HERE).clone(
+        time=schedule.time, dtype=DTYPES[model.dtype], remat=model.remat
+    )
+    autoencoder = autoencoder_weights.read_config(_folder(model.autoencoder))
+    encoder = make_text_encoder(config.text)
+    if encoder is None or encoder.embedding_width != network.settings.text_width:
+        raise ValueError(
+            f"text.encoder = {config.text.encoder!r}: model.unet.cross_attention_dim = "
+            f"{network.settings.text_width} asks for an encoder of that width"
+        )
+    shape = (frames, size, size, autoencoder.in_channels)
+    return Stage(
+        network=network,
+        process=Process(
+            schedule=schedule.schedule,
+            prediction=schedule.prediction,
+            loss_name=f"{schedule.prediction}_mse",
+        ),
+        space=LatentSpace(data_shape=shape, autoencoder=autoencoder, decode_frames=1),
+        view=View(shape=shape),
+        conditions=(TextOrNull(encoder=encoder, drop=config.train.cond_dropout),),
+    )
+
+
+def make_scheduler(config: ConfigDict) -> scheduler.Scheduler:
+    """The noise schedule and the sampler of a configuration. Raises ValueError."""
+    return scheduler.from_config(config.model.scheduler.to_dict(), _HERE)
+
+
+def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
+    """The parameters that are not trained: the autoencoder's. Raises ValueError,
+    FileNotFoundError."""
+    network, params = autoencoder_weights.read_folder(_folder(config.model.autoencoder))
+    return {AUTOENCODER: FrozenPart(params, autoencoders.abstract_params(network))}
+
+
+def default_config() -> ConfigDict:
+    """Every field of a configuration, with Stable Diffusion 1.5's values."""
+    base = vdm.default_config().to_dict()
+    config = ConfigDict(
+        {
+            **base,
+            "system": NAME,
+            "model": {
+                "unet": latent_unet.config(latent_unet.LatentUNet()),
+                "scheduler": dict(_SCHEDULER),
+                "autoencoder": "",
+                "dtype": "bfloat16",
+                "remat": "none",
+            },
+        }
+    )
+    del config["process"]  # `model.scheduler` is it
+    config.data.update({"num_frames": 1, "image_size": 512})
+    config.text.update({"encoder": "clip_l", "max_length": 77})
+    config.sample.update({"sampler": "ddim", "steps": 50, "guidance": 7.5, "threshold": "none"})
+    config.sample.batch_size = 1
+    return config.lock()
+
+
+_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+}
+
+
+def read_published(folder: Path) -> ConfigDict:
+    """The configuration of a published pipeline, a folder of model_index.json, unet/, vae/,
+    text_encoder/, tokenizer/ and scheduler/.
+
+    Raises FileNotFoundError; ValueError naming a part or a value that is not understood.
+    """
+    index = published.read_json(folder / published.PIPELINE)
+    known = {*_PARTS, *_OPTIONAL, *_SETTINGS}
+    if unknown := sorted(n for n in index if n not in known and not n.startswith("_")):
+        raise ValueError(f"{folder / published.PIPELINE}: {', '.join(unknown)}: not understood")
+    for part in _PARTS:
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(f"{folder / part}: no such folder; the pipeline needs it")
+    unet = published.read_json(folder / "unet" / "config.json")
+    latent_unet.from_config(unet, folder / "unet" / "config.json")  # errors name the file
+    schedule = scheduler.read_folder(folder / "scheduler")
+    config = default_config()
+    with config.unlocked():
+        config.model.unet = ConfigDict(unet)
+        config.model.scheduler = ConfigDict(
+            published.read_json(folder / "scheduler" / scheduler.FILE)
+        )
+    config.model.autoencoder, config.model.dtype = str(folder / "vae"), "float32"
+    config.text.encoder, config.text.weights = "clip", str(folder)
+    factor = autoencoder_weights.read_config(folder / "vae").factor
+    config.data.image_size = int(unet.get("sample_size") or 64) * factor
+    config.sample.sampler = schedule.kind
+    return config
+
+
+def read_published_params(folder: Path) -> PyTree:
+    """The parameters of a published pipeline's U-Net. Raises as `weights.latent_unet`."""
+    return latent_unet.read_folder(folder / "unet").params
+
+
+def published_digest(folder: Path) -> str:
+    """What names the U-Net and the scheduler. Raises ValueError, FileNotFoundError."""
+    digests = published.Tensors(folder / "unet", published.DIFFUSERS).digests
+    text = (folder / "scheduler" / scheduler.FILE).read_text(encoding="utf-8")
+    return hashlib.sha256(f"{digests.name} {text}".encode()).hexdigest()
+
+
+def _folder(name: str) -> Path:
+    """The folder of an autoencoder. Raises ValueError."""
+    if not name:
+        raise ValueError("model.autoencoder = '': must name the folder of the autoencoder's files")
+    return Path(name).expanduser()
