@@ -127,6 +127,6 @@ if __name__ == "__main__":
         "files": json.dumps(files),
         "versions": f"diffusers {diffusers.__version__}, transformers {transformers.__version__}",
     }
-    arrays = {"noise": noise, "latents": np.stack(latents), "image": image}
+    arrays = {"noise": noise, "latents": np.stack(latents), "image": np.ascontiguousarray(image)}
     safetensors.numpy.save_file(arrays, FILE, metadata)
     print(FILE.name, FILE.stat().st_size, sorted(files))

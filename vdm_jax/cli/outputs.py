@@ -231,21 +231,34 @@ def write_samples(out: Path, videos: "np.ndarray", prompts: Sequence[str], fps: 
     """Writes samples, uint8 `n f h w c`, into the folder `out`, and prints the files' names.
 
     First samples.npz (see `save_videos`), then pictures: an MP4 a sample, samples.gif and
-    contact_sheet.png. A picture that cannot be written is a warning. Raises OutputError.
+    contact_sheet.png; of single frames a PNG a sample and the sheet. A picture that cannot be
+    written is a warning. Raises OutputError.
     """
+    from PIL import Image
+
     from vdm_jax.data import video_io
 
     archive = save_videos(out / "samples.npz", videos, prompts, fps)
     print(archive)
-    total, written = len(videos), 0
+    total, written, still = len(videos), 0, videos.shape[1] == 1
+    suffix, kind = ("png", "images") if still else ("mp4", "clips")
+
+    def write(path: Path, video: "np.ndarray") -> None:
+        if still:
+            Image.fromarray(video[0]).save(path)
+        else:
+            video_io.write_mp4(path, video, fps=fps)
+
     with Pictures() as pictures:
         for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
-            path = out / f"{index:04d}{_slug(prompt)}.mp4"
-            written += pictures.write(path, lambda: video_io.write_mp4(path, video, fps=fps))  # noqa: B023
-        print(f"{out}/*.mp4: {written} clips")
+            path = out / f"{index:04d}{_slug(prompt)}.{suffix}"
+            written += pictures.write(path, lambda: write(path, video))  # noqa: B023
+        print(f"{out}/[0-9]*.{suffix}: {written} {kind}")
         gif, sheet = out / "samples.gif", out / "contact_sheet.png"
         watchable = video_io.enlarge(videos[:AT_A_GLANCE], _LEAST_SIDE)
-        if pictures.write(gif, lambda: video_io.write_gif(gif, video_io.grid(watchable), fps=fps)):
+        if not still and pictures.write(
+            gif, lambda: video_io.write_gif(gif, video_io.grid(watchable), fps=fps)
+        ):
             print(f"{gif} (the first {AT_A_GLANCE} of {total})" if total > AT_A_GLANCE else gif)
         numbered = [f"{index:04d} {prompt}" for index, prompt in enumerate(prompts)]
         if pictures.write(sheet, lambda: video_io.contact_sheet(sheet, videos, numbered)):

@@ -46,6 +46,7 @@ class _Family:
       make: a network of a configuration and a dtype.
       read_config, read_folder: of a folder.
       null_text: see `TextEncoder`.
+      states: the type of the embeddings.
     """
 
     variable: str
@@ -55,6 +56,7 @@ class _Family:
     read_config: Callable[[str], Any]
     read_folder: Callable[[str, Any], Any]
     null_text: str | None = None
+    states: Any = DTYPE
 
 
 _FAMILIES = {
@@ -75,6 +77,7 @@ _FAMILIES = {
         read_config=clip_inputs.read_text_config,
         read_folder=clip_inputs.read_text,
         null_text="",
+        states=np.float32,  # as published pipelines sample
     ),
 }
 # A family's own name is of the size that the folder has.
@@ -133,6 +136,7 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
         max_length=text["max_length"],
         load=load,
         null_text=None if family is None else family.null_text,
+        states=DTYPE if family is None else family.states,
         expected=text.get("identity", ""),
     )
     if not own:
@@ -156,8 +160,8 @@ class _Ready(NamedTuple):
 
 
 class FrozenTextEncoder:
-    """See `TextEncoder`: `encode` gives `text_embeddings` float16 (n, max_length, embedding_width),
-    zero outside of `token_mask`.
+    """See `TextEncoder`: `encode` gives `text_embeddings` float16, or float32 of CLIP, (n,
+    max_length, embedding_width), zero outside of `token_mask`.
 
     Attributes:
       name: of `ENCODERS`.
@@ -179,10 +183,12 @@ class FrozenTextEncoder:
         max_length: int,
         load: Callable[[], Any],
         null_text: str | None = None,
+        states: Any = DTYPE,
         expected: str = "",
         batch_size: int = 32,
     ):
-        """load: gives network, parameters and tokeniser; the network must equal `network`."""
+        """load: gives network, parameters and tokeniser; the network must equal `network`. states:
+        the type of the embeddings."""
         if max_length < 3:
             raise ValueError(f"text.max_length = {max_length}: {name} needs at least 3")
         longest = getattr(network, "max_positions", max_length)
@@ -191,7 +197,7 @@ class FrozenTextEncoder:
         self.name, self.network = name, network
         self.max_length, self.embedding_width = max_length, embedding_width
         self.null_text, self.batch_size, self.expected = null_text, batch_size, expected
-        self._load = load
+        self._load, self._states = load, np.dtype(states)
         self._plan: Any = None
 
     @property
@@ -214,18 +220,18 @@ class FrozenTextEncoder:
         """See `TextEncoder`. No weights are read."""
         mask = np.zeros((1, self.max_length), bool)
         mask[:, 0] = True
-        embeddings = np.zeros((1, self.max_length, self.embedding_width), DTYPE)
+        embeddings = np.zeros((1, self.max_length, self.embedding_width), self._states)
         return {"text_embeddings": embeddings, "token_mask": mask}
 
     def encode(self, captions: Sequence[str], *, strict: bool = False) -> dict[str, np.ndarray]:
         """See `TextEncoder`. Without `strict` captions that are too long are cut; with it they
         raise ValueError. Raises what reading the weights does, and FloatingPointError where an
-        embedding is not a number of float16."""
+        embedding is not a finite number of the embeddings' type."""
         captions = list(captions)
         ready = self._ready
         tokens, mask = ready.tokenizer.encode(captions, self.max_length, strict=strict)
         shape = (len(captions), self.max_length, self.embedding_width)
-        embeddings = np.zeros(shape, DTYPE)
+        embeddings = np.zeros(shape, self._states)
         for rows, cut in batches(mask, self.batch_size):
             batch = cut(tokens, mask)
             if self._plan is not None:
@@ -233,7 +239,7 @@ class FrozenTextEncoder:
             hidden, finite = self._apply(ready.params, *map(jnp.asarray, batch))
             if not finite:
                 raise FloatingPointError(
-                    f"text.encoder = {self.name!r}: embeddings that are not finite in float16, of "
+                    f"text.encoder = {self.name!r}: embeddings that are not finite in {self._states}, of "
                     f"captions such as {captions[rows[0]]!r}"
                 )
             embeddings[rows, : hidden.shape[1]] = np.asarray(hidden)[: len(rows)]
@@ -243,7 +249,7 @@ class FrozenTextEncoder:
     def _apply(self) -> Callable[..., Any]:
         def apply(params, tokens, mask):
             hidden = self.network.apply({"params": params}, tokens, mask)
-            hidden = jnp.where(mask[..., None], hidden, 0).astype(DTYPE)
+            hidden = jnp.where(mask[..., None], hidden, 0).astype(self._states)
             return hidden, jnp.isfinite(hidden).all()
 
         return jax.jit(apply)

@@ -18,7 +18,7 @@ from vdm_jax.diffusion.process import Denoiser, Process
 from vdm_jax.models import cost
 from vdm_jax.models.layers import Layout
 from vdm_jax.models.text.words import TextEncoder
-from vdm_jax.stage.conditions.prompt import Prompt, Text
+from vdm_jax.stage.conditions.prompt import NEGATIVE, Prompt, Text
 from vdm_jax.stage.conditions.scalar import GuidanceScale
 from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.stage.protocols import (
@@ -373,6 +373,7 @@ class Stage:
         **options: Any,
     ) -> Float[Array, "b f h w c"]:
         """What `process.prediction` names. options: the network's (num_images, train, rngs)."""
+        cond = {name: entry for name, entry in cond.items() if name != NEGATIVE}
         raw = self.network.apply({"params": params}, z, logsnr, cond, **options)
         return self.parametrisation.output(raw, z, logsnr, cond)
 
