@@ -13,6 +13,7 @@ from einops import rearrange
 
 import vdm_jax
 from tests.weights import drawn_weights
+from vdm_jax import cli
 from vdm_jax.stage.sampler import Sampler
 from vdm_jax.weights import fetch
 
@@ -138,3 +139,27 @@ def test_a_missing_part_is_named(tmp_path):
     (folder / "vae").rename(folder / "elsewhere")
     with pytest.raises(FileNotFoundError, match="vae: no such folder"):
         vdm_jax.load(folder)
+
+
+def test_the_folder_is_written_back_bit_by_bit(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["convert", "--to=diffusers", f"--model={folder}", f"--out={out}"])
+    assert ended.value.code == 0
+    assert "unet, scheduler, vae, text_encoder, tokenizer" in capsys.readouterr().out
+    for path in folder.rglob("*.safetensors"):
+        before = safetensors.numpy.load_file(path)
+        after = safetensors.numpy.load_file(out / path.relative_to(folder))
+        assert before.keys() == after.keys()
+        for name in before:
+            np.testing.assert_array_equal(before[name], after[name])
+    again, first = vdm_jax.load(out), vdm_jax.load(folder)
+    assert again.stage.network == first.stage.network
+    assert again.config.sample == first.config.sample
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["convert", "--to=diffusers", f"--model={folder}", f"--out={out}"])
+    assert "is not empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["convert", "--to=diffusers", "--model=moving_shapes", f"--out={tmp_path / 'b'}"])
+    assert ended.value.code != 0
+    assert "system = 'vdm'" in capsys.readouterr().err

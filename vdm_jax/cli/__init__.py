@@ -16,6 +16,7 @@ COMMANDS = {
     "compile": "compile for TPUs or GPUs that are not here: does it fit, how fast can it be",
     "describe": "list configurations and models, or show the network of one configuration",
     "export": "write a trained model as one file",
+    "convert": "write a model as a folder that diffusers loads",
     "gallery": "make a page of what the shipped models can do",
 }
 _HEAD = """usage: vdm COMMAND [FLAGS]

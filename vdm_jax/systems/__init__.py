@@ -74,6 +74,18 @@ def read_published_params(folder: Path) -> PyTree:
     return _pipeline(folder).read_published_params(folder)
 
 
+def write_published(folder: Path, config, params: PyTree, dtype: str) -> list[str]:
+    """Writes a model as a published pipeline, and returns the names of the parts. Raises
+    FileExistsError; ValueError where no published pipeline is of the model's system."""
+    systems = {system.NAME: system for system in _PIPELINES.values()}
+    if config.system not in systems:
+        raise ValueError(
+            f"system = {config.system!r}: no published pipeline is of this kind; allowed are "
+            f"{', '.join(systems)}"
+        )
+    return systems[config.system].write_published(folder, config, params, dtype)
+
+
 def published_digest(folder: Path) -> str:
     """What names a published pipeline's network: a SHA-256 of its files'. Raises ValueError,
     FileNotFoundError."""

@@ -11,8 +11,13 @@ the autoencoder. So a published pipeline and a network that is trained here are 
 """
 
 import hashlib
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -150,6 +155,47 @@ def read_published(folder: Path) -> ConfigDict:
 def read_published_params(folder: Path) -> PyTree:
     """The parameters of a published pipeline's U-Net. Raises as `weights.latent_unet`."""
     return latent_unet.read_folder(folder / "unet").params
+
+
+def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str) -> list[str]:
+    """Writes a published pipeline, and returns the names of its parts.
+
+    The autoencoder and the text encoder are copied from where the model reads them. Without a
+    text encoder that the published pipeline has, the folder holds parts and no pipeline. dtype: of
+    the U-Net's tensors. Raises FileExistsError, ValueError.
+    """
+    network = latent_unet.from_config(config.model.unet.to_dict(), _HERE)
+    latent_unet.write_folder(folder / "unet", network, params, jnp.dtype(dtype))
+    _write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
+    copied = {"vae": _folder(config.model.autoencoder)}
+    weights = Path(config.text.weights).expanduser()
+    has_clip = config.text.encoder.startswith("clip") and config.text.weights
+    if has_clip and (weights / "text_encoder").is_dir():
+        copied |= {part: weights / part for part in ("text_encoder", "tokenizer")}
+    for part, source in copied.items():
+        keep = shutil.ignore_patterns(published.RECORD, "*.bin", "*.ckpt")
+        shutil.copytree(source, folder / part, ignore=keep)
+    if "tokenizer" in copied:
+        index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
+        _write_json(folder / published.PIPELINE, index)
+    return ["unet", "scheduler", *copied]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 
 
 def published_digest(folder: Path) -> str:

@@ -1,0 +1,42 @@
+"""Writes a model as a folder that the published libraries load.
+
+    vdm convert --to=diffusers --model=MODEL --out=FOLDER [--dtype=float16]
+
+MODEL is a working directory, a file or a folder of a latent image model. FOLDER receives unet/,
+scheduler/ and vae/; text_encoder/, tokenizer/ and model_index.json too where the text encoder is
+one that the published pipeline has. What was read from such a folder is written with the same bits
+if --dtype is the type that it had.
+"""
+
+from pathlib import Path
+
+from vdm_jax.cli import common, outputs
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def main(arguments: list[str]) -> int:
+    parser = common.parser("vdm convert", __doc__)
+    parser.add_argument("--to", required=True, choices=("diffusers",), help="the format")
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="a workdir, a file or a folder"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="an empty or new folder")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the tensors (default float32)"
+    )
+    options = parser.parse_args(arguments)
+    out = Path(options.out)
+    common.setup("cpu", quiet=True)
+    if out.is_dir() and any(out.iterdir()):
+        parser.error(f"--out={options.out}: is not empty")
+    outputs.check_folder(out, "--out")
+
+    from vdm_jax import systems
+    from vdm_jax.pipelines import model as pretrained
+
+    model = pretrained.load(options.model)
+    parts = systems.write_published(out, model.config, model.params, options.dtype)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {', '.join(parts)}; {size / 1e6:.1f} MB")
+    return 0
