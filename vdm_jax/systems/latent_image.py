@@ -166,6 +166,10 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     """
     network = latent_unet.from_config(config.model.unet.to_dict(), _HERE)
     latent_unet.write_folder(folder / "unet", network, params, jnp.dtype(dtype))
+    # The published pipeline takes the size of its images from here.
+    factor = autoencoder_weights.read_config(_folder(config.model.autoencoder)).factor
+    values = {**latent_unet.config(network), "sample_size": config.data.image_size // factor}
+    _write_json(folder / "unet" / "config.json", values)
     _write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
     copied = {"vae": _folder(config.model.autoencoder)}
     weights = Path(config.text.weights).expanduser()
