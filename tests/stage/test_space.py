@@ -234,13 +234,12 @@ def sample(stage, params, *, known=None, start=None, method=None, **fields):
         method=method or conditional.ByReconstruction(),
         settings={"augmentation": 2.0},
         batch_size=2,
+        frozen=FROZEN,
         **fields,
     )
     low = np.random.default_rng(2).integers(256, size=(2, *LOW), dtype=np.uint8)
     inputs = {"low_res": low}
-    stream = sampler.stream(
-        params, KEY, ["", ""], known=known, start=start, inputs=inputs, frozen=FROZEN
-    )
+    stream = sampler.stream(params, KEY, ["", ""], known=known, start=start, inputs=inputs)
     return np.concatenate(list(stream)).astype(int)
 
 
@@ -351,14 +350,14 @@ def test_tiles_are_as_large_as_asked_for():
 def test_a_previewer_decodes_previews_and_nothing_else(params):
     space = dataclasses.replace(STAGE.space, previewer=Blocks(scaling_factor=2.0))
     stage, seen = make_stage(True, space=space), []
-    sampler = Sampler(stage=stage, grid=Spaced(steps=2), threshold=None)
     inputs = {"low_res": np.zeros((1, *LOW), np.uint8)}
 
     def preview(step, steps, videos):
         seen.append(videos)
 
     def run(frozen):
-        stream = sampler.stream(params[1], KEY, [""], preview=preview, inputs=inputs, frozen=frozen)
+        sampler = Sampler(stage=stage, grid=Spaced(steps=2), threshold=None, frozen=frozen)
+        stream = sampler.stream(params[1], KEY, [""], preview=preview, inputs=inputs)
         videos = np.concatenate(list(stream))
         jax.effects_barrier()
         return videos

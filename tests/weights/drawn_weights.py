@@ -24,7 +24,7 @@ def draw(name: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def draw_all(
-    shapes: Mapping[str, Sequence[int]], factors: Mapping[str, float]
+    shapes: Mapping[str, Sequence[int]], factors: Mapping[str, float] | None = None
 ) -> dict[str, np.ndarray]:
     """Tensors by their published names.
 
@@ -32,7 +32,7 @@ def draw_all(
     epsilon of a normalisation matters.
     """
     drawn = {name: draw(name, shape) for name, shape in shapes.items()}
-    for begin, factor in factors.items():
+    for begin, factor in (factors or {}).items():
         for name in drawn:
             if name.startswith(begin):
                 drawn[name] = drawn[name] * np.float32(factor)

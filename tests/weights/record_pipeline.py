@@ -121,7 +121,8 @@ if __name__ == "__main__":
                 files[name] = path.read_text()
             elif path.suffix == ".safetensors":
                 with safetensors.safe_open(path, framework="numpy") as file:
-                    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+                    names = list(file.keys())
+                    shapes = {name: file.get_slice(name).get_shape() for name in names}
                 files[name] = json.dumps(shapes)
     metadata = {
         "files": json.dumps(files),

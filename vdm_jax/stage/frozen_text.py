@@ -239,8 +239,8 @@ class FrozenTextEncoder:
             hidden, finite = self._apply(ready.params, *map(jnp.asarray, batch))
             if not finite:
                 raise FloatingPointError(
-                    f"text.encoder = {self.name!r}: embeddings that are not finite in {self._states}, of "
-                    f"captions such as {captions[rows[0]]!r}"
+                    f"text.encoder = {self.name!r}: embeddings that are not finite in "
+                    f"{self._states}, of captions such as {captions[rows[0]]!r}"
                 )
             embeddings[rows, : hidden.shape[1]] = np.asarray(hidden)[: len(rows)]
         return {"text_embeddings": embeddings, "token_mask": mask}

@@ -22,7 +22,6 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import Process
-from vdm_jax.models import autoencoder as autoencoders
 from vdm_jax.stage.conditions.prompt import TextOrNull
 from vdm_jax.stage.space import AUTOENCODER, LatentSpace
 from vdm_jax.stage.stage import Stage
@@ -81,7 +80,7 @@ def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
     """The parameters that are not trained: the autoencoder's. Raises ValueError,
     FileNotFoundError."""
     network, params = autoencoder_weights.read_folder(_folder(config.model.autoencoder))
-    return {AUTOENCODER: FrozenPart(params, autoencoders.abstract_params(network))}
+    return {AUTOENCODER: FrozenPart(params, network.abstract_params())}
 
 
 def default_config() -> ConfigDict:

@@ -127,7 +127,8 @@ def read_config(folder: str | Path) -> LatentUNet:
     """A U-Net of the sizes that a folder's config.json describes, with the motion modules in its
     slot and no attention. Raises as `read_folder`."""
     path = Path(folder).expanduser() / "config.json"
-    values = latent_unet.understood(path, CLASS, _VALUES, _FIXED, frozenset())
+    found = published.read_json(path)
+    values = latent_unet.understood(found, path, CLASS, _VALUES, _FIXED, frozenset())
     widths = values["block_out_channels"]
 
     def each(key: str) -> tuple[int, ...]:
