@@ -331,6 +331,7 @@ def test_mistakes_of_flags(model_file, flags, message, capsys):
     ("flags", "error", "message"),
     [
         (["extend", "--input=no.mp4", PROMPT], FileNotFoundError, "--input=no.mp4: there is no"),
+        (["inpaint", "--low_res=no.npz", PROMPT], FileNotFoundError, "--low_res=no.npz: there is"),
         (["inpaint", "--box=6,0,4,4", PROMPT], ValueError, "reaches beyond 8 x 8"),
         (["super_resolve", "--factor=3", PROMPT], ValueError, "must be at least 2 and divide"),
         (["loop", PROMPT, "--then=a", "--then=red"], ValueError, "--then was given more than once"),

@@ -133,16 +133,15 @@ def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
     flags = {name: getattr(options, name) for name in (*_FLAGS, "job", "seed")}
     for name in ("input", "low_res", "batch_size", "style", "amount"):
         del flags[name]  # contents count below; the others change no clip
-    low_res = options.low_res and hashlib.sha256(Path(options.low_res).read_bytes()).hexdigest()
-    given = found.videos
+    given = None
+    if found.videos is not None:
+        given = [found.videos.shape, hashlib.sha256(found.videos.tobytes()).hexdigest()]
     return {
         **flags,
         "model": pretrained.digest(options.model or pretrained.DEFAULT),
-        "low_res": low_res,
+        "low_res": edit_inputs.low_res_digest(options),
         "prompts": found.prompts,
-        "given": None
-        if given is None
-        else [given.shape, hashlib.sha256(given.tobytes()).hexdigest()],
+        "given": given,
     }
 
 
