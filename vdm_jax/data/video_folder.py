@@ -46,8 +46,8 @@ class VideoFolder(ClipSource):
     random_start: where a generator is given, a clip begins anywhere from its own first frame to the
     next clip's.
 
-    `files` are those in use, `skipped` maps the others' paths to the reason. Raises DataError when
-    there is no directory or no usable file.
+    `files` are those in use, `skipped` maps the others' paths to the reason, `fps` is the setting.
+    Raises DataError when there is no directory or no usable file.
     """
 
     def __init__(
@@ -61,25 +61,28 @@ class VideoFolder(ClipSource):
         fps: float = 0.0,
         random_start: bool = False,
     ):
-        root = Path(directory).expanduser()
-        if not root.is_dir():
-            raise DataError(f"data.data_dir = {str(directory)!r}: there is no such directory")
         if fps < 0 or not math.isfinite(fps):
             raise DataError(f"data.fps = {fps}: must be 0 (each file's own) or more")
-        self.directory = str(root)
+        self.directory = str(Path(directory).expanduser())
         self.video_shape = (num_frames, image_size, image_width or image_size, 3)
-        self._fps, self._stride = fps, frame_stride
+        self.fps, self._stride = fps, frame_stride
         self.random_start = random_start
         self.files: list[VideoFile] = []
+        self.skipped: dict[str, str] = {}
         self._decoded: dict[int, VideoIndex] = {}  # in the place of an index that was wrong
         self._captions: list[tuple[str, ...]] = []
         self._clips: list[tuple[int, float]] = []  # (file, first frame, not rounded)
+        self._add_all(str(directory))
 
-        self.skipped: dict[str, str]
+    def _add_all(self, setting: str) -> None:
+        """Adds what is in the directory. setting: how it was named. Raises DataError."""
+        root = Path(self.directory)
+        if not root.is_dir():
+            raise DataError(f"data.data_dir = {setting!r}: there is no such directory")
         paths, self.skipped = find_files(root)
         if not paths:
             raise DataError(
-                f"data.data_dir = {str(directory)!r}: no video file "
+                f"data.data_dir = {setting!r}: no video file "
                 f"({', '.join(DEMUXERS)}) in it or below it"
             )
         index_cache.load(root)
@@ -94,7 +97,7 @@ class VideoFolder(ClipSource):
         if fresh:
             index_cache.save(root, map(str, paths))
         if not self._clips:
-            raise DataError(f"data.data_dir = {str(directory)!r}: no usable file. {self.summary()}")
+            raise DataError(f"data.data_dir = {setting!r}: no usable file. {self.summary()}")
 
     def _add(self, path: Path, found: VideoFile | Unusable, captions: tuple[str, ...]) -> None:
         try:
@@ -110,7 +113,7 @@ class VideoFolder(ClipSource):
 
     def _step(self, file: VideoFile) -> float:
         """Frames of the file from one frame of a clip to the next."""
-        return self._stride * (file.fps / self._fps if self._fps else 1.0)
+        return self._stride * (file.fps / self.fps if self.fps else 1.0)
 
     def _span(self, file: VideoFile) -> float:
         """Frames of the file from the first of a clip to its last."""
@@ -151,24 +154,33 @@ class VideoFolder(ClipSource):
         result = self._read(index, [frame], rng, "image")
         return {**result, "image": result["image"][0]}
 
+    def read_undamaged(self, index: int) -> dict[str, Any]:
+        """As `read`, but no other clip stands in. Raises DataError where the file is damaged."""
+        return self._read_one(index, range(self.video_shape[0]), None, "video")
+
     def _read(self, index: int, frames: Sequence[int], rng, name: str) -> dict[str, Any]:
         for attempt in range(len(self)):
-            number, start = self._clips[(index + attempt) % len(self)]
-            file, step = self.files[number], self._step(self.files[number])
-            if self.random_start and rng is not None:
-                span = self._span(file)
-                start = min(start + rng.uniform(0, span + step), max(file.frames - 1 - span, 0.0))
-            places = start + step * np.array(frames)
             try:
-                video = self._decode(number, places)
-            except (av.error.FFmpegError, OSError, ValueError) as error:
-                path, reason = text_files.shown(file.path), video_index.reason_of(error)
-                warnings.warn(f"{path}: {reason}; another clip is used", stacklevel=2)
-                continue
-            captions = self._captions[number]
-            caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
-            return {name: video, "caption": caption}
+                return self._read_one((index + attempt) % len(self), frames, rng, name)
+            except DataError as error:
+                warnings.warn(f"{error}; another clip is used", stacklevel=2)
         raise DataError(f"{self.directory}: no clip can be decoded any more")
+
+    def _read_one(self, index: int, frames: Sequence[int], rng, name: str) -> dict[str, Any]:
+        number, start = self._clips[index]
+        file, step = self.files[number], self._step(self.files[number])
+        if self.random_start and rng is not None:
+            span = self._span(file)
+            start = min(start + rng.uniform(0, span + step), max(file.frames - 1 - span, 0.0))
+        places = start + step * np.array(frames)
+        try:
+            video = self._decode(number, places)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            reason = video_index.reason_of(error)
+            raise DataError(f"{text_files.shown(file.path)}: {reason}") from error
+        captions = self._captions[number]
+        caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
+        return {name: video, "caption": caption}
 
     def _decode(self, number: int, places: np.ndarray) -> UInt8[np.ndarray, "f h w 3"]:
         """Frames at places in mean frame intervals. Raises what `video_reader.decode` does."""
@@ -194,6 +206,14 @@ class VideoFolder(ClipSource):
     def captions(self) -> Sequence[str]:
         return [text for number, _ in self._clips for text in self._captions[number]]
 
+    def file_of(self, index: int) -> VideoFile:
+        """The file that a clip is from."""
+        return self.files[self._clips[index][0]]
+
+    def captions_of(self, index: int) -> Sequence[str]:
+        """The captions of a clip, of which `read` draws one."""
+        return self._captions[self._clips[index][0]]
+
     def summary(self) -> str:
         frames, height, width = self.video_shape[:3]
         lines = [
@@ -202,7 +222,7 @@ class VideoFolder(ClipSource):
         ]
         repeated = sum(self._step(file) < self._stride - 1e-3 for file in self.files)
         if repeated:
-            lines.append(f"{repeated} files have less than {self._fps:g} fps: frames are repeated")
+            lines.append(f"{repeated} files have less than {self.fps:g} fps: frames are repeated")
         variable = sum(not file.constant for file in self.files)
         if variable:
             lines.append(f"{variable} files have a variable frame rate: frames are taken by time")
