@@ -1,9 +1,9 @@
 """Clips of the video files in a directory tree, decoded when they are asked for.
 
-Every file is read once, when the first source of its folder is made: `video_index` finds the time
-of every frame, and files that cannot be used are left out with the reason. What it finds is kept
-beside the files (`index_cache`). A file gives as many clips as fit into it one after the other; a
-clip is a file and a first frame, decoded from the key frame before it.
+Every file is read once, when the first source of its folder is made: `video_indexing` finds the
+time of every frame, and files that cannot be used are left out with the reason. What it finds is
+kept beside the files (`index_cache`). A file gives as many clips as fit into it one after the
+other; a clip is a file and a first frame, decoded from the key frame before it.
 
 The caption of `clip.mp4` is in `clip.txt` (one caption a line) or `clip.json` (a string, a list of
 strings, or an object with one of either under "caption", "captions" or "text"); of several one is
@@ -26,9 +26,10 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.data import index_cache, text_files, video_index, video_reader
+from vdm_jax.data import index_cache, text_files, video_container, video_indexing, video_reader
 from vdm_jax.data.source import ClipSource, DataError
-from vdm_jax.data.video_index import DEMUXERS, Unusable, VideoFile, VideoIndex
+from vdm_jax.data.video_container import DEMUXERS, Unusable
+from vdm_jax.data.video_index import VideoFile, VideoIndex
 from vdm_jax.stage.window import Part
 
 MOST_SHOWN = 200  # files of a kind that a summary names
@@ -176,7 +177,7 @@ class VideoFolder(ClipSource):
         try:
             video = self._decode(number, places)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            reason = video_index.reason_of(error)
+            reason = video_container.reason_of(error)
             raise DataError(f"{text_files.shown(file.path)}: {reason}") from error
         captions = self._captions[number]
         caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
@@ -192,7 +193,7 @@ class VideoFolder(ClipSource):
                 if index.decoded:
                     raise
             # The packets told something else than the decoder.
-            better = video_index.build(path, decode=True)
+            better = video_indexing.build(path, decode=True)
             places = places * (index.ticks / better.ticks)
             if places[-1] > len(better) - 0.5:
                 raise DataError(f"ends before frame {math.floor(places[-1])}")
@@ -250,7 +251,7 @@ def find_files(root: Path) -> tuple[list[Path], dict[str, str]]:
     links, seen = [str(root)], set()
 
     def unlisted(error: OSError) -> None:
-        problems[str(error.filename)] = f"cannot be listed: {video_index.reason_of(error)}"
+        problems[str(error.filename)] = f"cannot be listed: {video_container.reason_of(error)}"
 
     while links:
         top = links.pop(0)
@@ -284,7 +285,7 @@ def _no_file(path: Path) -> str:
     try:
         kind = path.stat().st_mode
     except OSError as error:
-        return f"leads to no file: {video_index.reason_of(error)}"
+        return f"leads to no file: {video_container.reason_of(error)}"
     return f"is no file but {'a folder' if stat.S_ISDIR(kind) else 'a pipe or a device'}"
 
 
@@ -305,19 +306,19 @@ def look_at(path: Path) -> tuple[VideoFile | Unusable, tuple[str, ...], bool]:
     except Unusable as reason:
         return reason, (), fresh
     except Exception as error:  # whatever a damaged file makes a demuxer or a codec raise
-        return Unusable(f"unreadable: {video_index.reason_of(error)}"), (), fresh
+        return Unusable(f"unreadable: {video_container.reason_of(error)}"), (), fresh
 
 
 def _read(path: Path) -> VideoFile | Unusable:
     """Raises where another attempt may succeed, such as OSError."""
     try:
-        return VideoFile.of(str(path), video_index.build(path))
+        return VideoFile.of(str(path), video_indexing.build(path))
     except Unusable as reason:
         return reason
     except av.error.FFmpegError as error:
         if isinstance(error, OSError | MemoryError):
             raise
-        return Unusable(f"unreadable: {video_index.reason_of(error)}")
+        return Unusable(f"unreadable: {video_container.reason_of(error)}")
 
 
 def _sidecar(path: Path) -> tuple[str, ...]:

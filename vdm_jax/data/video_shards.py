@@ -27,8 +27,9 @@ from etils import epath
 
 from vdm_jax.data import video_folder
 from vdm_jax.data.source import DataError
+from vdm_jax.data.video_container import DEMUXERS, Unusable
 from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.data.video_index import DEMUXERS, Unusable, VideoFile
+from vdm_jax.data.video_index import VideoFile
 
 _FORMAT = 1
 # Files are compressed already. One record is read at a time.
