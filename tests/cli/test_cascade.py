@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from tests import tiny
+from tests import cascades, tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.cli import cascade as cascade_cli
@@ -26,9 +26,7 @@ def get_config():
     config = imagen_video.stage_config(TINY, {name!r})
     config.device = "cpu"
     config.stage.update(shape={shape!r}, low_res={low_res!r})
-    config.model.update(channels=8, channel_mult=(1,), num_res_blocks=(1,), attention_levels=(0,),
-        temporal_levels=(0,), head_dim=4, norm_groups=2, patch_size=4, embedding_dim=16,
-        dtype="float32")
+    config.model.update({network!r})
     config.text.update(encoder="words", max_length=6, vocabulary_size=8)
     config.data.update(data_dir={videos!r}, num_frames=4, image_size=8, image_width=8, fps=0.0,
         workers=0)
@@ -53,7 +51,11 @@ def cascade(tmp_path):
     shapes = {"base_8": ((2, 8, 8), ()), "tsr_6fps": ((4, 8, 8), (2, 8, 8))}
     for name, (shape, low_res) in shapes.items():
         text = STAGE.format(
-            name=name, shape=shape, low_res=low_res, videos=str(tmp_path / "videos")
+            name=name,
+            shape=shape,
+            low_res=low_res,
+            network=cascades.NETWORK,
+            videos=str(tmp_path / "videos"),
         )
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "cascade.py").write_text(CASCADE)

@@ -1,6 +1,10 @@
 """vdm edit, every job on real files."""
 
+import signal
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import chex
@@ -11,11 +15,13 @@ from PIL import Image
 
 from tests.data import video_files
 from tests.data.video_files import Video
-from vdm_jax.cli import edit, edit_inputs
+from vdm_jax.cli import edit, edit_inputs, outputs
 from vdm_jax.data import video_io
 from vdm_jax.data.frames import upright
 from vdm_jax.pipelines import model as pretrained
+from vdm_jax.stage.sampler import Sampler
 
+ROOT = Path(__file__).parents[2]
 PROMPT = "--prompt=a red square"
 
 
@@ -207,6 +213,87 @@ def test_a_still_comes_alive_and_follows_a_low_resolution(run, clip, tmp_path):
     assert means[0] < 90 and means[1] > 150
 
 
+KILLED = """
+import os, signal, sys
+from vdm_jax.cli import edit, outputs
+
+def add(self, videos, add=outputs.Parts.add):
+    add(self, videos)
+    if self.done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+outputs.Parts.add = add
+edit.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Three videos of the model's shape and rate, as an archive."""
+    videos = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), np.uint8)
+    prompts = ["a red square", "a blue square", "a red square"]
+    np.savez(tmp_path / "in.npz", video=videos, prompts=np.array(prompts), fps=8.0)
+    return tmp_path / "in.npz"
+
+
+def test_a_killed_job_goes_on(three, model_file, tmp_path, monkeypatch, capsys):
+    """Two rounds of batches of 2 and 1. The job is killed after the first batch, and stopped after
+    the third; the result is that of a job that ran through."""
+    flags = ["extend", f"--model={model_file}", "--device=cpu", "--steps=2", "--batch_size=2"]
+    flags += [f"--input={three}", "--frames=10", "--context=1", "--method=replacement"]
+    assert edit.main([*flags, f"--out={tmp_path / 'whole'}"]) == 0
+    assert not (tmp_path / "whole" / outputs.PARTS).exists()
+    out, drawn, add = tmp_path / "out", [], outputs.Parts.add
+
+    command = [sys.executable, "-c", KILLED, *flags, f"--out={out}"]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in (out / outputs.PARTS).glob("*.npy")] == ["00000000.npy"]
+
+    def counted(self, videos):
+        if self.done == 5:
+            raise KeyboardInterrupt
+        drawn.append(len(videos))
+        add(self, videos)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(outputs.Parts, "add", counted)
+        edit.main([*flags, f"--out={out}"])
+    assert f"2 clips are in {out / outputs.PARTS}: going on behind them" in capsys.readouterr().out
+    assert drawn == [1, 2]  # the rest of the first round, and the second's first batch
+    assert edit.main([*flags, f"--out={out}"]) == 0
+    assert "5 clips are in" in capsys.readouterr().out
+    assert not (out / outputs.PARTS).exists()
+    with np.load(out / "samples.npz") as one, np.load(tmp_path / "whole/samples.npz") as other:
+        assert one["video"].shape == (3, 10, 8, 8, 3)
+        np.testing.assert_array_equal(one["video"], other["video"])
+
+
+def test_parts_of_another_job_are_kept_and_not_used(three, model_file, tmp_path, monkeypatch):
+    flags = [f"--model={model_file}", "--device=cpu", "--steps=2", f"--input={three}"]
+    flags += ["--method=replacement", f"--out={tmp_path / 'out'}"]
+
+    def black(params, frozen, key, indices, *_):
+        return np.zeros((len(indices), 4, 8, 8, 3), np.uint8), np.ones(len(indices), bool)
+
+    monkeypatch.setattr(Sampler, "_compile", lambda *_: black)
+    monkeypatch.setattr(outputs, "write_samples", lambda *_: 1 / 0)  # after all is drawn
+
+    def parts_after(*others):
+        with pytest.raises(ZeroDivisionError):
+            edit.main([*others, *flags])
+        return len(list((tmp_path / "out").glob(f"{outputs.PARTS}*")))
+
+    # The job, its settings, the contents of files and the seed each make another job.
+    jobs = [("animate",), ("animate", "--seed=1"), ("outpaint", "--box=1,1,4,4")]
+    jobs += [("outpaint", "--box=1,1,4,5")]
+    assert [parts_after(*job) for job in jobs] == [1, 2, 3, 4]
+    assert parts_after(*jobs[-1], "--batch_size=1") == 4  # no clip depends on that
+    with np.load(three) as content:
+        np.savez(three, **{**content, "video": content["video"][:, ::-1]})
+    assert parts_after(*jobs[-1]) == 5
+
+
 def test_stylise_writes_a_model_between_two(model_file, tmp_path):
     model = pretrained.load(model_file)
     styled = jax.tree.map(lambda leaf: leaf + 1, model.params)
@@ -244,6 +331,7 @@ def test_mistakes_of_flags(model_file, flags, message, capsys):
     ("flags", "error", "message"),
     [
         (["extend", "--input=no.mp4", PROMPT], FileNotFoundError, "--input=no.mp4: there is no"),
+        (["inpaint", "--low_res=no.npz", PROMPT], FileNotFoundError, "--low_res=no.npz: there is"),
         (["inpaint", "--box=6,0,4,4", PROMPT], ValueError, "reaches beyond 8 x 8"),
         (["super_resolve", "--factor=3", PROMPT], ValueError, "must be at least 2 and divide"),
         (["loop", PROMPT, "--then=a", "--then=red"], ValueError, "--then was given more than once"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vdm_jax import systems
-from vdm_jax.cli import gallery
+from vdm_jax.cli import gallery, gallery_clips, gallery_page, gallery_sections
 from vdm_jax.data import shapes, video_io
 from vdm_jax.pipelines import cascade as cascade_lib
 from vdm_jax.pipelines import model as pretrained
@@ -90,9 +90,9 @@ def test_given_pixels_are_kept_and_the_others_sampled(tmp_path, monkeypatch):
         jax.eval_shape(systems.build(config).init, jax.random.key(0)),
     )
     model = pretrained.load(pretrained.save_model(tmp_path / "m.safetensors", params, config))
-    monkeypatch.setattr(gallery, "_STEPS", 1)
+    monkeypatch.setattr(gallery_clips, "STEPS", 1)
 
-    given, sample = gallery._cinemagraph(model, options()).rows
+    given, sample = gallery_sections.cinemagraph(model, options()).rows
     unknown = np.zeros(given.shape, bool)
     unknown[:, 1:, 4:12, 4:12] = True
     assert (given[unknown] == 96).all() and (sample[unknown] != 96).mean() > 0.5
@@ -102,12 +102,12 @@ def test_given_pixels_are_kept_and_the_others_sampled(tmp_path, monkeypatch):
 @pytest.fixture
 def section():
     videos = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
-    return gallery.Section(
+    return gallery_page.Section(
         title="Some clips",
         alt="two clips",
         text="word " * 40,
         legend=["Rows: small, large.", "Columns: one, two."],
-        command=gallery._shell("vdm edit", "--flag=" + "x" * 60, "--other=" + "y" * 60),
+        command=gallery_page.shell("vdm edit", "--flag=" + "x" * 60, "--other=" + "y" * 60),
         rows=[videos[:, :2, ::2, ::2] // 128 * 255, videos // 128 * 255],
         fps=5.0,
         side=12,
@@ -115,11 +115,11 @@ def section():
 
 
 def test_a_picture_is_rows_times_columns_of_clips(section, tmp_path):
-    gallery._write_picture(tmp_path, "some", section)
+    gallery_page.write_picture(tmp_path, "some", section)
     frames, rate = video_io.read_video(tmp_path / "media/gallery/some.gif")
     assert rate == pytest.approx(5.0)
     assert frames.shape == (4, 2 * 16 + 4, 2 * 16 + 4, 3)
-    gap = np.broadcast_to(np.array(gallery._GAP_COLOR), (4, 36, 4, 3))
+    gap = np.broadcast_to(np.array(gallery_page._GAP_COLOR), (4, 36, 4, 3))
     assert np.abs(frames[:, :, 16:20].astype(int) - gap).max() < 8
     small, large = section.rows
     for frame in range(4):
@@ -132,7 +132,7 @@ def test_a_picture_is_rows_times_columns_of_clips(section, tmp_path):
 
 
 def test_the_markdown_of_a_section(section):
-    assert gallery._markdown("some", section) == (
+    assert gallery_page.markdown("some", section) == (
         "## Some clips\n\n![two clips](media/gallery/some.gif)\n\n"
         + ("word " * 20).strip()
         + "\n"

@@ -13,9 +13,10 @@ import pytest
 
 from tests.data import video_files
 from tests.data.video_files import B_FRAMES, CODECS, PATTERNS, Video, numbers, write
-from vdm_jax.data import index_cache, video_index, video_reader
+from vdm_jax.data import index_cache, video_container, video_indexing, video_reader
+from vdm_jax.data.frames import Geometry
 from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.data.video_index import VideoFile
+from vdm_jax.data.video_index import VideoFile, VideoIndex
 
 PRODUCT = [
     (suffix, codec, b_frames)
@@ -57,7 +58,7 @@ def test_frames_are_those_of_sequential_decoding(suffix, codec, b_frames, tmp_pa
         video = Video(codec=codec, b_frames=b_frames, times=times, gop=7)
         path = write(tmp_path / name / f"clip{suffix}", video)
         assert video_files.sequential(path) == list(range(24))
-        index = video_index.build(path)
+        index = video_indexing.build(path)
         fps = 25 if codec.startswith(("mpeg1", "mpeg2")) else 30
         truth = np.array(times or np.arange(24) / fps)
         found = (index.times - index.times[0]) * float(index.time_base)
@@ -82,7 +83,7 @@ def test_open_groups_of_pictures(codec, tmp_path):
     suffix = ".mkv" if codec == "libx264" else ".mpg"
     path = write(tmp_path / f"a{suffix}", Video(codec=codec, b_frames=2, open_gop=True, frames=40))
     assert video_files.sequential(path) == list(range(40))
-    index = video_index.build(path)
+    index = video_indexing.build(path)
     for first in range(38):
         assert numbers(video_reader.decode(path, index, [first, first + 1])) == [first, first + 1]
 
@@ -93,7 +94,7 @@ def test_hevc(name):
     that encodes frames this small (free(): invalid next size)."""
     path = Path(__file__).parent / name
     assert video_files.sequential(path) == list(range(24))
-    index = video_index.build(path)
+    index = video_indexing.build(path)
     for first in (20, 3, 9, 0, 22, 14):
         assert numbers(video_reader.decode(path, index, [first, first + 1])) == [first, first + 1]
 
@@ -122,7 +123,7 @@ def test_files_that_begin_with_frames_that_lack_another(suffix, codec, tmp_path)
     whole = video_files.sequential(path)
     first = whole[0]
     assert first > 9 and whole == list(range(first, 40))
-    index = video_index.build(path)
+    index = video_indexing.build(path)
     assert len(index) == len(whole)
     for number in range(len(index)):
         assert numbers(video_reader.decode(path, index, [number])) == [first + number]
@@ -143,10 +144,10 @@ def test_threads_do_not_disturb_each_other(tmp_path):
     for k in range(24):
         write(tmp_path / f"{k:02d}.avi", Video(codec="mpeg4_packed", b_frames=2, frames=60))
     paths = sorted(tmp_path.iterdir())
-    alone = video_index.build(paths[0])
+    alone = video_indexing.build(paths[0])
     assert len(alone.packets) == 60 and len(alone.keys) == 7
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for index in pool.map(video_index.build, paths):
+        for index in pool.map(video_indexing.build, paths):
             np.testing.assert_array_equal(index.packets, alone.packets)
             np.testing.assert_array_equal(index.keys, alone.keys)
 
@@ -155,30 +156,30 @@ def test_an_index_survives_being_stored(tmp_path):
     for suffix, codec in ((".mkv", "libx264"), (".avi", "mpeg4_packed"), (".gif", "gif")):
         times = () if suffix == ".avi" else video_files.pattern("jitter", 24)
         path = write(tmp_path / f"a{suffix}", Video(codec=codec, b_frames=2, times=times))
-        index = video_index.build(path)
+        index = video_indexing.build(path)
         copy = VideoFile.of(str(path), index).index
         for field in dataclasses.fields(index):
             np.testing.assert_array_equal(getattr(copy, field.name), getattr(index, field.name))
 
 
 def test_a_hour_takes_few_bytes():
-    index = video_index.VideoIndex(
+    index = VideoIndex(
         demuxer="mov",
         time_base=Fraction(1, 90000),
         times=np.arange(108_000) * 3000,
         rate=30.0,
         packets=np.arange(108_000),
         keys=np.zeros((400, 5), np.int64),
-        geometry=video_index.Geometry(height=2, width=2),
+        geometry=Geometry(height=2, width=2),
         decoded=False,
     )
     assert len(VideoFile.of("a", index).packed) < 10_000
 
 
 def times_of(pts, dts, step=10):
-    none = video_index.NONE
+    none = video_container.NONE
     arrays = (np.array([none if t is None else t for t in row]) for row in (pts, dts))
-    return video_index.frame_times(*arrays, step).tolist()
+    return video_indexing.frame_times(*arrays, step).tolist()
 
 
 def test_times_are_repaired():
@@ -260,4 +261,4 @@ def test_what_can_be_read_of_a_cut_file_is_used(tmp_path):
 
 def test_json_of_an_index_is_plain(tmp_path):
     path = write(tmp_path / "a.mp4", Video(quarter_turns=1))
-    json.dumps(video_index.build(path).to_json(), allow_nan=False)
+    json.dumps(video_indexing.build(path).to_json(), allow_nan=False)

@@ -2,11 +2,15 @@
 frames that are shown at the times of the clip, upright and of square pixels."""
 
 import dataclasses
+import tempfile
 from fractions import Fraction
+from pathlib import Path
 
 import av
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data import video_files
@@ -14,7 +18,8 @@ from tests.data.video_files import B_FRAMES, CODECS, PATTERNS, Video, pattern, w
 from vdm_jax.data import index_cache
 from vdm_jax.data.video_folder import VideoFolder
 
-EXAMPLES, PARTS = 200, 10
+EXAMPLES = 200
+KINDS = [(suffix, codec) for suffix, codecs in CODECS.items() for codec in codecs]
 ASPECTS = (Fraction(64, 45), Fraction(8, 9), Fraction(4, 3), Fraction(1, 2))
 NEAR = 16  # mean difference, of 255, to a picture that another library has resized
 
@@ -30,43 +35,46 @@ class Example:
     width: int
 
 
-def draw(rng):
-    """A random file and a random way to read it."""
-
-    def one_of(*values):
-        return values[int(rng.integers(len(values)))]
-
-    suffix = one_of(*CODECS)
-    codec = one_of(*CODECS[suffix])
-    frames = int(rng.integers(1, 40))
+@st.composite
+def videos(draw, suffix, codec):
+    """Any video that such a file can hold."""
+    frames = draw(st.integers(1, 39))
     rates = PATTERNS
     if suffix == ".mpg" or codec == "mpeg4_packed" or frames < 4:
         rates = ("constant",)
     elif suffix == ".avi":
         rates = ("constant", "dropped")
-    rate = one_of(*rates)
-    turning = suffix in (".mp4", ".mov")
-    video = Video(
+    rate = draw(st.sampled_from(rates))
+    seed = draw(st.integers(0, 98)) if rate == "jitter" else 0
+    turning, sides = suffix in (".mp4", ".mov"), st.integers(20, 59).map(lambda half: 2 * half)
+    squeezed = codec in ("libx264", "mpeg4")
+    return Video(
         codec=codec,
         frames=frames,
-        gop=int(rng.integers(1, 30)),
-        b_frames=one_of(0, 1, 2, 3) if codec in B_FRAMES else 0,
-        open_gop=bool(rng.integers(2)),
-        times=() if rate == "constant" else pattern(rate, frames, seed=int(rng.integers(99))),
-        width=2 * int(rng.integers(20, 60)),
-        height=2 * int(rng.integers(20, 60)),
-        sar=one_of(Fraction(1), *ASPECTS) if codec in ("libx264", "mpeg4") else Fraction(1),
-        quarter_turns=one_of(-1, 0, 1, 2) if turning else 0,
-        mirror=turning and bool(rng.integers(2)),
+        gop=draw(st.integers(1, 29)),
+        b_frames=draw(st.integers(0, 3)) if codec in B_FRAMES else 0,
+        open_gop=draw(st.booleans()),
+        times=() if rate == "constant" else pattern(rate, frames, seed=seed),
+        width=draw(sides),
+        height=draw(sides),
+        sar=draw(st.sampled_from((Fraction(1), *ASPECTS))) if squeezed else Fraction(1),
+        quarter_turns=draw(st.integers(-1, 2)) if turning else 0,
+        mirror=draw(st.booleans()) if turning else False,
     )
+
+
+@st.composite
+def examples(draw, suffix, codec):
+    """A file and a way to read it."""
+    sides = st.integers(6, 12).map(lambda quarter: 4 * quarter)
     return Example(
         suffix=suffix,
-        video=video,
-        num_frames=int(rng.integers(1, 7)),
-        stride=int(rng.integers(1, 4)),
-        fps=one_of(0.0, 0.0, 8.0, 30.0, 45.0),
-        height=4 * int(rng.integers(6, 13)),
-        width=4 * int(rng.integers(6, 13)),
+        video=draw(videos(suffix, codec)),
+        num_frames=draw(st.integers(1, 6)),
+        stride=draw(st.integers(1, 3)),
+        fps=draw(st.sampled_from((0.0, 8.0, 30.0, 45.0))),
+        height=draw(sides),
+        width=draw(sides),
     )
 
 
@@ -131,18 +139,23 @@ def reference_clips(example):
     return clips
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_clips_are_those_of_a_slow_reader(part, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_cache, "USER_CACHE", tmp_path / "cache")
-    for number in range(EXAMPLES // PARTS):
-        example = draw(np.random.default_rng((part, number)))
-        path = write(tmp_path / str(number) / f"a{example.suffix}", example.video)
-        expected = reference_clips(example)
-        try:
-            check(path, example, expected)
-        except Exception as error:
-            error.add_note(f"example {number} of part {part}: {example}")
-            raise
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_cache, "USER_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.mark.parametrize(("suffix", "codec"), KINDS)
+@hypothesis.given(data=st.data())
+@hypothesis.settings(
+    max_examples=-(-EXAMPLES // len(KINDS)), derandomize=True, database=None, deadline=None
+)
+def test_clips_are_those_of_a_slow_reader(suffix, codec, data):
+    example = data.draw(examples(suffix, codec))
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder, f"a{suffix}"), example.video)
+        check(path, example, reference_clips(example))
 
 
 def check(path, example, expected):

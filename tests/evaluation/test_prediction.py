@@ -18,7 +18,7 @@ import pytest
 from vdm_jax.cli import evaluate
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import alpha_sigma
-from vdm_jax.evaluation import clips, frechet, i3d, i3d_weights, prediction, suite
+from vdm_jax.evaluation import clips, comparison, frechet, i3d, i3d_weights, prediction, suite
 from vdm_jax.models import layers
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage.conditions.video import MaskedVideo
@@ -211,13 +211,16 @@ def test_intervals_are_of_clips_not_of_samples():
     samples = clips.Clips(videos=videos, captions=[], description=description)
     reference = dataclasses.replace(samples, videos=drawn(count, 2))
     wide, narrow = (
-        suite.Evaluation(
-            samples=samples,
-            reference=reference,
-            network=Pixels(),
-            prediction=known,
-            replicates=100,
-        ).measure(["fvd"])[0]
+        suite.measure(
+            comparison.Evaluation(
+                samples=samples,
+                reference=reference,
+                network=Pixels(),
+                prediction=known,
+                replicates=100,
+            ),
+            ["fvd"],
+        )[0]
         for known in (prediction.Prediction(frames=1, method="trained", each=each), None)
     )
     assert wide.standard_error > 2 * narrow.standard_error
@@ -230,7 +233,7 @@ def test_all_right_is_not_certain_however_many_samples_a_clip_has():
     )
     known = prediction.Prediction(frames=1, method="trained", each=20)
     found = [
-        suite.Evaluation(samples=part, prediction=which).share("judge", np.ones(count, bool))
+        comparison.Evaluation(samples=part, prediction=which).share("judge", np.ones(count, bool))
         for part, which, count in (
             (samples, known, 80),
             (dataclasses.replace(samples, videos=samples.videos[:4]), None, 4),

@@ -6,7 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from vdm_jax.evaluation.protocol import Protocol, Result, compare, differences, load, save
+from vdm_jax.evaluation.protocol import (
+    Features,
+    Protocol,
+    Result,
+    compare,
+    differences,
+    load,
+    save,
+    told,
+)
 
 FVD = Protocol(
     metric="fvd",
@@ -19,14 +28,11 @@ FVD = Protocol(
     size=(64, 64),
     crop="center",
     resize="bilinear antialias",
-    padding=None,
-    features="i3d logits",
-    weights="sha256:0123",
-    precision="float32",
+    features=Features(name="i3d logits", weights="sha256:0123", precision="float32"),
     seed=0,
     options={"points": 15, "fit": {"smallest": [1024, 2048]}},
 )
-PSNR = dataclasses.replace(FVD, metric="psnr", features=None, weights=None, options={})
+PSNR = dataclasses.replace(FVD, metric="psnr", features=None, options={})
 
 
 def result(value, protocol=FVD, model="base", **kwargs):
@@ -48,6 +54,22 @@ def test_everything_comes_back_from_json(tmp_path):
     assert load(tmp_path / "results.json") == results
     nan = Result.from_dict(result(1.0, extra={"x": float("nan")}).to_dict())
     assert np.isnan(nan.extra["x"])
+
+
+def test_the_features_are_beside_the_others_in_files():
+    """As in files that were written before these fields were a value of their own."""
+    names = list(FVD.to_dict())
+    assert names[9:14] == ["resize", "padding", "features", "weights", "precision"]
+    assert len(names) == 17
+    fields = FVD.to_dict()
+    assert fields["features"] == "i3d logits" and fields["weights"] == "sha256:0123"
+    assert fields["padding"] is None and PSNR.to_dict()["weights"] is None
+    assert (
+        "size [64, 64], crop center, resize bilinear antialias, features i3d logits, weights"
+        in (told(FVD))
+    )
+    with pytest.raises(ValueError, match="name None: must be str"):
+        Protocol.from_dict({**PSNR.to_dict(), "weights": "sha256:0123"})
 
 
 def test_the_version_is_the_librarys():
@@ -79,6 +101,7 @@ def test_values_are_taken_for_what_they_are():
         ({"size": (64, 64, 3)}, "size"),
         ({"size": (64, 0)}, "size"),
         ({"dataset": 101}, "dataset 101: must be str"),
+        ({"features": "i3d logits"}, "features 'i3d logits': must be .*Features"),
         ({"crop": 3}, r"crop 3: must be str \| None"),
         ({"options": {"x": np.zeros(3)}}, "options"),
         ({"options": {"x": float("nan")}}, "options"),
@@ -112,15 +135,16 @@ def test_unknown_and_missing_fields_are_named():
         Result.from_dict({**result(1.0).to_dict(), "protocol": fields})
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Protocol)])
+@pytest.mark.parametrize("field", FVD.to_dict())
 def test_every_field_makes_a_difference(field):
-    value = getattr(FVD, field)
+    fields = FVD.to_dict()
+    value = fields[field]
     other = {
         "size": (64, 32),
         "options": {**FVD.options, "points": 16},
         "padding": "repeat last",
     }.get(field, value + 1 if isinstance(value, int) else f"{value}2")
-    changed = dataclasses.replace(FVD, **{field: other})
+    changed = Protocol.from_dict({**fields, field: other})
     name = "options.points" if field == "options" else field
     values = (15, 16) if field == "options" else (FVD.to_dict()[field], changed.to_dict()[field])
     assert differences(FVD, changed) == {name: values}

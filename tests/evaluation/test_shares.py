@@ -12,7 +12,7 @@ import pytest
 from tests.cli.test_many_processes import free_port
 from tests.evaluation import measuring
 from vdm_jax.cli import evaluate
-from vdm_jax.evaluation import clips, i3d, kinetics, suite
+from vdm_jax.evaluation import clips, comparison, i3d, kinetics, suite
 
 ROOT = Path(__file__).parents[2]
 COUNT = 19  # is divided by neither processes nor devices
@@ -91,11 +91,11 @@ def test_processes_devices_and_batches(archives, tmp_path, monkeypatch, capsys):
 
     cut = {"num_frames": 8, "size": 16, "stride": 1, "count": None, "seed": 0}
     ours, theirs = (clips.from_path(archives / f"{n}.npz", **cut) for n in ("ours", "theirs"))
-    evaluation = suite.Evaluation(
+    evaluation = comparison.Evaluation(
         samples=ours,
         reference=theirs,
         network=i3d.I3DFeatures(params=measuring.params(), batch_size=7),
         subject={"model": "ours.npz"},
         replicates=20,
     )
-    compare([result.to_dict() for result in evaluation.measure(METRICS.split(","))], alone)
+    compare([result.to_dict() for result in suite.measure(evaluation, METRICS.split(","))], alone)

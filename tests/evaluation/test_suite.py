@@ -15,7 +15,7 @@ from tests.data.video_files import Video
 from vdm_jax.cli import evaluate
 from vdm_jax.data import video_io
 from vdm_jax.data.source import DataError
-from vdm_jax.evaluation import clips, i3d, i3d_weights, kinetics, protocol, suite
+from vdm_jax.evaluation import clips, comparison, i3d, i3d_weights, kinetics, protocol, suite
 
 
 class Projection:
@@ -63,8 +63,8 @@ def half(found, first):
 
 def measure(samples, reference, names, **changes):
     settings = {"network": Projection(), "replicates": 50, **changes}
-    evaluation = suite.Evaluation(samples=samples, reference=reference, **settings)
-    return dict(zip(names, evaluation.measure(names), strict=True))
+    evaluation = comparison.Evaluation(samples=samples, reference=reference, **settings)
+    return dict(zip(names, suite.measure(evaluation, names), strict=True))
 
 
 def altered(found, change):
@@ -93,7 +93,7 @@ def test_what_is_further_from_the_references_has_larger_distances(shapes):
     assert noisy["precision"].value == 0
     fvd = real["fvd"]
     assert fvd.extra["fvd_infinity"] < fvd.extra["fvd_uncorrected"]
-    assert fvd.protocol.weights == "seed 0" and fvd.protocol.references == 48
+    assert fvd.protocol.features.weights == "seed 0" and fvd.protocol.references == 48
     assert fvd.n == 48 and fvd.protocol.dataset == "moving_shapes/16x16x8"
 
 

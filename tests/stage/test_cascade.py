@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.cascades import TINY
+from tests.cascades import NETWORK, TINY
 from vdm_jax import systems
 from vdm_jax.diffusion import guidance, preconditioning
 from vdm_jax.diffusion.predictions import to_prediction
@@ -29,18 +29,7 @@ KEY = jax.random.key(0)
 def config(name, **stage):
     """A stage of the tiny cascade with a network as small as can be, on clips of 8 x 16 x 16."""
     config = imagen_video.stage_config(TINY, name)
-    config.model.update(
-        channels=8,
-        channel_mult=(1,),
-        num_res_blocks=(1,),
-        attention_levels=(0,),
-        temporal_levels=(0,),
-        head_dim=4,
-        norm_groups=2,
-        patch_size=4,
-        embedding_dim=16,
-        dtype="float32",
-    )
+    config.model.update(NETWORK)
     config.text.update(encoder="words", vocabulary=("red", "blue"), max_length=3)
     config.text.vocabulary_size = 2
     config.data.num_frames, config.data.image_size, config.data.image_width = 8, 16, 16

@@ -287,7 +287,7 @@ def _judged(model) -> tuple[list[str], Callable | None]:
 
 def _figures(model, metrics: list[str], count: int) -> Callable | None:
     """What measures samples against `count` clips of the model's data set, if anything is asked."""
-    from vdm_jax.evaluation import action_text, clips, i3d, i3d_weights, suite
+    from vdm_jax.evaluation import action_text, clips, comparison, i3d, i3d_weights, suite
 
     if not metrics:
         return None
@@ -299,7 +299,7 @@ def _figures(model, metrics: list[str], count: int) -> Callable | None:
         sentences = action_text.load_sentences()
     data = model.config.data
     reference = clips.of_data(data, count, seed=0)
-    evaluation = suite.Evaluation(
+    evaluation = comparison.Evaluation(
         samples=reference,
         reference=reference,
         network=network,
@@ -310,6 +310,6 @@ def _figures(model, metrics: list[str], count: int) -> Callable | None:
     def figures(videos, prompts, subject):
         description = {"data": "samples", "split": "", "resize": "none"}
         samples = clips.Clips(videos=videos, captions=prompts, description=description)
-        return evaluation.of(samples, subject).measure(metrics)
+        return suite.measure(evaluation.of(samples, subject), metrics)
 
     return figures

@@ -25,9 +25,11 @@ JOB is one of
 Without --input a clip of each prompt is sampled first, and the job's known frames or pixels are
 taken from it. An --input is resized to the job's size (its middle square), brought to the model's
 frame rate by time (interpolate keeps its frames), and needs one --prompt, or one for each video.
-OUT receives the files of vdm sample, and the known pixels as given.gif and given.npz. --method
-chooses how known pixels guide sampling (docs/conditional.md). --low_res=FILE
-is what all frames of the result are at a lower resolution: the new ones follow it.
+OUT receives the files of vdm sample, and the known pixels as given.gif and given.npz. Every batch
+is written when it is drawn (OUT/samples_parts/NUMBER.npy), and the same command goes on behind the
+last batch after it was interrupted. --method chooses how known pixels guide sampling
+(docs/conditional.md). --low_res=FILE is what all frames of the result are at a lower resolution:
+the new ones follow it.
 """
 
 from pathlib import Path
@@ -84,6 +86,7 @@ def main(arguments: list[str]) -> int:
         for note in filter(None, [frame_rate.note(model.config), *found.notes]):
             print(note)
     model.stage.check_prompts([*prompts, *options.then])  # refuses an unknown word
+    sampler = _kept(options, out, sampler, found)
     if given is None:
         given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
         given = _part_known(options, given, sampler)
@@ -99,9 +102,47 @@ def main(arguments: list[str]) -> int:
         videos = _run(options, sampler, model.params, key, given, prompts, progress)
     if not first:
         return 0
-    outputs.write_samples(out, videos, prompts, found.fps)
+    outputs.write_samples(out, videos, prompts, found.fps, sampler.parts)
     _show_given(out, _shown(options, given, sampler), videos.shape[2] * 4, found.rate)
     return 0
+
+
+def _kept(options, out: Path, sampler, found: edit_inputs.Inputs):
+    """The sampler of a job whose videos are kept in `out` until the result is written."""
+    import jax
+
+    from vdm_jax.cli import resuming
+
+    parts: list[outputs.Parts] = []
+
+    def take_up() -> None:
+        parts.append(outputs.Parts(out, _identity(options, found), None))
+        if parts[0].done:
+            print(f"{parts[0].done} clips are in {out / outputs.PARTS}: going on behind them")
+
+    outputs.in_first_process(take_up)
+    return resuming.KeptSampler.of(sampler, parts[0] if jax.process_index() == 0 else None)
+
+
+def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
+    """What the clips of a job depend on."""
+    import hashlib
+
+    from vdm_jax.pipelines import model as pretrained
+
+    flags = {name: getattr(options, name) for name in (*_FLAGS, "job", "seed")}
+    for name in ("input", "low_res", "batch_size", "style", "amount"):
+        del flags[name]  # contents count below; the others change no clip
+    given = None
+    if found.videos is not None:
+        given = [found.videos.shape, hashlib.sha256(found.videos.tobytes()).hexdigest()]
+    return {
+        **flags,
+        "model": pretrained.digest(options.model or pretrained.DEFAULT),
+        "low_res": edit_inputs.low_res_digest(options),
+        "prompts": found.prompts,
+        "given": given,
+    }
 
 
 def _show_given(out: Path, shown, size: int, fps: float) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,6 +144,13 @@ def low_res(options: argparse.Namespace, sampler: "Sampler", frames: int) -> "np
     return videos[:, :frames]
 
 
+def low_res_digest(options: argparse.Namespace) -> str | None:
+    """What names the content of --low_res; None without. Raises FileNotFoundError."""
+    if not options.low_res:
+        return None
+    return hashlib.sha256(_existing("low_res", options.low_res).read_bytes()).hexdigest()
+
+
 def coarse_shape(stage: "Stage") -> tuple[int, ...]:
     """(f, h, w, c) of what a stage refines. Raises ValueError for one that refines nothing."""
     from vdm_jax.stage.conditions.video import LowResVideo
@@ -173,6 +181,13 @@ def still(options: argparse.Namespace, videos: "np.ndarray", sampler: "Sampler")
     return videos[:, :1].repeat(sampler.video_shape[0], axis=1)
 
 
+def _existing(flag: str, name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"--{flag}={path}: there is no such file")
+    return path
+
+
 def _files(
     flag: str,
     names: Sequence[str],
@@ -186,9 +201,7 @@ def _files(
 
     found = []
     for name in names:
-        path = Path(name)
-        if not path.is_file():
-            raise FileNotFoundError(f"--{flag}={path}: there is no such file")
+        path = _existing(flag, name)
         if path.suffix != ".npz":
             video, fps = video_io.read_video(path, size=size, frames=frames)
             found.append(_Read(video=video, fps=fps))

@@ -279,7 +279,7 @@ def _measure(options) -> int:
     import jax
     from rich.console import Console
 
-    from vdm_jax.evaluation import action_text, i3d, i3d_weights, protocol, suite
+    from vdm_jax.evaluation import action_text, comparison, i3d, i3d_weights, protocol, suite
 
     found = (evaluating.given if options.samples else evaluating.sampled)(options)
     first = jax.process_index() == 0
@@ -291,7 +291,7 @@ def _measure(options) -> int:
     sentences = None
     if any(suite.METRICS[name].sentences for name in options.metrics):
         sentences = action_text.load_sentences()
-    evaluation = suite.Evaluation(
+    evaluation = comparison.Evaluation(
         samples=found.samples,
         reference=found.reference,
         subject=found.subject,
@@ -305,7 +305,7 @@ def _measure(options) -> int:
         together=jax.process_count() > 1,
     )
     with Console(stderr=True, quiet=options.json or not first).status("measuring"):
-        results = evaluation.measure(options.metrics)
+        results = suite.measure(evaluation, options.metrics)
     if not first:
         return 0
     # Printed first: a disk that is full by now must not hide the figures.

@@ -59,7 +59,7 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What is measured, as `suite.Evaluation` takes it."""
+    """What is measured, as `comparison.Evaluation` takes it."""
 
     samples: "Clips"
     reference: "Clips | None"

@@ -137,13 +137,15 @@ class Parts:
       done: samples that are there.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, object], count: int):
-        """identity: what the samples depend on, as JSON can say it. count: samples in all."""
+    def __init__(self, out: Path, identity: Mapping[str, object], count: int | None):
+        """identity: what the samples depend on, as JSON can say it. count: samples in all; None =
+        not known before they are drawn."""
         self._folder = out / PARTS
         text = json.dumps([identity, count], sort_keys=True)
         self._identity = hashlib.sha256(text.encode()).hexdigest()
         self._note = self._folder / "identity.json"
         self._parts: list[Path] = []
+        self._replayed = 0  # parts
         self.done = 0
         self._count = count
         if self._folder.is_dir():
@@ -164,12 +166,27 @@ class Parts:
         try:
             _replace(path, encoded.getvalue())
         except OSError as error:
+            some = "" if self._count is None else f" of {self._count}"
             raise OutputError(
-                f"{path} could not be written: {_plain(error)}. {self.done} of {self._count} "
-                f"samples are in {self._folder}; the same command goes on behind them"
+                f"{path} could not be written: {_plain(error)}. {self.done}{some} samples are in "
+                f"{self._folder}; the same command goes on behind them"
             ) from error
         self._parts.append(path)
+        self._replayed = len(self._parts)
         self.done += len(videos)
+
+    def replay(self, count: int) -> "list[np.ndarray]":
+        """The next `count` samples of an earlier run, or as many as there are, a part each.
+
+        Further calls go on behind them. Nothing is left once a sample was added.
+        """
+        import numpy as np
+
+        found: list[np.ndarray] = []
+        while self._replayed < len(self._parts) and sum(map(len, found)) < count:
+            found.append(np.load(self._parts[self._replayed], allow_pickle=False))
+            self._replayed += 1
+        return found
 
     def videos(self) -> "np.ndarray":
         """All samples, uint8 `n f h w c`."""
@@ -199,7 +216,9 @@ class Parts:
                 part = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError):  # the machine stopped while it was written
                 break
-            if part.ndim != 5 or not len(part) or self.done + len(part) > self._count:
+            if part.ndim != 5 or not len(part):
+                break
+            if self._count is not None and self.done + len(part) > self._count:
                 break
             self._parts.append(path)
             self.done += len(part)
@@ -227,18 +246,31 @@ def save_videos(
     return path
 
 
-def write_samples(out: Path, videos: "np.ndarray", prompts: Sequence[str], fps: float) -> None:
+def write_samples(
+    out: Path,
+    videos: "np.ndarray",
+    prompts: Sequence[str],
+    fps: float,
+    parts: Parts | None = None,
+) -> None:
     """Writes samples, uint8 `n f h w c`, into the folder `out`, and prints the files' names.
 
     First samples.npz (see `save_videos`), then pictures: an MP4 a sample, samples.gif and
     contact_sheet.png; of single frames a PNG a sample and the sheet. A picture that cannot be
-    written is a warning. Raises OutputError.
+    written is a warning. parts: of these samples; deleted at the end. Raises OutputError.
     """
     from PIL import Image
 
     from vdm_jax.data import video_io
 
-    archive = save_videos(out / "samples.npz", videos, prompts, fps)
+    try:
+        archive = save_videos(out / "samples.npz", videos, prompts, fps)
+    except OutputError as error:
+        if parts is None:
+            raise
+        raise OutputError(
+            f"{error}. All samples are in {out / PARTS}; the same command writes them"
+        ) from error
     print(archive)
     total, written, still = len(videos), 0, videos.shape[1] == 1
     suffix, kind = ("png", "images") if still else ("mp4", "clips")
@@ -253,7 +285,7 @@ def write_samples(out: Path, videos: "np.ndarray", prompts: Sequence[str], fps: 
         for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
             path = out / f"{index:04d}{_slug(prompt)}.{suffix}"
             written += pictures.write(path, lambda: write(path, video))  # noqa: B023
-        print(f"{out}/[0-9]*.{suffix}: {written} {kind}")
+        print(f"{out}/*.{suffix}: {written} {kind}")
         gif, sheet = out / "samples.gif", out / "contact_sheet.png"
         watchable = video_io.enlarge(videos[:AT_A_GLANCE], _LEAST_SIDE)
         if not still and pictures.write(
@@ -264,6 +296,8 @@ def write_samples(out: Path, videos: "np.ndarray", prompts: Sequence[str], fps: 
         if pictures.write(sheet, lambda: video_io.contact_sheet(sheet, videos, numbered)):
             most = video_io.SHEET_CLIPS
             print(f"{sheet} ({most} of {total}, evenly chosen)" if total > most else sheet)
+    if parts is not None:
+        parts.remove()
 
 
 @contextlib.contextmanager

@@ -119,13 +119,7 @@ def _sample_model(model, sampler, options, prompts: list[str]) -> int:
     batches = -(-left // min(sampler.batch_size, left)) if left else 0
     for videos in track(stream, "sampling", total=batches, transient=True):
         parts[0].add(videos)
-    try:
-        outputs.write_samples(out, parts[0].videos(), prompts, model.fps)
-    except outputs.OutputError as error:
-        raise outputs.OutputError(
-            f"{error}. All samples are in {out / outputs.PARTS}; the same command writes them"
-        ) from error
-    parts[0].remove()
+    outputs.write_samples(out, parts[0].videos(), prompts, model.fps, parts[0])
     return 0
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import av
 
-from vdm_jax.data.video_index import Unusable, VideoFile
+from vdm_jax.data.video_container import Unusable
+from vdm_jax.data.video_index import VideoFile
 
 NAME = ".vdm_jax_index"
 VERSION = 1  # of the lines; another one is not read

@@ -1,9 +1,9 @@
 """Clips of the video files in a directory tree, decoded when they are asked for.
 
-Every file is read once, when the first source of its folder is made: `video_index` finds the time
-of every frame, and files that cannot be used are left out with the reason. What it finds is kept
-beside the files (`index_cache`). A file gives as many clips as fit into it one after the other; a
-clip is a file and a first frame, decoded from the key frame before it.
+Every file is read once, when the first source of its folder is made: `video_indexing` finds the
+time of every frame, and files that cannot be used are left out with the reason. What it finds is
+kept beside the files (`index_cache`). A file gives as many clips as fit into it one after the
+other; a clip is a file and a first frame, decoded from the key frame before it.
 
 The caption of `clip.mp4` is in `clip.txt` (one caption a line) or `clip.json` (a string, a list of
 strings, or an object with one of either under "caption", "captions" or "text"); of several one is
@@ -26,9 +26,10 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.data import index_cache, text_files, video_index, video_reader
+from vdm_jax.data import index_cache, text_files, video_container, video_indexing, video_reader
 from vdm_jax.data.source import ClipSource, DataError
-from vdm_jax.data.video_index import DEMUXERS, Unusable, VideoFile, VideoIndex
+from vdm_jax.data.video_container import DEMUXERS, Unusable
+from vdm_jax.data.video_index import VideoFile, VideoIndex
 from vdm_jax.stage.window import Part
 
 MOST_SHOWN = 200  # files of a kind that a summary names
@@ -46,8 +47,8 @@ class VideoFolder(ClipSource):
     random_start: where a generator is given, a clip begins anywhere from its own first frame to the
     next clip's.
 
-    `files` are those in use, `skipped` maps the others' paths to the reason. Raises DataError when
-    there is no directory or no usable file.
+    `files` are those in use, `skipped` maps the others' paths to the reason, `fps` is the setting.
+    Raises DataError when there is no directory or no usable file.
     """
 
     def __init__(
@@ -61,25 +62,28 @@ class VideoFolder(ClipSource):
         fps: float = 0.0,
         random_start: bool = False,
     ):
-        root = Path(directory).expanduser()
-        if not root.is_dir():
-            raise DataError(f"data.data_dir = {str(directory)!r}: there is no such directory")
         if fps < 0 or not math.isfinite(fps):
             raise DataError(f"data.fps = {fps}: must be 0 (each file's own) or more")
-        self.directory = str(root)
+        self.directory = str(Path(directory).expanduser())
         self.video_shape = (num_frames, image_size, image_width or image_size, 3)
-        self._fps, self._stride = fps, frame_stride
+        self.fps, self._stride = fps, frame_stride
         self.random_start = random_start
         self.files: list[VideoFile] = []
+        self.skipped: dict[str, str] = {}
         self._decoded: dict[int, VideoIndex] = {}  # in the place of an index that was wrong
         self._captions: list[tuple[str, ...]] = []
         self._clips: list[tuple[int, float]] = []  # (file, first frame, not rounded)
+        self._add_all(str(directory))
 
-        self.skipped: dict[str, str]
+    def _add_all(self, setting: str) -> None:
+        """Adds what is in the directory. setting: how it was named. Raises DataError."""
+        root = Path(self.directory)
+        if not root.is_dir():
+            raise DataError(f"data.data_dir = {setting!r}: there is no such directory")
         paths, self.skipped = find_files(root)
         if not paths:
             raise DataError(
-                f"data.data_dir = {str(directory)!r}: no video file "
+                f"data.data_dir = {setting!r}: no video file "
                 f"({', '.join(DEMUXERS)}) in it or below it"
             )
         index_cache.load(root)
@@ -94,7 +98,7 @@ class VideoFolder(ClipSource):
         if fresh:
             index_cache.save(root, map(str, paths))
         if not self._clips:
-            raise DataError(f"data.data_dir = {str(directory)!r}: no usable file. {self.summary()}")
+            raise DataError(f"data.data_dir = {setting!r}: no usable file. {self.summary()}")
 
     def _add(self, path: Path, found: VideoFile | Unusable, captions: tuple[str, ...]) -> None:
         try:
@@ -110,7 +114,7 @@ class VideoFolder(ClipSource):
 
     def _step(self, file: VideoFile) -> float:
         """Frames of the file from one frame of a clip to the next."""
-        return self._stride * (file.fps / self._fps if self._fps else 1.0)
+        return self._stride * (file.fps / self.fps if self.fps else 1.0)
 
     def _span(self, file: VideoFile) -> float:
         """Frames of the file from the first of a clip to its last."""
@@ -151,24 +155,33 @@ class VideoFolder(ClipSource):
         result = self._read(index, [frame], rng, "image")
         return {**result, "image": result["image"][0]}
 
+    def read_undamaged(self, index: int) -> dict[str, Any]:
+        """As `read`, but no other clip stands in. Raises DataError where the file is damaged."""
+        return self._read_one(index, range(self.video_shape[0]), None, "video")
+
     def _read(self, index: int, frames: Sequence[int], rng, name: str) -> dict[str, Any]:
         for attempt in range(len(self)):
-            number, start = self._clips[(index + attempt) % len(self)]
-            file, step = self.files[number], self._step(self.files[number])
-            if self.random_start and rng is not None:
-                span = self._span(file)
-                start = min(start + rng.uniform(0, span + step), max(file.frames - 1 - span, 0.0))
-            places = start + step * np.array(frames)
             try:
-                video = self._decode(number, places)
-            except (av.error.FFmpegError, OSError, ValueError) as error:
-                path, reason = text_files.shown(file.path), video_index.reason_of(error)
-                warnings.warn(f"{path}: {reason}; another clip is used", stacklevel=2)
-                continue
-            captions = self._captions[number]
-            caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
-            return {name: video, "caption": caption}
+                return self._read_one((index + attempt) % len(self), frames, rng, name)
+            except DataError as error:
+                warnings.warn(f"{error}; another clip is used", stacklevel=2)
         raise DataError(f"{self.directory}: no clip can be decoded any more")
+
+    def _read_one(self, index: int, frames: Sequence[int], rng, name: str) -> dict[str, Any]:
+        number, start = self._clips[index]
+        file, step = self.files[number], self._step(self.files[number])
+        if self.random_start and rng is not None:
+            span = self._span(file)
+            start = min(start + rng.uniform(0, span + step), max(file.frames - 1 - span, 0.0))
+        places = start + step * np.array(frames)
+        try:
+            video = self._decode(number, places)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            reason = video_container.reason_of(error)
+            raise DataError(f"{text_files.shown(file.path)}: {reason}") from error
+        captions = self._captions[number]
+        caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
+        return {name: video, "caption": caption}
 
     def _decode(self, number: int, places: np.ndarray) -> UInt8[np.ndarray, "f h w 3"]:
         """Frames at places in mean frame intervals. Raises what `video_reader.decode` does."""
@@ -180,7 +193,7 @@ class VideoFolder(ClipSource):
                 if index.decoded:
                     raise
             # The packets told something else than the decoder.
-            better = video_index.build(path, decode=True)
+            better = video_indexing.build(path, decode=True)
             places = places * (index.ticks / better.ticks)
             if places[-1] > len(better) - 0.5:
                 raise DataError(f"ends before frame {math.floor(places[-1])}")
@@ -194,6 +207,14 @@ class VideoFolder(ClipSource):
     def captions(self) -> Sequence[str]:
         return [text for number, _ in self._clips for text in self._captions[number]]
 
+    def file_of(self, index: int) -> VideoFile:
+        """The file that a clip is from."""
+        return self.files[self._clips[index][0]]
+
+    def captions_of(self, index: int) -> Sequence[str]:
+        """The captions of a clip, of which `read` draws one."""
+        return self._captions[self._clips[index][0]]
+
     def summary(self) -> str:
         frames, height, width = self.video_shape[:3]
         lines = [
@@ -202,7 +223,7 @@ class VideoFolder(ClipSource):
         ]
         repeated = sum(self._step(file) < self._stride - 1e-3 for file in self.files)
         if repeated:
-            lines.append(f"{repeated} files have less than {self._fps:g} fps: frames are repeated")
+            lines.append(f"{repeated} files have less than {self.fps:g} fps: frames are repeated")
         variable = sum(not file.constant for file in self.files)
         if variable:
             lines.append(f"{variable} files have a variable frame rate: frames are taken by time")
@@ -230,7 +251,7 @@ def find_files(root: Path) -> tuple[list[Path], dict[str, str]]:
     links, seen = [str(root)], set()
 
     def unlisted(error: OSError) -> None:
-        problems[str(error.filename)] = f"cannot be listed: {video_index.reason_of(error)}"
+        problems[str(error.filename)] = f"cannot be listed: {video_container.reason_of(error)}"
 
     while links:
         top = links.pop(0)
@@ -264,7 +285,7 @@ def _no_file(path: Path) -> str:
     try:
         kind = path.stat().st_mode
     except OSError as error:
-        return f"leads to no file: {video_index.reason_of(error)}"
+        return f"leads to no file: {video_container.reason_of(error)}"
     return f"is no file but {'a folder' if stat.S_ISDIR(kind) else 'a pipe or a device'}"
 
 
@@ -285,19 +306,19 @@ def look_at(path: Path) -> tuple[VideoFile | Unusable, tuple[str, ...], bool]:
     except Unusable as reason:
         return reason, (), fresh
     except Exception as error:  # whatever a damaged file makes a demuxer or a codec raise
-        return Unusable(f"unreadable: {video_index.reason_of(error)}"), (), fresh
+        return Unusable(f"unreadable: {video_container.reason_of(error)}"), (), fresh
 
 
 def _read(path: Path) -> VideoFile | Unusable:
     """Raises where another attempt may succeed, such as OSError."""
     try:
-        return VideoFile.of(str(path), video_index.build(path))
+        return VideoFile.of(str(path), video_indexing.build(path))
     except Unusable as reason:
         return reason
     except av.error.FFmpegError as error:
         if isinstance(error, OSError | MemoryError):
             raise
-        return Unusable(f"unreadable: {video_index.reason_of(error)}")
+        return Unusable(f"unreadable: {video_container.reason_of(error)}")
 
 
 def _sidecar(path: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from einops import rearrange, repeat
 from PIL import GifImagePlugin, Image, ImageDraw
 
-from vdm_jax.data import video_index, video_reader
+from vdm_jax.data import video_container, video_indexing, video_reader
 from vdm_jax.data.frames import Geometry, upright
 from vdm_jax.data.lettering import Lettering
 from vdm_jax.data.source import DataError
@@ -258,7 +258,7 @@ def read_video(
     No frame beyond the last that is wanted is decoded, and none is held larger than `size`.
 
     Args:
-      path: a file of any of `video_index.ALLOWED`, or JPEG, PNG, WebP, BMP or TIFF.
+      path: a file of any of `video_container.ALLOWED`, or JPEG, PNG, WebP, BMP or TIFF.
       size: (height, width) that every picture is scaled to cover and cut to, around its middle;
         None: as large as it is.
       frames: so many from the first, or fewer where the file is shorter; None: all.
@@ -275,8 +275,8 @@ def read_video(
             if (still := _stills(path, size, frames)) is not None:
                 return still
             raise error
-    except (av.error.FFmpegError, video_index.Unusable, DataError) as error:
-        reason = video_index.reason_of(error)
+    except (av.error.FFmpegError, video_container.Unusable, DataError) as error:
+        reason = video_container.reason_of(error)
         raise ValueError(f"{path}: cannot be read as a video: {reason}") from error
 
 
@@ -285,24 +285,24 @@ def _in_order(
 ) -> tuple[np.ndarray, float]:
     pictures, pts, dts, geometry = [], [], [], None
     reformatter = VideoReformatter()
-    with video_index.open_video(path) as container:
-        stream = video_index.video_stream(container)
+    with video_container.open_video(path) as container:
+        stream = video_container.video_stream(container)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         for frame in container.decode(stream):
             geometry = geometry or Geometry.of_frame(frame, stream.sample_aspect_ratio)
             if frame.is_corrupt:
                 warnings.warn(f"{path}: frame {len(pictures)} is damaged", stacklevel=3)
             pictures.append(upright(frame, size, geometry=geometry, reformatter=reformatter))
-            pts.append(video_index.NONE if frame.pts is None else frame.pts)
-            dts.append(video_index.NONE if frame.dts is None else frame.dts)
+            pts.append(video_container.NONE if frame.pts is None else frame.pts)
+            dts.append(video_container.NONE if frame.dts is None else frame.dts)
             if len(pictures) == frames:
                 break
         tick = float(stream.time_base)
     if not pictures:
-        raise video_index.Unusable("no frame can be decoded")
+        raise video_container.Unusable("no frame can be decoded")
     if len(pictures) > 1:
         step = 1 / (rate * tick) if rate else 1.0
-        times = video_index.frame_times(np.array(pts), np.array(dts), step)
+        times = video_indexing.frame_times(np.array(pts), np.array(dts), step)
         rate = (len(times) - 1) / (float(times[-1] - times[0]) * tick)
     return np.stack(pictures), rate
 
@@ -310,14 +310,14 @@ def _in_order(
 def _resampled(
     path: str | Path, size: tuple[int, int] | None, frames: int | None, fps: float
 ) -> np.ndarray:
-    index = video_index.build(path)
+    index = video_indexing.build(path)
     step = index.fps / fps
     count = math.floor((len(index) - 1) / step + 1e-6) + 1
     places = step * np.arange(count if frames is None else min(frames, count))
     try:
         return video_reader.decode(path, index, index.frames_at(places), size)
     except video_reader.IndexMismatch:
-        index = video_index.build(path, decode=True)
+        index = video_indexing.build(path, decode=True)
         return video_reader.decode(path, index, index.frames_at(places), size)
 
 
@@ -337,7 +337,7 @@ def _stills(
     except Image.UnidentifiedImageError:
         return None
     except (SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise video_index.Unusable(str(error)) from error
+        raise video_container.Unusable(str(error)) from error
     return np.stack(pictures), len(pictures) / seconds if seconds else 0.0
 
 

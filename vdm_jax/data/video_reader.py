@@ -8,10 +8,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int64, UInt8
 
-from vdm_jax.data import video_index
+from vdm_jax.data import video_container
 from vdm_jax.data.frames import upright
 from vdm_jax.data.source import DataError
-from vdm_jax.data.video_index import NONE, VideoIndex
+from vdm_jax.data.video_container import NONE
+from vdm_jax.data.video_index import VideoIndex
 
 # Seconds before a key frame that are aimed at, one after the other. A container without an index
 # lands a little behind the time that it is asked for.
@@ -63,8 +64,8 @@ def _attempt(
     found: dict[int, np.ndarray] = {}
     needed = set(wanted)
     reformatter = VideoReformatter()
-    with video_index.open_video(path, index.demuxer) as container:
-        stream = video_index.video_stream(container)
+    with video_container.open_video(path, index.demuxer) as container:
+        stream = video_container.video_stream(container)
         if start is not None:
             time = start[3] if start[3] != NONE else start[2]
             if time == NONE:
@@ -76,7 +77,7 @@ def _attempt(
                 return None
         number = None if start is not None else 0
         damaged = False  # this frame, or one since the last key frame that it may be made from
-        for packet, frame in video_index.numbered_frames(container, stream, start):
+        for packet, frame in video_container.numbered_frames(container, stream, start):
             if number is None:
                 # Frames before the key frame need others that were not decoded.
                 if packet != start[1] or not frame.key_frame:

@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -28,8 +27,9 @@ from etils import epath
 
 from vdm_jax.data import video_folder
 from vdm_jax.data.source import DataError
+from vdm_jax.data.video_container import DEMUXERS, Unusable
 from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.data.video_index import DEMUXERS, Unusable, VideoFile, VideoIndex
+from vdm_jax.data.video_index import VideoFile
 
 _FORMAT = 1
 # Files are compressed already. One record is read at a time.
@@ -43,41 +43,20 @@ class VideoShards(VideoFolder):
     Raises DataError where there are no shards, or they are on an object store.
     """
 
-    def __init__(
-        self,
-        directory: str | os.PathLike,
-        *,
-        num_frames: int,
-        image_size: int,
-        image_width: int = 0,
-        frame_stride: int = 1,
-        fps: float = 0.0,
-        random_start: bool = False,
-    ):
-        if "://" in str(directory):
+    def _add_all(self, setting: str) -> None:
+        if "://" in setting:
             raise DataError(
-                f"data.data_dir = {str(directory)!r}: shards are read from local paths only, "
+                f"data.data_dir = {setting!r}: shards are read from local paths only, "
                 "because array_record takes an object store's for empty files; mount the bucket "
                 "(gs://: gcsfuse) and name the mounted folder, or copy the shards to a disk"
             )
-        if fps < 0 or not math.isfinite(fps):
-            raise DataError(f"data.fps = {fps}: must be 0 (each file's own) or more")
-        self.directory = str(Path(directory).expanduser())
-        self.video_shape = (num_frames, image_size, image_width or image_size, 3)
-        self._fps, self._stride = fps, frame_stride
-        self.random_start = random_start
-        self.files: list[VideoFile] = []
-        self._decoded: dict[int, VideoIndex] = {}
-        self.skipped: dict[str, str] = {}
-        self._captions: list[tuple[str, ...]] = []
-        self._clips: list[tuple[int, float]] = []
         self._records: list[tuple[str, int]] = []  # of each file: (shard, record)
         for index in sorted(Path(self.directory).glob("shard-*.json")):
             self._add_shard(index)
         if not self._clips:
             found = self.summary() if self.skipped else "no shard-*.json in it"
             raise DataError(
-                f"data.data_dir = {str(directory)!r}: no usable video: {found}. Shards are written "
+                f"data.data_dir = {setting!r}: no usable video: {found}. Shards are written "
                 "by vdm data shard --data_dir=FOLDER --out=DIR"
             )
 

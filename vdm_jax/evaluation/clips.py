@@ -7,7 +7,6 @@ Clips are then drawn at random (`from_path`) or paired by name (`paired`), and o
 import collections
 import dataclasses
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import ClipSource, DataError, fit
+from vdm_jax.data.video_folder import VideoFolder
 
 FILTER = "bicubic, antialiased, of the centre square"  # what `data.source.fit` does
 UNCHANGED = "none"  # pixels as they are stored
@@ -125,7 +125,7 @@ def filter_of(height: int, width: int) -> str:
 def from_source(source: ClipSource, count: int | None, seed: int, name: str, split: str) -> Clips:
     """`count` clips of a source, drawn without replacement by `seed`; all of them in order where it
     has no more, or `count` is None."""
-    if hasattr(source, "skipped"):  # files: a damaged one is left out, not replaced
+    if isinstance(source, VideoFolder):  # a damaged file is left out, not replaced
         return _drawn(_folder(source, name, split), count, seed)
     examples = [source[index] for index in _chosen(len(source), count, seed)]
     height, width = source.video_shape[1:3]
@@ -200,8 +200,6 @@ def open_path(
     archive = path / "samples.npz" if path.is_dir() else path
     if archive.suffix in (".npz", ".npy") and archive.is_file():
         return _archive_listing(archive, num_frames, (height, width), stride, fps)
-    from vdm_jax.data.video_folder import VideoFolder
-
     if not path.is_dir():
         raise DataError(f"{path}: no directory, and no archive (.npz, .npy) of videos")
     source = VideoFolder(
@@ -212,7 +210,7 @@ def open_path(
         frame_stride=stride,
         fps=fps,
     )
-    return _folder(source, path.name, "", fps)
+    return _folder(source, path.name, "")
 
 
 def paired(
@@ -293,8 +291,6 @@ def size_of(path: str | Path, stride: int = 1, fps: float = 0.0) -> tuple[int, i
         _, frames, height, width, _ = videos.shape
         frames = int((frames - 1) * (fps / rate if fps and rate else 1.0) + 1e-6) + 1
         return (frames - 1) // stride + 1, height, width
-    from vdm_jax.data.video_folder import VideoFolder
-
     if not path.is_dir():
         raise DataError(f"{path}: no directory, and no archive (.npz, .npy) of videos")
     files = VideoFolder(path, num_frames=1, image_size=8).files
@@ -316,38 +312,25 @@ def _drawn(listing: Listing, count: int | None, seed: int) -> Clips:
     return listing.clips(_chosen(len(listing.names), count, seed))
 
 
-def _folder(source: ClipSource, name: str, split: str, fps: float = 0.0) -> Listing:
-    """The listing of a `VideoFolder`."""
-    root = Path(source.directory)
-    numbers = [number for number, _ in source._clips]
+def _folder(source: VideoFolder, name: str, split: str) -> Listing:
+    root, files = Path(source.directory), [source.file_of(index) for index in range(len(source))]
     places: collections.Counter = collections.Counter()
     names = []
-    for number in numbers:
-        stem = _stem(_below(source.files[number].path, root))
-        names.append((stem, places[number]))
-        places[number] += 1
-
-    def read(index: int) -> np.ndarray:
-        # A source for training replaces a damaged clip by another. Here that would be another
-        # figure, and a wrong pair.
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            video = source[index]["video"]
-        if caught:
-            raise DataError(str(caught[0].message).replace("; another clip is used", ""))
-        return video
-
+    for file in files:
+        stem = _stem(_below(file.path, root))
+        names.append((stem, places[file.path]))
+        places[file.path] += 1
     height, width = source.video_shape[1:3]
-    fps = fps or getattr(source, "_fps", 0.0)
     return Listing(
         names=names,
-        captions=[str(source._captions[number][0]) for number in numbers],
-        rates=[fps or source.files[number].fps for number in numbers],
-        lengths=[source.files[number].frames for number in numbers],
+        captions=[str(source.captions_of(index)[0]) for index in range(len(source))],
+        rates=[source.fps or file.fps for file in files],
+        lengths=[file.frames for file in files],
         left_out={_below(path, root): why for path, why in source.skipped.items()},
         description={"data": name, "split": split, "resize": filter_of(height, width)},
         numbered=False,
-        read=read,
+        # Another clip in the place of a damaged one would be another figure, and a wrong pair.
+        read=lambda index: source.read_undamaged(index)["video"],
     )
 
 

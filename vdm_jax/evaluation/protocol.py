@@ -15,6 +15,35 @@ _MISSING = "(missing)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """What a network's features depend on. Raises ValueError for a value of another type.
+
+    Attributes:
+      name: the network and its layer, "i3d logits".
+      weights: a hash of their file.
+      precision: that they are computed in, "float32".
+      padding: what the network is given of clips shorter than it takes, "repeat last".
+    """
+
+    name: str
+    weights: str | None = None
+    precision: str | None = None
+    padding: str | None = None
+
+    def __post_init__(self):
+        _coerce(self)
+
+
+# Files and tables have the features' fields beside the others, by these names and in this order.
+_FEATURES = {
+    "padding": "padding",
+    "features": "name",
+    "weights": "weights",
+    "precision": "precision",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
     """All but the model that a figure depends on: figures are comparable if it is equal.
 
@@ -32,10 +61,7 @@ class Protocol:
       size: height and width in pixels at which videos are compared.
       crop: how frames of another shape are cut, "center".
       resize: the filter of every resizing, that to the network's input too, "bilinear antialias".
-      padding: what a network is given of clips shorter than it takes, "repeat last".
-      features: the network and its layer, "i3d logits".
-      weights: a hash of their file.
-      precision: that features are computed in, "float32".
+      features: of the network that looks at the clips.
       seed: of the choice of clips, the samples' noise and the metric's own draws.
       options: of the metric, {"k": 3}.
       version: of this library.
@@ -51,10 +77,7 @@ class Protocol:
     size: tuple[int, int]
     crop: str | None
     resize: str | None
-    padding: str | None
-    features: str | None
-    weights: str | None
-    precision: str | None
+    features: Features | None
     seed: int
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     version: str = dataclasses.field(default_factory=lambda: importlib.metadata.version("vdm_jax"))
@@ -69,13 +92,26 @@ class Protocol:
             raise ValueError(f"size {self.size}: must be 1 or more")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return _encode(self)
+        """The fields as JSON values. Those of `features` are beside the others."""
+        fields: dict[str, Any] = {}
+        for name, value in _encoded_fields(self).items():
+            if name != "features":
+                fields[name] = value
+                continue
+            found = value or {}
+            fields |= {key: found.get(field) for key, field in _FEATURES.items()}
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises ValueError naming fields that are unknown or missing."""
-        return _decode(cls, fields)
+        names = [field.name for field in dataclasses.fields(cls)]
+        place = names.index("features")
+        _check_names(cls, fields, [*names[:place], *_FEATURES, *names[place + 1 :]])
+        rest = {name: value for name, value in fields.items() if name not in _FEATURES}
+        features = {field: fields[key] for key, field in _FEATURES.items()}
+        known = any(value is not None for value in features.values())
+        return cls(**rest, features=Features(**features) if known else None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,14 +152,16 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; infinities and NaN as the strings "inf", "-inf" and "nan"."""
-        return _encode(self)
+        return _encoded_fields(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises ValueError naming fields that are unknown or missing."""
         if isinstance(fields.get("protocol"), Mapping):
             fields = {**fields, "protocol": Protocol.from_dict(fields["protocol"])}
-        return _decode(cls, {"note": "", **fields})  # older files have none
+        fields = {"note": "", **fields}  # older files have none
+        _check_names(cls, fields, [field.name for field in dataclasses.fields(cls)])
+        return cls(**fields)
 
 
 def save(path: Path, results: Sequence[Result]) -> None:
@@ -294,8 +332,10 @@ def _cell(text: str) -> str:
 
 def _encode(value: Any) -> Any:
     """JSON values without NaN and infinities, of which JSON has none."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Protocol):
+        return value.to_dict()
+    if isinstance(value, Features):
+        return _encoded_fields(value)
     if isinstance(value, Mapping):
         return {name: _encode(x) for name, x in value.items()}
     if isinstance(value, (list, tuple)):
@@ -305,14 +345,16 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(cls: type, fields: Mapping[str, Any]):
-    known = {field.name: field for field in dataclasses.fields(cls)}
+def _encoded_fields(value: Any) -> dict[str, Any]:
+    return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
+
+def _check_names(cls: type, fields: Mapping[str, Any], known: Sequence[str]) -> None:
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(f"{cls.__name__}: unknown fields {', '.join(unknown)}")
     # Also those with a default: it may be another by now.
     if missing := [name for name in known if name not in fields]:
         raise ValueError(f"{cls.__name__}: missing fields {', '.join(missing)}")
-    return cls(**fields)
 
 
 def _coerce(value: Any) -> None:
@@ -337,7 +379,7 @@ def _as(value: Any, hint: Any) -> Any:
         if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
             raise TypeError(value)
         return float(value)
-    if hint in (str, Protocol):
+    if hint in (str, Features, Protocol):
         if not isinstance(value, hint):
             raise TypeError(value)
         return value

@@ -1,7 +1,7 @@
 """Cascades: several trained stages that sample together, one after the other.
 
 A saved cascade is a directory with `cascade.json` (the order of the stages, and fields of their
-samplers) and the stages: STAGE.safetensors, or STAGE/ of training.
+samplers, see `cascade_file`) and the stages: STAGE.safetensors, or STAGE/ of training.
 
 While it is sampled, one stage at a time is in memory. Its videos so far are in
 OUT/stages/NN_STAGE.npy: the same call goes on after a crash, or after a later stage has been
@@ -25,12 +25,12 @@ from jaxtyping import Array, Key, UInt8
 
 from vdm_jax import config as config_lib
 from vdm_jax.data import frame_rate
+from vdm_jax.pipelines import cascade_file
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage import sampler as sampling
 
 # progress(stage's name, samples done, samples in all), called after each batch.
 Progress = Callable[[str, int, int], None]
-_FORMAT = "vdm_jax_cascade/1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,16 +241,11 @@ def load(source: str | Path, *, mesh: Mapping[str, int] | None = None) -> Cascad
     folder = pretrained.find_cascade(source)
     if folder is None:
         raise FileNotFoundError(
-            f"{str(source)!r} is no directory with {pretrained.CASCADE_FILE} and no cascade of the "
+            f"{str(source)!r} is no directory with {cascade_file.NAME} and no cascade of the "
             f"package, which has {', '.join(pretrained.shipped_cascades())}"
         )
-    saved = json.loads((folder / pretrained.CASCADE_FILE).read_text(encoding="utf-8"))
-    if saved.get("format") != _FORMAT:
-        raise ValueError(
-            f"{folder / pretrained.CASCADE_FILE}: format = {saved.get('format')!r}: must be "
-            f"{_FORMAT!r}"
-        )
-    return _from_folder(folder, saved["stages"], saved["sample"], mesh)
+    saved = cascade_file.read(folder)
+    return _from_folder(folder, saved.stages, saved.sample, mesh)
 
 
 def from_config(
@@ -266,15 +261,8 @@ def from_config(
 def save(folder: str | Path, config: ml_collections.ConfigDict) -> Path:
     """Writes `cascade.json` of a configuration (`cascade_config`) beside the stages."""
     sample = {name: _plain(changes) for name, changes in config.sample.to_dict().items()}
-    saved = {
-        "format": _FORMAT,
-        "stages": list(config.stages),
-        "sample": {name: changes for name, changes in sample.items() if changes},
-    }
-    path = Path(folder) / pretrained.CASCADE_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
-    return path
+    changed = {name: changes for name, changes in sample.items() if changes}
+    return cascade_file.write(folder, config.stages, changed)
 
 
 def _from_folder(
@@ -356,8 +344,7 @@ def digest(source: str | Path) -> str:
     if (folder := pretrained.find_cascade(source)) is None:
         return pretrained.digest(source)
     stages = [pretrained.digest(step.source) for step in load(source).steps]
-    text = (folder / pretrained.CASCADE_FILE).read_text(encoding="utf-8")
-    return f"sha256:{_digest([text, stages])}"
+    return f"sha256:{_digest([cascade_file.read(folder).digest, stages])}"
 
 
 def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.data import frame_rate
 from vdm_jax.parallel import sharding
-from vdm_jax.pipelines import model_file
+from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.protocols import Frozen
 from vdm_jax.training import checkpoints
@@ -25,7 +24,6 @@ from vdm_jax.upgrade import upgrade
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 DEFAULT = "moving_shapes"
-CASCADE_FILE = "cascade.json"
 _MOST_SAMPLERS = 8  # that a model keeps
 
 
@@ -228,13 +226,13 @@ def shipped_names() -> list[str]:
 
 def shipped_cascades() -> list[str]:
     """The names of the cascades that ship with the package."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CASCADE_FILE}"))
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{cascade_file.NAME}"))
 
 
 def find_cascade(source: str | Path) -> Path | None:
     """The directory of a saved cascade (a directory or a shipped name), None = it is none."""
     for folder in (Path(source), SHIPPED / source):
-        if (folder / CASCADE_FILE).is_file():
+        if (folder / cascade_file.NAME).is_file():
             return folder
     return None
 
@@ -276,7 +274,7 @@ def save_model(
 def _find(source: str | Path) -> Path:
     path, shipped = Path(source), SHIPPED / f"{source}.safetensors"
     if folder := find_cascade(source):
-        stages = json.loads((folder / CASCADE_FILE).read_text(encoding="utf-8"))["stages"]
+        stages = cascade_file.read(folder).stages
         raise ValueError(
             f"{str(source)!r} is a cascade, and one model is needed here; its stages are "
             + ", ".join(f"{source}/{name}" for name in stages)

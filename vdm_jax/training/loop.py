@@ -86,11 +86,10 @@ def train(
     sampler = _make_sampler(stage, config, plan, frozen)
     tx = optimizer.make_optimizer(train)
     train_step = train_step or step.make_train_step(stage, tx, config, plan, frozen)
-    first_process = jax.process_index() == 0
-    started = time.monotonic()
+    quiet, started = jax.process_index() != 0, time.monotonic()
 
     with contextlib.ExitStack() as stack:
-        report = print if first_process else _say_nothing
+        report = _say_nothing if quiet else print
         own = stack.enter_context(lock.held(workdir, report))
         saves = checkpoints.Checkpoints(workdir, keep=config.checkpoint.keep, report=report)
         stack.callback(saves.close)
@@ -99,33 +98,18 @@ def train(
             stack.callback(iterator.close)
         current = _first_state(stage, config, plan, tx, saves, iterator, initial)
         first = int(current.step)
-        batch = None
-        if first < train.steps:
-            with _signals_ignored_by_children():
-                batch = next(iterator)  # starts the data workers
-            step.check_batch(batch, len(plan.rows(train.batch_size)))
-        if first_process:
+        batch = _first_batch(iterator, train, plan) if first < train.steps else None
+        if not quiet:
             (workdir / "config.json").write_text(config_lib.to_json(config))
 
-        writer = metrics.MetricWriter(workdir, first_step=first, quiet=not first_process)
+        writer = metrics.MetricWriter(workdir, first_step=first, quiet=quiet)
         stack.callback(writer.close)
-        progress = stack.enter_context(
-            metrics.ProgressReport(
-                first, train.steps, seconds=train.minutes * 60, quiet=not first_process
-            )
-        )
-        progress.message(
-            f"{'resuming at step ' + str(first) if first else 'starting'}: "
-            f"{state.count_parameters(current.params):,} parameters on "
-            f"{plan.mesh.size} device{'s' * (plan.mesh.size > 1)}"
-        )
-        saves.report = progress.message if first_process else _say_nothing
-
-        def write_samples(current: state.TrainState) -> None:
-            _write_samples(sampler, config, current, workdir, writer, fps, saves.report)
-
+        progress = metrics.ProgressReport(first, train.steps, train.minutes * 60, quiet=quiet)
+        stack.enter_context(progress)
+        progress.message(_beginning(current, plan))
+        saves.report = _say_nothing if quiet else progress.message
         clock = metrics.Clock(_ideal_seconds(flops, plan))
-        turns = _Turns(
+        result = _Turns(
             config=config,
             plan=plan,
             train_step=train_step,
@@ -136,18 +120,13 @@ def train(
             stop=stack.enter_context(_stop_on_signals()),
             say=progress.message,
             check_lock=lambda: processes.first_does(own.check),
-            write_samples=write_samples,
+            write_samples=lambda current: _write_samples(
+                sampler, config, current, workdir, writer, fps, saves.report
+            ),
             started=started,
-        )
-        current, done, reason = turns.run(current, batch, iterator)
-        saves.wait()
-        seconds = time.monotonic() - started
-        why = {"steps": "train.steps is reached", "minutes": "train.minutes are over"}
-        progress.message(
-            f"stopped after step {done} ({why.get(reason, reason)}, {seconds:.0f} s); "
-            f"saved in {saves.directory / str(done)}"
-        )
-    return Result(state=current, step=done, reason=reason, seconds=seconds)
+        ).run(current, batch, iterator)
+        progress.message(_ending(result, saves))
+    return result
 
 
 def _first_state(stage, config, plan, tx, saves, iterator, initial) -> state.TrainState:
@@ -160,6 +139,31 @@ def _first_state(stage, config, plan, tx, saves, iterator, initial) -> state.Tra
     if initial is not None:
         return state.from_params(stage, initial(), tx, plan)
     return state.create_state(stage, tx, config.train.seed, plan)
+
+
+def _first_batch(iterator: Iterator, train, plan: sharding.Plan) -> Any:
+    """The first batch, for which the data workers start. Raises ValueError if it does not fit."""
+    with _signals_ignored_by_children():
+        batch = next(iterator)
+    step.check_batch(batch, len(plan.rows(train.batch_size)))
+    return batch
+
+
+def _beginning(current: state.TrainState, plan: sharding.Plan) -> str:
+    first = int(current.step)
+    return (
+        f"{f'resuming at step {first}' if first else 'starting'}: "
+        f"{state.count_parameters(current.params):,} parameters on "
+        f"{plan.mesh.size} device{'s' * (plan.mesh.size > 1)}"
+    )
+
+
+def _ending(result: Result, saves: checkpoints.Checkpoints) -> str:
+    why = {"steps": "train.steps is reached", "minutes": "train.minutes are over"}
+    return (
+        f"stopped after step {result.step} ({why.get(result.reason, result.reason)}, "
+        f"{result.seconds:.0f} s); saved in {saves.directory / str(result.step)}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,13 +183,8 @@ class _Turns:
     write_samples: Callable[[state.TrainState], None]
     started: float
 
-    def run(
-        self, current: state.TrainState, batch: Any, iterator: Iterator
-    ) -> tuple[state.TrainState, int, str]:
-        """Updates until the run ends: the state, the number of updates, and why it ended.
-
-        batch: the first one, which was read already.
-        """
+    def run(self, current: state.TrainState, batch: Any, iterator: Iterator) -> Result:
+        """Updates until the run ends, and saves. batch: the first one, which was read already."""
         train = self.config.train
         done = first = int(current.step)
         in_flight, reason = _NOTHING, "steps"
@@ -220,7 +219,9 @@ class _Turns:
             if last:
                 break
             self.saves.poll()
-        return current, done, reason
+        self.saves.wait()
+        seconds = time.monotonic() - self.started
+        return Result(state=current, step=done, reason=reason, seconds=seconds)
 
     def _why_to_stop(self, done: int) -> str:
         """The signal or the limit for which the run ends after `done` updates, else "steps"."""
