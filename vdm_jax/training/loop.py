@@ -72,7 +72,7 @@ def train(
       initial: makes the parameters that a new run starts from, where the plan stores them.
       flops: operations of one update, for the utilisation of the devices; 0 = not known.
       profile: first and last update, counted from this call, of which a trace is written.
-      frozen: parameters that the stage uses and that are not trained, by the part's name.
+      frozen: parameters that the stage uses and that are not trained, by name.
       train_step: one compiled already for the same stage, config and plan.
 
     Writes checkpoints/, config.json, metrics.jsonl, tensorboard/, samples/step_N.gif, profile/.
@@ -82,8 +82,7 @@ def train(
     workdir.mkdir(parents=True, exist_ok=True)
     train = config.train
     plan = plan or sharding.make_plan(stage, config.mesh)
-    frozen = dict(frozen or {})
-    sampler = _make_sampler(stage, config, plan, frozen)
+    sampler = _make_sampler(stage, config, plan, frozen or {})
     tx = optimizer.make_optimizer(train)
     train_step = train_step or step.make_train_step(stage, tx, config, plan, frozen)
     quiet, started = jax.process_index() != 0, time.monotonic()
