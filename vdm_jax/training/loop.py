@@ -65,22 +65,21 @@ def train(
     `workdir` is resumed, on the same devices bit for bit as if the run had never stopped.
 
     Args:
-      dataset: an iterable of batches whose iterator has get_state and set_state (grain), endless.
-        It gives this process's `plan.rows(train.batch_size)` of each batch.
+      dataset: endless batches, each this process's `plan.rows(train.batch_size)`; its iterator has
+        get_state and set_state (grain).
       plan: how the stage lies on a mesh; by default on that of `config.mesh`.
       fps: of the sample GIFs.
       initial: makes the parameters that a new run starts from, where the plan stores them.
       flops: operations of one update, for the utilisation of the devices; 0 = not known.
       profile: first and last update, counted from this call, of which a trace is written.
-      frozen: parameters that the stage uses and that are not trained, by name.
+      frozen: parameters that the stage uses and does not train, by name.
       train_step: one compiled already for the same stage, config and plan.
 
     Writes checkpoints/, config.json, metrics.jsonl, tensorboard/, samples/step_N.gif, profile/.
     Raises NonFiniteError, CheckpointError (also where another run is in `workdir`), MeshError.
     """
-    workdir = Path(workdir)
+    train, workdir = config.train, Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    train = config.train
     plan = plan or sharding.make_plan(stage, config.mesh)
     sampler = _make_sampler(stage, config, plan, frozen or {})
     tx = optimizer.make_optimizer(train)
