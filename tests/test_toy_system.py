@@ -33,12 +33,14 @@ SHAPE = (2, 4, 4, 3)
 class Blocks:  # a space
     data_shape: tuple = SHAPE
     z_shape: tuple = (2, 2, 2, 12)
+    pixels = False
+    multiple = 2
 
     def abstract_params(self):  # of the frozen matrix, for its place on a mesh
         matrix = jax.ShapeDtypeStruct((12, 12), jnp.float32)
         return layers.Named(value=matrix, names=(None, None), dtype=jnp.float32)
 
-    def encode(self, video, frozen):
+    def encode(self, video, frozen, key=None):
         z = rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=2, q=2)
         return z @ frozen["space"]
 
@@ -59,7 +61,7 @@ class Grey(Base):  # a condition
     def example(self, example, key):
         return {"grey": example.clip.mean((1, 2, 3, 4))}
 
-    def begin(self, cond, n, key, settings):
+    def begin(self, cond, n, key, settings, encode):
         return {"grey": jnp.full(n, settings.get("grey", 0.0))}
 
 

@@ -4,7 +4,8 @@
 every element is predicted by the window in which it lies deepest: a fully convolutional network
 whose reach is at most half of the overlap then predicts exactly what it does whole. With "uniform"
 or "ramp" overlapping predictions are averaged at every step (MultiDiffusion, Bar-Tal et al. 2023,
-eq. 5; Lumiere's temporal windows, Bar-Tal et al. 2024, §3.2).
+eq. 5; Lumiere's temporal windows, Bar-Tal et al. 2024, §3.2). With "fade" a window's weight falls
+linearly over each overlap, from 1 at its first element, while the next one's rises from 0.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Denoiser
 
-WEIGHTS = ("core", "uniform", "ramp")
+WEIGHTS = ("core", "uniform", "ramp", "fade")
 
 
 def window_starts(length: int, size: int, overlap: int, multiple: int = 1) -> list[int]:
@@ -58,9 +59,23 @@ def window_weights(
             low = 0 if number == 0 else (starts[number - 1] + size - start) // 2
             high = size if number == len(starts) - 1 else (starts[number + 1] - start + size) // 2
             inside = (low <= place) & (place < high)
+        elif weights == "fade":
+            inside = _fade(place, size, starts, number)
         whole[number, start : start + size] = inside
     whole /= whole.sum(0)
     return np.stack([row[start : start + size] for row, start in zip(whole, starts, strict=True)])
+
+
+def _fade(place: np.ndarray, size: int, starts: Sequence[int], number: int) -> np.ndarray:
+    """The weights "fade" of one window."""
+    inside = np.ones(size)
+    if number > 0:
+        shared = starts[number - 1] + size - starts[number]
+        inside = np.minimum(inside, place / max(shared, 1))
+    if number < len(starts) - 1:
+        shared = starts[number] + size - starts[number + 1]
+        inside = np.minimum(inside, (size - place) / max(shared, 1))
+    return inside
 
 
 def windowed(

@@ -152,22 +152,29 @@ def conv(
     dtype,
     stride: int = 1,
     zero: bool = False,
+    use_bias: bool = True,
+    pad: tuple[int, int] | None = None,
     axes: tuple[str, str] = (IN, OUT),
     name=None,
 ):
-    """A 2D convolution of `n h w c`, padded so that `h` and `w` stay (divided by the stride)."""
-    pad = (kernel - 1) // 2
+    """A 2D convolution of `n h w c`, padded so that `h` and `w` stay (divided by the stride).
+
+    pad: zeros before and after each of `h` and `w`; None = (kernel - 1) // 2 on both sides.
+    """
+    even = ((kernel - 1) // 2,) * 2
+    keeps_size = stride == 1 and kernel % 2 == 1 and pad in (None, even)
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=stride,
-        padding=[(pad, pad), (pad, pad)],
+        padding=[even if pad is None else pad] * 2,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=named(
             nn.initializers.zeros if zero else _lecun, None, None, *axes, dtype=dtype
         ),
         bias_init=named(nn.initializers.zeros, axes[1], dtype=dtype),
-        conv_general_dilated=_flax_same_conv if stride == 1 and kernel % 2 else None,
+        conv_general_dilated=_flax_same_conv if keeps_size else None,
         name=name,
     )
 
@@ -177,21 +184,22 @@ def _flax_same_conv(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
     return convolution.same_conv(x, kernel)
 
 
-def group_norm(channels: int, groups: int, name=None):
+def group_norm(channels: int, groups: int, name=None, epsilon: float = 1e-6):
     """Group normalisation in float32 over each frame of `n h w c`, frames in `n`.
 
     Statistics never cross frames: only temporal layers mix frames. `groups` is lowered to a divisor
     of `channels` if it is none. With 0, each pixel is normalised over its channels instead, and the
-    output at a pixel does not depend on the size of the frame.
+    output at a pixel does not depend on the size of the frame. `epsilon` is added to the variance.
     """
     if groups == 0:
         return nn.LayerNorm(
+            epsilon=epsilon,
             dtype=jnp.float32,
             scale_init=named(nn.initializers.ones, CHANNELS),
             bias_init=named(nn.initializers.zeros, CHANNELS),
             name=name,
         )
-    return GroupNorm(math.gcd(groups, channels), name=name)
+    return GroupNorm(math.gcd(groups, channels), epsilon=epsilon, name=name)
 
 
 class GroupNorm(nn.Module):
@@ -199,6 +207,7 @@ class GroupNorm(nn.Module):
     CPUs (`ops.normalisation`)."""
 
     groups: int
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -206,7 +215,8 @@ class GroupNorm(nn.Module):
         channels = (x.shape[-1],)
         scale = self.param("scale", named(nn.initializers.ones, CHANNELS), channels)
         bias = self.param("bias", named(nn.initializers.zeros, CHANNELS), channels)
-        return normalisation.normalise(x.astype(jnp.float32), scale, bias, self.groups)
+        x = x.astype(jnp.float32)
+        return normalisation.normalise(x, scale, bias, self.groups, self.epsilon)
 
 
 def sinusoidal_embedding(

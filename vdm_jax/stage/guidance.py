@@ -166,6 +166,7 @@ class StaticThreshold:
 
     def check(self, stage: Stage) -> None:
         """See `Guidance`."""
+        _check_pixels("static", stage)
 
     def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
         return guidance.static_clip(denoiser)
@@ -179,11 +180,20 @@ class DynamicThreshold:
 
     def check(self, stage: Stage) -> None:
         """See `Guidance`."""
+        _check_pixels("dynamic", stage)
         if not 0.0 < self.percentile <= 1.0:
             raise ValueError(f"percentile = {self.percentile}: must be above 0, at most 1")
 
     def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
         return guidance.dynamic_threshold(denoiser, self.percentile)
+
+
+def _check_pixels(threshold: str, stage: Stage) -> None:
+    if not stage.space.pixels:
+        raise ValueError(
+            f"threshold = {threshold!r}: clips pixels, and this stage's z are latents; set "
+            "threshold = 'none'"
+        )
 
 
 THRESHOLDS = {"none": None, "static": StaticThreshold(), "dynamic": DynamicThreshold()}

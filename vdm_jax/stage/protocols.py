@@ -1,6 +1,6 @@
 """What a stage asks of its parts. Any object with these methods fits; nothing is subclassed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -19,6 +19,8 @@ conditions read (`Condition.batch_shapes`)."""
 Frozen = Mapping[str, PyTree]
 """Parameters that are used and not trained (teacher, autoencoder, encoders), by the part's name."""
 Shapes = dict[str, jax.ShapeDtypeStruct]
+Encode = Callable[[Float[Array, "b f h w c"]], Float[Array, "b f2 h2 w2 c2"]]
+"""A stage's `Space.encode` with its frozen parameters bound, without a key."""
 
 
 @runtime_checkable
@@ -47,18 +49,34 @@ class Space(Protocol):
     Attributes:
       data_shape: (f, h, w, c) of a video in pixels.
       z_shape: (f, h, w, c) of z and of the noise.
+      pixels: whether z is the video itself.
+      multiple: height and width of a video, or of a part of one, must be multiples of it.
     """
 
     data_shape: tuple[int, int, int, int]
     z_shape: tuple[int, int, int, int]
+    pixels: bool
+    multiple: int
 
     def encode(
-        self, video: Float[Array, "b f h w c"], frozen: Frozen
+        self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b f2 h2 w2 c2"]:
-        """z of videos, or of images in the place of frames, in [-1, 1]."""
+        """z of videos, or of images in the place of frames, in [-1, 1].
+
+        key: with it z is drawn, as in training, where the encoder returns a distribution; without
+        it z is the most likely one.
+        """
+
+    def encode_mask(self, mask: Float[Array, "b f h w 1"]) -> Float[Array, "b f2 h2 w2 1"]:
+        """1 where all pixels that z stands for are 1 in a mask of ones and zeros, 0 elsewhere."""
 
     def decode(self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen) -> Float[Array, "b f h w c"]:
         """Videos in [-1, 1] of z."""
+
+
+def same(array: Array) -> Array:
+    """The array."""
+    return array
 
 
 class Example(NamedTuple):
@@ -70,12 +88,16 @@ class Example(NamedTuple):
         crop (`stage.window`).
       images: images beside each clip, or None.
       fps: each clip's frames a second.
+      encode, encode_mask: `Space.encode` and `Space.encode_mask` of the stage's space, for
+        conditions that are videos; the default is that of pixels.
     """
 
     batch: Batch
     clip: Float[Array, "b f h w c"]
     images: Float[Array, "b k h w c"] | None
     fps: Float[Array, "b"]
+    encode: Encode = same
+    encode_mask: Callable[[Array], Array] = same
 
     @property
     def num_images(self) -> int:
@@ -124,9 +146,17 @@ class Condition(Protocol):
         """Raises ValueError where a setting is outside of what the model was trained with."""
 
     def begin(
-        self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
+        self,
+        cond: Cond,
+        n: int,
+        key: Key[Array, ""],
+        settings: Mapping[str, float],
+        encode: Encode,
     ) -> dict[str, Array]:
-        """The entries of `Cond` at sampling time, once a sample; `cond` is what `encode` gave."""
+        """The entries of `Cond` at sampling time, once a sample; `cond` is what `encode` gave.
+
+        encode: of the stage's space, for conditions that are videos.
+        """
 
     def null(self, cond: Cond) -> Cond:
         """`cond` with the null condition in this one's place, of equal structure and shapes."""

@@ -24,7 +24,7 @@ from vdm_jax.parallel import heap, sharding
 from vdm_jax.stage import guidance as guidance_lib
 from vdm_jax.stage.conditions.video import MaskedVideo
 from vdm_jax.stage.guidance import ClassifierFree, Guidance, Nested, StaticThreshold, Tiles, Windows
-from vdm_jax.stage.protocols import Frozen
+from vdm_jax.stage.protocols import Frozen, Space
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.stage import NO_FROZEN, Stage
 
@@ -50,7 +50,8 @@ class Known:
     """What is known of n videos: y = A x.
 
     measurement: A, its arrays (a `Mask`'s) with a row a video; y: float32, a row a video, in
-    [-1, 1] where it holds pixels.
+    [-1, 1] where it holds pixels. A stage of latents takes masks of whole pixels: it encodes y, and
+    takes as known what stands for known pixels alone.
     """
 
     measurement: Measurement
@@ -344,7 +345,7 @@ class Sampler:
         key = jax.eval_shape(lambda: jax.random.key(0))
         indices, known = jax.ShapeDtypeStruct((size,), jnp.uint32), None
         if frames_known:
-            shape = (size, *self.z_shape)
+            shape = (size, *self.video_shape)
             mask = Mask(known=jax.ShapeDtypeStruct((*shape[:2], 1, 1, 1), bool))
             known = Known(measurement=mask, y=jax.ShapeDtypeStruct(shape, jnp.float32))
         batch = (indices, self.stage.abstract_inputs(size), None, known)
@@ -393,7 +394,9 @@ class Sampler:
             if start is not None:
                 clean = space.encode(from_uint8(start), frozen)
                 z = self.stage.process.add_noise(clean, z, self.logsnrs()[:1])
-            cond = self.stage.begin(cond, 1, jax.random.fold_in(key, 2), self.settings)
+            cond = self.stage.begin(cond, 1, jax.random.fold_in(key, 2), self.settings, frozen)
+            if known is not None and not space.pixels:
+                known = _known_in_z(space, known, frozen)
             denoiser, rule = self.denoiser_and_rule(params, known)
             watch = None
             if preview is not None:
@@ -414,6 +417,20 @@ class Sampler:
             out_shardings=plan.everywhere,
             compiler_options=sharding.compiler_options(plan.mesh),
         )
+
+
+def _known_in_z(space: Space, known: Known, frozen: Frozen) -> Known:
+    """What is known of latents where pixels of a video are known. Raises ValueError."""
+    mask = known.measurement
+    if not isinstance(mask, Mask) or jnp.shape(mask.known)[-1] != 1:
+        raise ValueError(
+            f"known: a {type(mask).__name__}: this stage's z are latents, of which only masks of "
+            "whole pixels or frames can be known"
+        )
+    pixels = jnp.broadcast_to(jnp.asarray(mask.known) != 0, (*known.y.shape[:-1], 1))
+    in_z = space.encode_mask(pixels.astype(jnp.float32)) != 0
+    z = space.encode(jnp.where(pixels, known.y, 0.0), frozen)
+    return Known(measurement=Mask(known=in_z), y=jnp.where(in_z, z, 0.0))
 
 
 def _rule(

@@ -1,11 +1,17 @@
 """What z is. Training and sampling know no other way from clips to z and back."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from einops import rearrange, reduce
+from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from vdm_jax.models import autoencoder_tiling as tiling
 from vdm_jax.stage.protocols import Frozen
+
+AUTOENCODER = "autoencoder"  # the name of its parameters in `Frozen`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,18 +23,147 @@ class PixelSpace:
     """
 
     data_shape: tuple[int, int, int, int]
+    pixels = True
+    multiple = 1
 
     @property
     def z_shape(self) -> tuple[int, int, int, int]:
         return self.data_shape
 
-    def encode(self, video: Float[Array, "b f h w c"], frozen: Frozen) -> Float[Array, "b f h w c"]:
+    def encode(
+        self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "b f h w c"]:
         """See `Space`."""
         return video
+
+    def encode_mask(self, mask: Float[Array, "b f h w 1"]) -> Float[Array, "b f h w 1"]:
+        """See `Space`."""
+        return mask
 
     def decode(self, z: Float[Array, "b f h w c"], frozen: Frozen) -> Float[Array, "b f h w c"]:
         """See `Space`."""
         return z
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSpace:
+    """z is (latents − shift) · scale of a frozen autoencoder, each frame an image of its own.
+
+    Its parameters are `frozen["autoencoder"]`.
+
+    Attributes:
+      data_shape: (f, h, w, c) of a video in pixels.
+      autoencoder: a linen module with the methods and properties of `models.autoencoder`.
+      encode_frames, decode_frames: of each video how many frames are encoded, and decoded, at once.
+      decode_overlap: frames that are decoded with both of two neighbouring chunks, for autoencoders
+        whose decoder mixes frames (`autoencoder_tiling.in_chunks`).
+      tile: height and width in latents of the tiles that are encoded and decoded one after the
+        other (`autoencoder_tiling.tiled`); 0 = frames are not cut.
+      tile_overlap: of neighbouring tiles, in latents.
+    """
+
+    data_shape: tuple[int, int, int, int]
+    autoencoder: Any
+    encode_frames: int = 8
+    decode_frames: int = 8
+    decode_overlap: int = 0
+    tile: int = 0
+    tile_overlap: int = 0
+    pixels = False
+
+    def __post_init__(self):
+        _, height, width, channels = self.data_shape
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"videos of {height} x {width} pixels: must be multiples of {self.multiple}, the "
+                "autoencoder's factor"
+            )
+        if channels != self.autoencoder.in_channels:
+            raise ValueError(
+                f"videos of {channels} channels: the autoencoder has {self.autoencoder.in_channels}"
+            )
+        for name in ("encode_frames", "decode_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        most = self.decode_frames - 1 if self.autoencoder.frame_reach else 0
+        if not 0 <= self.decode_overlap <= most:
+            reason = "below decode_frames" if most else "this autoencoder decodes each frame alone"
+            raise ValueError(
+                f"decode_overlap = {self.decode_overlap}: must be from 0 to {most}, {reason}"
+            )
+        if not 0 <= self.tile_overlap < max(self.tile, 1):
+            raise ValueError(
+                f"tile_overlap = {self.tile_overlap}: must be from 0 to {max(self.tile - 1, 0)}, "
+                "below tile"
+            )
+
+    @property
+    def multiple(self) -> int:
+        return self.autoencoder.factor
+
+    @property
+    def z_shape(self) -> tuple[int, int, int, int]:
+        frames, height, width, _ = self.data_shape
+        factor = self.multiple
+        return (frames, height // factor, width // factor, self.autoencoder.latent_channels)
+
+    def encode(
+        self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "b f2 h2 w2 c2"]:
+        """See `Space`. Raises ValueError where the parameters are missing."""
+        posterior = tiling.in_slices(
+            lambda frames: self._cut(self._run(frozen, "encode"), frames, shrinks=self.multiple),
+            video,
+            self.encode_frames,
+        )
+        latents = posterior.mode() if key is None else posterior.sample(key)
+        return (latents - self.autoencoder.shift_factor) * self.autoencoder.scaling_factor
+
+    def encode_mask(self, mask: Float[Array, "b f h w 1"]) -> Float[Array, "b f2 h2 w2 1"]:
+        """See `Space`."""
+        p = self.multiple
+        return reduce(mask, "b f (h p) (w q) 1 -> b f h w 1", "min", p=p, q=p)
+
+    def decode(self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen) -> Float[Array, "b f h w c"]:
+        """See `Space`. Raises ValueError where the parameters are missing."""
+        latents = z / self.autoencoder.scaling_factor + self.autoencoder.shift_factor
+
+        def decode(part: Array) -> Array:
+            return self._cut(self._run(frozen, "decode"), part, grows=self.multiple)
+
+        if not (reach := self.autoencoder.frame_reach):
+            return tiling.in_slices(decode, latents, self.decode_frames)
+        overlap = self.decode_overlap
+        return tiling.in_chunks(
+            decode, latents, at_once=self.decode_frames, overlap=overlap, reach=reach
+        )
+
+    def _run(self, frozen: Frozen, method: str) -> tiling.Function:
+        """The autoencoder's method as a function of videos."""
+        if AUTOENCODER not in frozen:
+            raise ValueError(
+                f"frozen: lacks {AUTOENCODER!r}, the parameters of this stage's space; it has: "
+                f"{', '.join(sorted(frozen)) or 'none'}"
+            )
+
+        def run(video: Array) -> PyTree:
+            frames = video.shape[1]
+            folded = rearrange(video, "b f h w c -> (b f) h w c")
+            further = (frames,) if method == "decode" else ()
+            variables = {"params": frozen[AUTOENCODER]}
+            result = self.autoencoder.apply(variables, folded, *further, method=method)
+            return jax.tree.map(
+                lambda leaf: rearrange(leaf, "(b f) ... -> b f ...", f=frames), result
+            )
+
+        return run
+
+    def _cut(self, function: tiling.Function, video: Array, **scale: int) -> PyTree:
+        """`function(video)`, in tiles where the space has them."""
+        if not self.tile:
+            return function(video)
+        sizes = {"tile": self.tile, "overlap": self.tile_overlap}
+        return tiling.tiled(function, video, **sizes, **scale)
 
 
 def from_uint8(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:

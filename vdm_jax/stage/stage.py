@@ -76,12 +76,37 @@ class Stage:
         names = [condition.name for condition in self.conditions]
         if len(set(names)) < len(names):
             raise ValueError(f"conditions: {', '.join(names)}: each name must be there once")
+        self._check_space()
         for condition in self.conditions:
             if condition.reach is None and self.reading.crops:
                 raise ValueError(
                     f"stage.crop = {self.view.crop}: the condition {condition.name} is drawn over "
                     f"whole clips, of {self.view.shape[:3]} (frames, height, width), and the "
                     "workers read only a crop; set stage.crop = ()"
+                )
+
+    def _check_space(self) -> None:
+        """Raises ValueError where a part does not fit what z is."""
+        multiple, crop = self.space.multiple, self.view.crop_shape
+        if any(size % multiple for size in crop[1:]):
+            raise ValueError(
+                f"stage.crop = {self.view.crop}: height and width must be multiples of {multiple}, "
+                "the pixels that become one of z"
+            )
+        if not self.space.pixels and isinstance(self.parametrisation, Refinement):
+            raise ValueError("residual: a refinement measures pixels; this stage's z are latents")
+        for condition in self.conditions:
+            shapes = condition.cond_shapes(1, 0)
+            for name in condition.like_z:
+                if name in shapes and shapes[name].shape[1:4] != self.z_shape[:3]:
+                    raise ValueError(
+                        f"{condition.name}: {name} has shape {shapes[name].shape[1:4]} (frames, "
+                        f"height, width), and z {self.z_shape[:3]}"
+                    )
+            if condition.like_z and self.reading.crops and not self.space.pixels:
+                raise ValueError(
+                    f"stage.crop = {self.view.crop}: the condition {condition.name} is a video, "
+                    "and a stage of latents has no crops of videos; set stage.crop = ()"
                 )
 
     # --- parameters -----------------------------------------------------------------------------
@@ -219,7 +244,8 @@ class Stage:
         frames; the condition; and the number of images. Raises ValueError for another shape."""
         clip, images = self._pixels(batch)
         fps = batch.get("fps", jnp.full(len(clip), self.view.fps))
-        example = Example(batch=batch, clip=clip, images=images, fps=fps)
+        encode = functools.partial(self.space.encode, frozen=frozen)
+        example = Example(batch, clip, images, fps, encode, self.space.encode_mask)
         cond = {}
         for condition in self.conditions:
             cond |= condition.example(example, _key(key, condition.name))
@@ -229,7 +255,7 @@ class Stage:
             videos = [x, *(cond[name] for name in like)]
             x, *parts = self.view.cropped(videos, batch["crop_place"], example.num_images)
             cond |= dict(zip(like, parts, strict=True))
-        return self.space.encode(x, frozen), cond, example.num_images
+        return self.space.encode(x, frozen, _key(key, "space")), cond, example.num_images
 
     def _pixels(
         self, batch: Batch
@@ -303,14 +329,21 @@ class Stage:
             shapes |= condition.input_shapes(n)
         return shapes
 
-    def begin(self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]) -> Cond:
+    def begin(
+        self,
+        cond: Cond,
+        n: int,
+        key: Key[Array, ""],
+        settings: Mapping[str, float],
+        frozen: Frozen = NO_FROZEN,
+    ) -> Cond:
         """`encode`'s arrays as the network takes them, once a sample.
 
         settings: floats by name, of the conditions' `settings`.
         """
-        found = dict(cond)
+        found, encode = dict(cond), functools.partial(self.space.encode, frozen=frozen)
         for condition in self.conditions:
-            found |= condition.begin(cond, n, key, settings)
+            found |= condition.begin(cond, n, key, settings, encode)
         return found
 
     def null(self, cond: Cond, names: Sequence[str] | None = None) -> Cond:

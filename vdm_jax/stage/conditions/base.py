@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, Key
 
-from vdm_jax.stage.protocols import Cond, Example, Shapes
+from vdm_jax.stage.protocols import Cond, Encode, Example, Shapes
 from vdm_jax.stage.window import AT_THE_PLACE, Reaches
 
 
@@ -52,7 +52,12 @@ class Base:
         """See `Condition`."""
 
     def begin(
-        self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
+        self,
+        cond: Cond,
+        n: int,
+        key: Key[Array, ""],
+        settings: Mapping[str, float],
+        encode: Encode,
     ) -> dict[str, Array]:
         return {}
 

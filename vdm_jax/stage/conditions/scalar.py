@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vdm_jax.stage.conditions.base import Base, shape
-from vdm_jax.stage.protocols import Cond, Example, Shapes
+from vdm_jax.stage.protocols import Cond, Encode, Example, Shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,12 @@ class FrameRate(Base):
         return {"fps": example.fps}
 
     def begin(
-        self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
+        self,
+        cond: Cond,
+        n: int,
+        key: Key[Array, ""],
+        settings: Mapping[str, float],
+        encode: Encode,
     ) -> dict[str, Array]:
         return {"fps": jnp.full(n, settings.get("fps", self.fps))}
 

@@ -1,4 +1,7 @@
-"""Conditions that are videos of z's shape, concatenated to z as channels."""
+"""Conditions that are videos of z's shape, concatenated to z as channels.
+
+In a stage of latents they are latents: the stage's space encodes them.
+"""
 
 import dataclasses
 import functools
@@ -15,7 +18,7 @@ from vdm_jax.diffusion import losses, masks
 from vdm_jax.diffusion.schedules import Schedule, alpha_sigma, expand
 from vdm_jax.stage import resize
 from vdm_jax.stage.conditions.base import Base, shape
-from vdm_jax.stage.protocols import Cond, Example, Shapes
+from vdm_jax.stage.protocols import Cond, Encode, Example, Shapes
 from vdm_jax.stage.refinement import Refinement
 from vdm_jax.stage.space import from_uint8
 from vdm_jax.stage.window import Reach, Reaches
@@ -26,12 +29,13 @@ class LowResVideo(Base):
     """The video that a super-resolution stage refines, in space (SSR) or time (TSR), noised by a
     known amount (noise conditioning augmentation; Ho et al. 2021, Cascaded diffusion, section 4.2).
 
-    `Cond`: low_res float (b, f, h, w, c), of z's shape and noised; low_res_logsnr (b,), the log-SNR
-    of that noise; with a refinement low_res_residual (b, f, h, w, 1), the standard deviation of the
-    video about it.
+    `Cond`: low_res float (b, f, h, w, c), of z's shape: the video resized to the refined video's
+    shape, encoded as z is, and then noised; low_res_logsnr (b,), the log-SNR of that noise; with a
+    refinement low_res_residual (b, f, h, w, 1), the standard deviation of the video about it.
 
     Attributes:
       shape, low_res_shape: (f, h, w, c) of the refined and of the low-resolution video.
+      z_shape: (f, h, w, c) of z; None = `shape`, the video itself.
       fill: how the low-resolution video gets the refined video's frames, see `resize.refine`.
       schedule: of the noise levels in training.
       max_augmentation: in training the noise has the log-SNRs of the times from 0 to this; 1 = all,
@@ -46,6 +50,7 @@ class LowResVideo(Base):
 
     shape: tuple[int, int, int, int]
     low_res_shape: tuple[int, int, int, int]
+    z_shape: tuple[int, int, int, int] | None = None
     fill: str = "repeat"
     schedule: Schedule
     max_augmentation: float = 1.0
@@ -89,7 +94,7 @@ class LowResVideo(Base):
             )
 
     def cond_shapes(self, n: int, image_frames: int) -> Shapes:
-        frames, *rest = self.shape
+        frames, *rest = self.z_shape or self.shape
         return {
             "low_res": shape(n, frames + image_frames, *rest, dtype=jnp.float32),
             "low_res_logsnr": shape(n, dtype=jnp.float32),
@@ -100,7 +105,8 @@ class LowResVideo(Base):
         low, known = self._resized(example)
         times = losses.low_discrepancy_times(time_key, len(low)) * self.max_augmentation
         noise = noise_key if self.max_augmentation else None
-        return self._entries(low, known, self.schedule(times), noise, example.num_images)
+        z, logsnr = example.encode(low), self.schedule(times)
+        return self._entries(low, z, known, logsnr, noise, example.num_images)
 
     def coarse(self, clips: Float[Array, "b f h w c"]) -> Float[Array, "b f2 h2 w2 c"]:
         """The low-resolution video of clips of the stage's or of a finer shape."""
@@ -121,7 +127,12 @@ class LowResVideo(Base):
         return {"low_res": given}
 
     def begin(
-        self, cond: Cond, n: int, key: Key[Array, ""], settings: Mapping[str, float]
+        self,
+        cond: Cond,
+        n: int,
+        key: Key[Array, ""],
+        settings: Mapping[str, float],
+        encode: Encode,
     ) -> dict[str, Array]:
         """The setting `augmentation` is α²/σ² of the noise; 0, the default, adds none.
 
@@ -134,19 +145,20 @@ class LowResVideo(Base):
         level = min(max(math.log(augmentation), lowest), highest) if augmentation else highest
         low = resize.refine(from_uint8(cond["low_res"]), self.shape[:3], self.fill)
         known, logsnr = self._filled(self.shape[0]), jnp.full(n, level)
-        return self._entries(low, known, logsnr, key if augmentation else None, 0)
+        return self._entries(low, encode(low), known, logsnr, key if augmentation else None, 0)
 
     def _entries(
         self,
         low: Float[Array, "b f h w c"],
+        z: Float[Array, "b f2 h2 w2 c2"],
         known: Bool[np.ndarray, "f 1 1 1"],
         logsnr: Float[Array, "b"],
         key: Key[Array, ""] | None,
         num_images: int,
     ) -> dict[str, Array]:
-        """The entries of `Cond`. key: of the noise; None = no noise is added."""
-        alpha, sigma = (expand(c, low.ndim) for c in alpha_sigma(logsnr))
-        noisy = low if key is None else alpha * low + sigma * jax.random.normal(key, low.shape)
+        """The entries of `Cond`. z: of `low`. key: of the noise; None = no noise is added."""
+        alpha, sigma = (expand(c, z.ndim) for c in alpha_sigma(logsnr))
+        noisy = z if key is None else alpha * z + sigma * jax.random.normal(key, z.shape)
         found = {"low_res": jnp.where(known, noisy, 0.0), "low_res_logsnr": logsnr}
         if self.refinement is not None:
             found["low_res_residual"] = self.refinement.deviations(low, num_images)
@@ -179,12 +191,14 @@ class LowResVideo(Base):
 class MaskedVideo(Base):
     """Known pixels of the video itself (Lumiere, Bar-Tal et al. 2024, section 4.2).
 
-    `Cond`: mask float (b, f, h, w, 1), 1 where the video is known, and masked_video
-    (b, f, h, w, c), zero elsewhere. Without them the network takes nothing as known. Sampling sets
-    them by the method "trained" (`conditional.masked`).
+    `Cond`: mask float (b, f, h, w, 1), 1 where all pixels that z stands for are known, and
+    masked_video (b, f, h, w, c), the known pixels encoded as z is, zero elsewhere. Without them the
+    network takes nothing as known. Sampling sets them by the method "trained"
+    (`conditional.masked`).
 
     Attributes:
       shape: (f, h, w, c) of the clips.
+      z_shape: (f, h, w, c) of z; None = `shape`, the video itself.
       kinds: of `diffusion.masks.KINDS`, drawn in training.
     """
 
@@ -193,6 +207,7 @@ class MaskedVideo(Base):
     like_z = ("masked_video", "mask")
 
     shape: tuple[int, int, int, int]
+    z_shape: tuple[int, int, int, int] | None = None
     kinds: tuple[str, ...]
 
     @property
@@ -200,7 +215,7 @@ class MaskedVideo(Base):
         """Masks are drawn over whole clips: a box or a first frame of a part is another one."""
 
     def cond_shapes(self, n: int, image_frames: int) -> Shapes:
-        frames, height, width, channels = self.shape
+        frames, height, width, channels = self.z_shape or self.shape
         size = (frames + image_frames, height, width)
         return {
             "masked_video": shape(n, *size, channels, dtype=jnp.float32),
@@ -210,5 +225,6 @@ class MaskedVideo(Base):
     def example(self, example: Example, key: Key[Array, ""]) -> dict[str, Array]:
         clip, count = example.clip, example.num_images
         mask = masks.draw(key, len(clip), clip.shape[1:4], self.kinds)
+        known, z_mask = example.encode(clip * mask), example.encode_mask(mask)
         pad = [(0, 0), (0, count), (0, 0), (0, 0), (0, 0)]
-        return {"masked_video": jnp.pad(clip * mask, pad), "mask": jnp.pad(mask, pad)}
+        return {"masked_video": jnp.pad(known * z_mask, pad), "mask": jnp.pad(z_mask, pad)}

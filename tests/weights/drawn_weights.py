@@ -1,0 +1,28 @@
+"""Weights that a recording and the test that reads it draw alike, so that no file holds them.
+
+NumPy only: recordings run where JAX is not installed.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def draw(name: str, shape: Sequence[int]) -> np.ndarray:
+    """A tensor of a published name, float32: matrices and kernels keep the size of their inputs,
+    scales of normalisations are near 1."""
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    values = 2 * rng.random(tuple(shape)) - 1  # raw doubles are the same in every version of NumPy
+    if len(shape) > 1:
+        values *= np.sqrt(3 / np.prod(shape[1:]))
+    elif name.endswith(".weight"):
+        values = 1 + 0.3 * values
+    else:
+        values *= 0.3
+    return values.astype(np.float32)
+
+
+def draw_all(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """Tensors by their published names."""
+    return {name: draw(name, shape) for name, shape in shapes.items()}
