@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from einops import rearrange
+from einops import rearrange, reduce
 
 from tests.tiny_stage import _config as make_config
 from vdm_jax.diffusion.process import Process
@@ -43,6 +43,9 @@ class Blocks:  # a space
     def encode(self, video, frozen, key=None):
         z = rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=2, q=2)
         return z @ frozen["space"]
+
+    def encode_mask(self, mask):
+        return reduce(mask, "b f (h p) (w q) 1 -> b f h w 1", "min", p=2, q=2)
 
     def decode(self, z, frozen):
         pixels = z @ frozen["space"].T
@@ -132,7 +135,7 @@ def trained():
 
 def sample(trained, **fields):
     params, frozen = trained
-    sampler = Sampler(stage=STAGE, rule=Jump(), **fields)
+    sampler = Sampler(stage=STAGE, rule=Jump(), threshold=None, **fields)
     stream = sampler.stream(params, jax.random.key(0), ["", ""], frozen=frozen)
     return np.concatenate(list(stream))
 
@@ -148,11 +151,11 @@ def test_its_guidance_acts_and_is_checked(trained):
     np.testing.assert_allclose(videos, (-0.3 + 1) * 127.5, atol=6)
     bare = dataclasses.replace(STAGE, conditions=())
     with pytest.raises(ValueError, match="no condition grey"):
-        Sampler(stage=bare, guidance=(Scaled(by=-1.0),))
+        Sampler(stage=bare, threshold=None, guidance=(Scaled(by=-1.0),))
 
 
 def test_what_it_does_not_have_is_refused():
     with pytest.raises(ValueError, match="fps = 8.0: this model has no such setting; it has: grey"):
-        Sampler(stage=STAGE, settings={"fps": 8.0})
+        Sampler(stage=STAGE, threshold=None, settings={"fps": 8.0})
     with pytest.raises(ValueError, match="negative: this model was trained without text"):
         STAGE.encode([""], negatives=["a"])

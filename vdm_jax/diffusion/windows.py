@@ -69,12 +69,12 @@ def window_weights(
 def _fade(place: np.ndarray, size: int, starts: Sequence[int], number: int) -> np.ndarray:
     """The weights "fade" of one window."""
     inside = np.ones(size)
-    if number > 0:
-        shared = starts[number - 1] + size - starts[number]
-        inside = np.minimum(inside, place / max(shared, 1))
-    if number < len(starts) - 1:
-        shared = starts[number] + size - starts[number + 1]
-        inside = np.minimum(inside, (size - place) / max(shared, 1))
+    before = starts[number - 1] + size - starts[number] if number > 0 else 0
+    after = starts[number] + size - starts[number + 1] if number < len(starts) - 1 else 0
+    if before:
+        inside = np.minimum(inside, place / before)
+    if after:
+        inside = np.minimum(inside, (size - place) / after)
     return inside
 
 
