@@ -180,7 +180,7 @@ def test_the_reach_of_the_temporal_decoder_is_that_of_its_convolutions(
     temporal_params, monkeypatch
 ):
     """With normalisations that have no statistics over frames."""
-    monkeypatch.setattr(autoencoding.layers, "group_norm", lambda *_: lambda x: x / 2)
+    monkeypatch.setattr(autoencoding.layers, "group_norm", lambda *_, **__: lambda x: x / 2)
     reach = TEMPORAL.frame_reach
     assert reach == 11
     latents = draw(1, 30, 2, 2, 4)

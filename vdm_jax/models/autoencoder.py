@@ -319,7 +319,7 @@ class TemporalDecoder(nn.Module):
 
 def _output(x: Float[Array, "n h w c"], features: int, groups: int) -> Float[Array, "n h w _"]:
     """norm, swish, convolution: the end of encoders and decoders, a part of the calling module."""
-    x = nn.swish(layers.group_norm(x.shape[-1], groups, "norm_out", blocks.EPSILON)(x))
+    x = nn.swish(layers.group_norm(x.shape[-1], groups, "norm_out", epsilon=blocks.EPSILON)(x))
     return layers.conv(features, dtype=jnp.float32, name="conv_out")(x)
 
 

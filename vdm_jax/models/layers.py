@@ -184,7 +184,7 @@ def _flax_same_conv(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
     return convolution.same_conv(x, kernel)
 
 
-def group_norm(channels: int, groups: int, name=None, epsilon: float = 1e-6):
+def group_norm(channels: int, groups: int, name=None, *, epsilon: float = 1e-6):
     """Group normalisation in float32 over each frame of `n h w c`, frames in `n`.
 
     Statistics never cross frames: only temporal layers mix frames. `groups` is lowered to a divisor
@@ -193,13 +193,13 @@ def group_norm(channels: int, groups: int, name=None, epsilon: float = 1e-6):
     """
     if groups == 0:
         return nn.LayerNorm(
-            epsilon=epsilon,
+            epsilon,
             dtype=jnp.float32,
             scale_init=named(nn.initializers.ones, CHANNELS),
             bias_init=named(nn.initializers.zeros, CHANNELS),
             name=name,
         )
-    return GroupNorm(math.gcd(groups, channels), epsilon=epsilon, name=name)
+    return GroupNorm(math.gcd(groups, channels), epsilon, name=name)
 
 
 class GroupNorm(nn.Module):
@@ -215,8 +215,9 @@ class GroupNorm(nn.Module):
         channels = (x.shape[-1],)
         scale = self.param("scale", named(nn.initializers.ones, CHANNELS), channels)
         bias = self.param("bias", named(nn.initializers.zeros, CHANNELS), channels)
-        x = x.astype(jnp.float32)
-        return normalisation.normalise(x, scale, bias, self.groups, self.epsilon)
+        return normalisation.normalise(
+            x.astype(jnp.float32), scale, bias, self.groups, self.epsilon
+        )
 
 
 def sinusoidal_embedding(

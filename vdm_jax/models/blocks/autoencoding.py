@@ -31,10 +31,10 @@ class Residual(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w _"]:
         inner, outer = (layers.IN, layers.HIDDEN), (layers.HIDDEN, layers.OUT)
-        h = layers.group_norm(x.shape[-1], self.groups, "norm_in", EPSILON)(x)
+        h = layers.group_norm(x.shape[-1], self.groups, "norm_in", epsilon=EPSILON)(x)
         h = nn.swish(h).astype(self.dtype)
         h = layers.conv(self.features, dtype=self.dtype, axes=inner, name="conv_in")(h)
-        h = layers.group_norm(self.features, self.groups, "norm_out", EPSILON)(h)
+        h = layers.group_norm(self.features, self.groups, "norm_out", epsilon=EPSILON)(h)
         h = nn.swish(h).astype(self.dtype)
         h = layers.conv(self.features, dtype=self.dtype, axes=outer, name="conv_out")(h)
         if x.shape[-1] != self.features:
@@ -51,7 +51,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         height, channels = x.shape[1], x.shape[-1]
-        h = layers.group_norm(channels, self.groups, "norm", EPSILON)(x).astype(self.dtype)
+        h = layers.group_norm(channels, self.groups, "norm", epsilon=EPSILON)(x).astype(self.dtype)
         h = rearrange(h, "n h w c -> n (h w) c")
         inner, outer = (layers.IN, layers.HIDDEN), (layers.HIDDEN, layers.OUT)
         q, k, v = (
@@ -140,7 +140,7 @@ class _TemporalResidual(nn.Module):
         return x + FrameConvolution(x.shape[-1], self.dtype, name="conv_out")(h)
 
     def _norm(self, x: Float[Array, "b f h w c"], name: str) -> Float[Array, "b f h w c"]:
-        norm = layers.group_norm(x.shape[-1], self.groups, name, TEMPORAL_EPSILON)
+        norm = layers.group_norm(x.shape[-1], self.groups, name, epsilon=TEMPORAL_EPSILON)
         normalised = norm(rearrange(x, "b f h w c -> b (f h) w c"))
         swished = nn.swish(normalised).astype(self.dtype)
         return rearrange(swished, "b (f h) w c -> b f h w c", f=x.shape[1])

@@ -17,7 +17,7 @@ def normalise(
     epsilon: float = 1e-6,
 ) -> Float[Array, "n h w c"]:
     """(x - mean) / deviation * scale + bias, with mean and deviation over the pixels and the
-    channels of a group (Wu & He 2018). `groups` divides `c`. `epsilon` is added to the variance.
+    channels of a group (Wu & He 2018). `groups` divides `c`, `epsilon` is added to the variance.
 
     Sums are taken over pixels first and then over a group's channels. XLA's CPU backend takes ten
     times as long for both at once. The gradient is written as one pass of sums and one pass of
