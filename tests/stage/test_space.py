@@ -254,9 +254,10 @@ def first_frame():
     [
         {"start": np.asarray(make_batch()["video"])},
         {"known": first_frame()},
+        {"known": first_frame(), "method": conditional.ByReplacement()},
         {"known": first_frame(), "method": conditional.ByTraining()},
     ],
-    ids=["start", "reconstruction", "trained"],
+    ids=["start", "reconstruction", "replacement", "trained"],
 )
 def test_a_stage_of_latents_samples_what_the_stage_of_pixels_samples(params, same_noise, options):
     pixels = sample(PIXEL_STAGE, params[0], **options)

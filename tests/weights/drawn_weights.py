@@ -23,6 +23,17 @@ def draw(name: str, shape: Sequence[int]) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def draw_all(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """Tensors by their published names."""
-    return {name: draw(name, shape) for name, shape in shapes.items()}
+def draw_all(
+    shapes: Mapping[str, Sequence[int]], factors: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Tensors by their published names.
+
+    factors: by which tensors are multiplied whose names begin so. Where features are small the
+    epsilon of a normalisation matters.
+    """
+    drawn = {name: draw(name, shape) for name, shape in shapes.items()}
+    for begin, factor in factors.items():
+        for name in drawn:
+            if name.startswith(begin):
+                drawn[name] = drawn[name] * np.float32(factor)
+    return drawn

@@ -47,6 +47,22 @@ CASES = {
         num_decoder_blocks=(2, 1, 1),
     ),
 }
+# Of weights: small features before normalisations, and log-variances beyond what is kept of them.
+FACTORS = {
+    "autoencoder_kl": {
+        "encoder.conv_in.": 1e-3,
+        "encoder.down_blocks.1.resnets.0.conv_shortcut.": 1e-3,
+        "encoder.down_blocks.1.resnets.0.conv2.": 1e-3,
+        "encoder.mid_block.resnets.0.conv2.": 1e-3,
+        "decoder.conv_in.": 1e-3,
+    },
+    "autoencoder_kl_bare": {"encoder.conv_out.bias": 300.0},
+    "autoencoder_temporal": {
+        "decoder.conv_in.": 1e-3,
+        "decoder.mid_block.resnets.0.spatial_res_block.conv2.": 1e-3,
+    },
+    "autoencoder_tiny": {},
+}
 FRAMES = 4  # of the temporal decoder's clip
 GRADIENTS = (
     "encoder.down_blocks.1.resnets.0.conv_shortcut.weight",
@@ -63,8 +79,8 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
 def record(name: str, network: torch.nn.Module) -> None:
     """Writes golden/NAME.safetensors."""
     shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
-    drawn = {key: torch.from_numpy(v) for key, v in drawn_weights.draw_all(shapes).items()}
-    network.load_state_dict(drawn)
+    drawn = drawn_weights.draw_all(shapes, FACTORS[name])
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in drawn.items()})
     network.eval()
     side, temporal = 16, name == "autoencoder_temporal"
     rng = np.random.default_rng(0)
@@ -96,6 +112,7 @@ def record(name: str, network: torch.nn.Module) -> None:
     metadata = {
         "config": json.dumps(config),
         "shapes": json.dumps(shapes),
+        "factors": json.dumps(FACTORS[name]),
         "versions": f"torch {torch.__version__}, diffusers {diffusers.__version__}",
     }
     path = GOLDEN / f"{name}.safetensors"

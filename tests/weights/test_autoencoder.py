@@ -41,8 +41,11 @@ def golden():
         path = GOLDEN / f"{case}.safetensors"
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
-        weights = drawn_weights.draw_all(json.loads(metadata["shapes"]))
-        return json.loads(metadata["config"]), weights, safetensors.numpy.load_file(path)
+        config, shapes, factors = (
+            json.loads(metadata[name]) for name in ("config", "shapes", "factors")
+        )
+        weights = drawn_weights.draw_all(shapes, factors)
+        return config, weights, safetensors.numpy.load_file(path)
 
     return read
 
