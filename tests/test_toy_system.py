@@ -51,6 +51,8 @@ class Blocks:  # a space
         pixels = z @ frozen["space"].T
         return rearrange(pixels, "b f h w (p q c) -> b f (h p) (w q) c", p=2, q=2)
 
+    preview = decode
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grey(Base):  # a condition

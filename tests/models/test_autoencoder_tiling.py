@@ -11,7 +11,6 @@ from vdm_jax.models.autoencoder import (
     AutoencoderKLTemporalDecoder,
     AutoencoderTiny,
     Posterior,
-    abstract_params,
 )
 from vdm_jax.models.blocks import autoencoding
 
@@ -161,6 +160,17 @@ def test_chunks_are_the_whole_where_the_overlap_covers_the_reach(jump):
         assert jump(overlap) < 1e-6
 
 
+def test_chunks_fade_where_the_overlap_is_shorter():
+    def number(part):  # of each frame in its chunk
+        return jnp.broadcast_to(jnp.arange(part.shape[1], dtype=jnp.float32), part.shape)
+
+    cut = {"at_once": 7, "overlap": 3}
+    fading = tiling.in_chunks(number, jnp.zeros((1, 11)), **cut, reach=2)
+    np.testing.assert_allclose(fading[0], [0, 1, 2, 3, 4, 11 / 3, 10 / 3, 3, 4, 5, 6], rtol=1e-6)
+    whole = tiling.in_chunks(number, jnp.zeros((1, 11)), **cut, reach=1)
+    np.testing.assert_allclose(whole[0], [0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6])
+
+
 TEMPORAL = AutoencoderKLTemporalDecoder(channels=(32,))
 
 
@@ -173,7 +183,7 @@ def temporal_params():
         size = np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 1.0
         return jnp.asarray(rng.normal(size=leaf.shape) / size, jnp.float32)
 
-    return jax.tree.map(draw, nn.meta.unbox(abstract_params(TEMPORAL)))
+    return jax.tree.map(draw, nn.meta.unbox(TEMPORAL.abstract_params()))
 
 
 def test_the_reach_of_the_temporal_decoder_is_that_of_its_convolutions(

@@ -20,7 +20,8 @@ from vdm_jax.diffusion.measurements import Downsample, Mask
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.models import layers
-from vdm_jax.models.autoencoder import Posterior
+from vdm_jax.models.autoencoder import AutoencoderTiny, Posterior
+from vdm_jax.parallel import sharding
 from vdm_jax.stage.conditions.video import LowResVideo, MaskedVideo
 from vdm_jax.stage.protocols import Example
 from vdm_jax.stage.refinement import Refinement
@@ -329,6 +330,55 @@ def test_a_decoder_that_mixes_frames_gets_chunks_of_clips(overlap, exact):
     whole = decode(decode_frames=9)
     cut = decode(decode_frames=4, decode_overlap=overlap)
     assert (np.abs(np.asarray(cut - whole)).max() < 1e-5) == exact
+
+
+class Sizes(Blocks):
+    """Every number is that of the rows of the argument."""
+
+    def encode(self, images):
+        return Posterior(jnp.full_like(to_latents(images, self.matrix), images.shape[1]))
+
+    def decode(self, latents, frames=1):
+        return jnp.full_like(to_pixels(latents, self.matrix), latents.shape[1])
+
+
+def test_tiles_are_as_large_as_asked_for():
+    space = LatentSpace(data_shape=SHAPE, autoencoder=Sizes(), tile=3, tile_overlap=1)
+    np.testing.assert_allclose(space.encode(jnp.zeros((1, *SHAPE)), FROZEN), 6.0)
+    np.testing.assert_allclose(space.decode(jnp.zeros((1, *Z_SHAPE)), FROZEN), 3.0)
+
+
+def test_a_previewer_decodes_previews_and_nothing_else(params):
+    space = dataclasses.replace(STAGE.space, previewer=Blocks(scaling_factor=2.0))
+    stage, seen = make_stage(True, space=space), []
+    sampler = Sampler(stage=stage, grid=Spaced(steps=2), threshold=None)
+    inputs = {"low_res": np.zeros((1, *LOW), np.uint8)}
+
+    def preview(step, steps, videos):
+        seen.append(videos)
+
+    def run(frozen):
+        stream = sampler.stream(params[1], KEY, [""], preview=preview, inputs=inputs, frozen=frozen)
+        videos = np.concatenate(list(stream))
+        jax.effects_barrier()
+        return videos
+
+    videos = run({**FROZEN, "previewer": {"matrix": -MATRIX}})
+    assert videos.std() > 10
+    # The last preview is of the sample itself, here its negative of half the contrast.
+    inside = (videos > 0) & (videos < 255)
+    assert inside.mean() > 0.2
+    wanted = 127.5 - (videos - 127.5) / 2
+    assert np.abs(seen[-1] - wanted)[inside].max() <= 1
+    with pytest.raises(ValueError, match="frozen: lacks 'previewer'.*it has: autoencoder"):
+        run(FROZEN)
+
+
+def test_an_autoencoder_has_a_plan_of_its_own():
+    network = AutoencoderTiny(channels=4, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+    plan = sharding.make_plan(network, {}, jax.devices()[:1])
+    shapes = jax.eval_shape(network.init, KEY, jnp.zeros((1, 2, 2, 3)))["params"]
+    assert jax.tree.structure(plan.params) == jax.tree.structure(nn.meta.unbox(shapes))
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -62,18 +62,18 @@ class Autoencoder(nn.Module):
         """The images encoded and decoded, each as a clip of one frame."""
         return self.decode(self.encode(images).mode())
 
+    @nn.nowrap
+    def abstract_params(self) -> PyTree:
+        """For each parameter a `layers.Named` of its shape. Nothing is computed."""
+        image = jnp.zeros((1, self.factor, self.factor, self.in_channels))
+        with layers.shapes_only():
+            return jax.eval_shape(self.init, jax.random.key(0), image)["params"]
+
     @property
     def frame_reach(self) -> int:
         """A decoded frame depends on the latents of frames up to this distance, but for statistics
         of normalisations over a clip; 0 = the network decodes each frame alone."""
         return 0
-
-
-def abstract_params(autoencoder: Autoencoder) -> PyTree:
-    """For each parameter a `layers.Named` of its shape. Nothing is computed."""
-    image = jnp.zeros((1, autoencoder.factor, autoencoder.factor, autoencoder.in_channels))
-    with layers.shapes_only():
-        return jax.eval_shape(autoencoder.init, jax.random.key(0), image)["params"]
 
 
 class AutoencoderKL(Autoencoder):

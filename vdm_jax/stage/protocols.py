@@ -73,6 +73,11 @@ class Space(Protocol):
     def decode(self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen) -> Float[Array, "b f h w c"]:
         """Videos in [-1, 1] of z."""
 
+    def preview(
+        self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen
+    ) -> Float[Array, "b f3 h3 w3 c"]:
+        """Videos in [-1, 1] of z, perhaps less exact and of another size, to look at meanwhile."""
+
 
 def same(array: Array) -> Array:
     """The array."""

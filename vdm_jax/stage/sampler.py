@@ -400,7 +400,7 @@ class Sampler:
             denoiser, rule = self.denoiser_and_rule(params, known)
             watch = None
             if preview is not None:
-                watch = _watch(preview, self.steps, self.plan, lambda z: space.decode(z, frozen))
+                watch = _watch(preview, self.steps, self.plan, space, frozen)
             z = samplers.sample(steps_key, denoiser, rule, self.logsnrs(), z, cond, callback, watch)
             video = space.decode(z, frozen)[0]
             return to_uint8(video), jnp.all(jnp.isfinite(video))
@@ -472,13 +472,14 @@ def _watch(
     preview: Preview,
     steps: int,
     plan: sharding.Plan | None,
-    decode: Callable[[Array], Array],
+    space: Space,
+    frozen: Frozen,
 ) -> Callable[[Array, Array], None]:
     """What `samplers.sample` calls to have `preview` called."""
     every = -(-steps // PREVIEWS)
 
-    def tell(step: Array, videos: Array) -> None:
-        pixels = to_uint8(decode(videos))
+    def tell(step: Array, z: Array, frozen: Frozen) -> None:
+        pixels = to_uint8(space.preview(z, frozen))
         if plan is not None:
             pixels = jax.lax.with_sharding_constraint(pixels, plan.everywhere)
         jax.debug.callback(
@@ -486,17 +487,20 @@ def _watch(
         )
 
     # Samples are mapped over; a callback that is mapped is called for each, this for all at once.
+    # The frozen parameters are an argument: a function with its own mapping cannot capture them.
     @jax.custom_batching.custom_vmap
-    def report(step: Array, x: Array) -> Array:
-        tell(step, x)
+    def report(step: Array, x: Array, frozen: Frozen) -> Array:
+        tell(step, x, frozen)
         return step
 
     @report.def_vmap
-    def report_all(size: int, batched: Any, step: Array, x: Array) -> tuple[Array, bool]:
-        tell(step, x[:, 0])
+    def report_all(
+        size: int, batched: Any, step: Array, x: Array, frozen: Frozen
+    ) -> tuple[Array, bool]:
+        tell(step, x[:, 0], frozen)
         return step, False
 
     def watch(step: Array, x: Array) -> None:
-        jax.lax.cond(step % every == 0, report, lambda step, x: step, step, x)
+        jax.lax.cond(step % every == 0, report, lambda step, *_: step, step, x, frozen)
 
     return watch

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt8
 from vdm_jax.models import autoencoder_tiling as tiling
 from vdm_jax.stage.protocols import Frozen
 
-AUTOENCODER = "autoencoder"  # the name of its parameters in `Frozen`
+AUTOENCODER, PREVIEWER = "autoencoder", "previewer"  # the names of their parameters in `Frozen`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,16 @@ class PixelSpace:
         """See `Space`."""
         return z
 
+    def preview(self, z: Float[Array, "b f h w c"], frozen: Frozen) -> Float[Array, "b f h w c"]:
+        """See `Space`."""
+        return z
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSpace:
     """z is (latents − shift) · scale of a frozen autoencoder, each frame an image of its own.
 
-    Its parameters are `frozen["autoencoder"]`.
+    Its parameters are `frozen["autoencoder"]`, those of a `previewer` `frozen["previewer"]`.
 
     Attributes:
       data_shape: (f, h, w, c) of a video in pixels.
@@ -60,6 +64,8 @@ class LatentSpace:
       tile: height and width in latents of the tiles that are encoded and decoded one after the
         other (`autoencoder_tiling.tiled`); 0 = frames are not cut.
       tile_overlap: of neighbouring tiles, in latents.
+      previewer: a small autoencoder of the same z, such as `AutoencoderTiny`, by which previews are
+        decoded; None = `autoencoder`.
     """
 
     data_shape: tuple[int, int, int, int]
@@ -69,6 +75,7 @@ class LatentSpace:
     decode_overlap: int = 0
     tile: int = 0
     tile_overlap: int = 0
+    previewer: Any = None
     pixels = False
 
     def __post_init__(self):
@@ -111,10 +118,9 @@ class LatentSpace:
         self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b f2 h2 w2 c2"]:
         """See `Space`. Raises ValueError where the parameters are missing."""
+        run = _bound(self.autoencoder, AUTOENCODER, frozen, "encode")
         posterior = tiling.in_slices(
-            lambda frames: self._cut(self._run(frozen, "encode"), frames, shrinks=self.multiple),
-            video,
-            self.encode_frames,
+            lambda frames: self._cut(run, frames, shrinks=self.multiple), video, self.encode_frames
         )
         latents = posterior.mode() if key is None else posterior.sample(key)
         return (latents - self.autoencoder.shift_factor) * self.autoencoder.scaling_factor
@@ -126,10 +132,11 @@ class LatentSpace:
 
     def decode(self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen) -> Float[Array, "b f h w c"]:
         """See `Space`. Raises ValueError where the parameters are missing."""
-        latents = z / self.autoencoder.scaling_factor + self.autoencoder.shift_factor
+        latents = _latents(self.autoencoder, z)
+        run = _bound(self.autoencoder, AUTOENCODER, frozen, "decode")
 
         def decode(part: Array) -> Array:
-            return self._cut(self._run(frozen, "decode"), part, grows=self.multiple)
+            return self._cut(run, part, grows=self.multiple)
 
         if not (reach := self.autoencoder.frame_reach):
             return tiling.in_slices(decode, latents, self.decode_frames)
@@ -138,25 +145,14 @@ class LatentSpace:
             decode, latents, at_once=self.decode_frames, overlap=overlap, reach=reach
         )
 
-    def _run(self, frozen: Frozen, method: str) -> tiling.Function:
-        """The autoencoder's method as a function of videos."""
-        if AUTOENCODER not in frozen:
-            raise ValueError(
-                f"frozen: lacks {AUTOENCODER!r}, the parameters of this stage's space; it has: "
-                f"{', '.join(sorted(frozen)) or 'none'}"
-            )
-
-        def run(video: Array) -> PyTree:
-            frames = video.shape[1]
-            folded = rearrange(video, "b f h w c -> (b f) h w c")
-            further = (frames,) if method == "decode" else ()
-            variables = {"params": frozen[AUTOENCODER]}
-            result = self.autoencoder.apply(variables, folded, *further, method=method)
-            return jax.tree.map(
-                lambda leaf: rearrange(leaf, "(b f) ... -> b f ...", f=frames), result
-            )
-
-        return run
+    def preview(
+        self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen
+    ) -> Float[Array, "b f3 h3 w3 c"]:
+        """See `Space`. Raises ValueError where the parameters are missing."""
+        if self.previewer is None:
+            return self.decode(z, frozen)
+        run = _bound(self.previewer, PREVIEWER, frozen, "decode")
+        return tiling.in_slices(run, _latents(self.previewer, z), self.decode_frames)
 
     def _cut(self, function: tiling.Function, video: Array, **scale: int) -> PyTree:
         """`function(video)`, in tiles where the space has them."""
@@ -164,6 +160,28 @@ class LatentSpace:
             return function(video)
         sizes = {"tile": self.tile, "overlap": self.tile_overlap}
         return tiling.tiled(function, video, **sizes, **scale)
+
+
+def _latents(autoencoder: Any, z: Array) -> Array:
+    return z / autoencoder.scaling_factor + autoencoder.shift_factor
+
+
+def _bound(autoencoder: Any, name: str, frozen: Frozen, method: str) -> tiling.Function:
+    """The autoencoder's method as a function of videos. Raises ValueError."""
+    if name not in frozen:
+        raise ValueError(
+            f"frozen: lacks {name!r}, the parameters of this stage's space; it has: "
+            f"{', '.join(sorted(frozen)) or 'none'}"
+        )
+
+    def run(video: Array) -> PyTree:
+        frames = video.shape[1]
+        folded = rearrange(video, "b f h w c -> (b f) h w c")
+        further = (frames,) if method == "decode" else ()
+        result = autoencoder.apply({"params": frozen[name]}, folded, *further, method=method)
+        return jax.tree.map(lambda leaf: rearrange(leaf, "(b f) ... -> b f ...", f=frames), result)
+
+    return run
 
 
 def from_uint8(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:

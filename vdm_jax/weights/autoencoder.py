@@ -75,7 +75,7 @@ def shapes(network: networks.Autoencoder) -> PyTree:
     """The shapes of an autoencoder's parameters. Nothing is computed."""
     return jax.tree.map(
         lambda leaf: leaf.value,
-        networks.abstract_params(network),
+        network.abstract_params(),
         is_leaf=lambda leaf: isinstance(leaf, layers.Named),
     )
 
