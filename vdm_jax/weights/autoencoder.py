@@ -298,7 +298,7 @@ def _replaced(module: str) -> str:
     return module
 
 
-# Names of before 2023, and in the original files; "{i}" is a number.
+# The names of the attention before 2023, and in the original files.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _ORIGINAL_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v"}
 _ORIGINAL_ATTENTION |= {"proj_out": "to_out.0"}
