@@ -177,21 +177,22 @@ def _flax_same_conv(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
     return convolution.same_conv(x, kernel)
 
 
-def group_norm(channels: int, groups: int, name=None):
+def group_norm(channels: int, groups: int, name=None, *, epsilon: float = 1e-6):
     """Group normalisation in float32 over each frame of `n h w c`, frames in `n`.
 
     Statistics never cross frames: only temporal layers mix frames. `groups` is lowered to a divisor
     of `channels` if it is none. With 0, each pixel is normalised over its channels instead, and the
-    output at a pixel does not depend on the size of the frame.
+    output at a pixel does not depend on the size of the frame. `epsilon` is added to the variance.
     """
     if groups == 0:
         return nn.LayerNorm(
+            epsilon,
             dtype=jnp.float32,
             scale_init=named(nn.initializers.ones, CHANNELS),
             bias_init=named(nn.initializers.zeros, CHANNELS),
             name=name,
         )
-    return GroupNorm(math.gcd(groups, channels), name=name)
+    return GroupNorm(math.gcd(groups, channels), epsilon, name=name)
 
 
 class GroupNorm(nn.Module):
@@ -199,6 +200,7 @@ class GroupNorm(nn.Module):
     CPUs (`ops.normalisation`)."""
 
     groups: int
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -206,7 +208,9 @@ class GroupNorm(nn.Module):
         channels = (x.shape[-1],)
         scale = self.param("scale", named(nn.initializers.ones, CHANNELS), channels)
         bias = self.param("bias", named(nn.initializers.zeros, CHANNELS), channels)
-        return normalisation.normalise(x.astype(jnp.float32), scale, bias, self.groups)
+        return normalisation.normalise(
+            x.astype(jnp.float32), scale, bias, self.groups, self.epsilon
+        )
 
 
 def sinusoidal_embedding(
@@ -229,12 +233,12 @@ def coordinate_grid(height: int, width: int) -> Float[Array, "1 h w 2"]:
 
 @functools.cache
 def remat(
-    module: type[nn.Module], policy: str, static_argnums: tuple[int, ...] = ()
-) -> type[nn.Module]:
+    module: type[nn.Module] | Callable[..., Any], policy: str, static_argnums: tuple[int, ...] = ()
+) -> Any:
     """`module` with its activations recomputed in the backward pass.
 
     Args:
-      module: a class of modules.
+      module: a class of modules, or a function whose first argument is a module.
       policy: none keeps all activations. dots keeps the outputs of convolutions and of products
         with parameters, and recomputes the rest. full keeps the input only.
       static_argnums: the positions of arguments that are no arrays, counted from 1.

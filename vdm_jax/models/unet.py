@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -55,7 +55,7 @@ class UNet:
 
     Attributes:
       channels: of the first convolution's output.
-      channel_mult: one number for each level.
+      channel_mult: one number for each level; a fraction where widths are no multiples.
       num_res_blocks: residual blocks of a level on the way down: one number, or one for each level.
       skips: which features the way up takes from the way down. block: the output of every block;
         each level then has one block more on the way up (Ho et al. 2020). level: the last output of
@@ -65,7 +65,7 @@ class UNet:
     """
 
     channels: int = 64
-    channel_mult: tuple[int, ...] = (1, 2, 4, 8)
+    channel_mult: tuple[float, ...] = (1, 2, 4, 8)
     num_res_blocks: int | tuple[int, ...] = 2
     skips: str = "block"
     patch_size: int = 1
@@ -81,7 +81,15 @@ class UNet:
 
     def __call__(self, h: Features, blocks: Blocks) -> Features:
         """Applies all levels to `h`, which has `channels` channels, as the output has."""
-        first, skips = h, [h] if self.by_block else []
+        return self.decode(*self.encode(h, blocks), blocks)
+
+    def encode(self, h: Features, blocks: Blocks) -> tuple[Features, tuple[Features, ...]]:
+        """The way down and the middle.
+
+        Returns the features of the middle and those that `decode` takes from the way down, in the
+        order in which they are computed: the input first, the coarsest last.
+        """
+        skips = [h]
         for level, width in enumerate(self.widths):
             for i in range(self.num_blocks[level]):
                 h = blocks.residual(h, level, width, f"down_{level}_block_{i}")
@@ -95,8 +103,11 @@ class UNet:
 
         h = blocks.residual(h, self.last, self.widths[-1], "middle_block_0")
         h = blocks.middle(h, self.last, "middle_attention")
-        h = blocks.residual(h, self.last, self.widths[-1], "middle_block_1")
+        return blocks.residual(h, self.last, self.widths[-1], "middle_block_1"), tuple(skips)
 
+    def decode(self, h: Features, skips: Sequence[Features], blocks: Blocks) -> Features:
+        """The way up, from what `encode` returns."""
+        skips = list(skips)
         for level in reversed(range(len(self.widths))):
             width, count = self.width_up(level), self.num_blocks[level] + self.by_block
             for i in range(count):
@@ -108,7 +119,7 @@ class UNet:
             if level:
                 h = blocks.up(h, level, width, f"up_{level}_resize")
         if not self.by_block:
-            h = jnp.concatenate([h, first], axis=-1)
+            h = jnp.concatenate([h, skips.pop()], axis=-1)
             h = blocks.residual(h, 0, self.widths[0], "output_block")
         return h
 
@@ -119,7 +130,7 @@ class UNet:
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
-        return tuple(self.channels * multiple for multiple in self.channel_mult)
+        return tuple(round(self.channels * multiple) for multiple in self.channel_mult)
 
     def width_up(self, level: int) -> int:
         """Channels of a level on the way up."""

@@ -58,18 +58,21 @@ class CrossAttention(nn.Module):
             to_heads(heads, head_dim, dtype=self.dtype, name=name)(tokens)
             for name in ("key", "value")
         )
-        h = from_heads(channels, dtype=self.dtype)(_attend(q, k, v, token_mask, frames))
+        h = from_heads(channels, dtype=self.dtype)(attend_tokens(q, k, v, token_mask, frames))
         return x + self.layout.fold(rearrange(h, "b f (h w) c -> b f h w c", h=height))
 
 
-def _attend(
+def attend_tokens(
     q: Float[Array, "b f p heads d"],
     k: Float[Array, "b items l heads d"],
     v: Float[Array, "b items l heads d"],
-    mask: Bool[Array, "b items l"],
+    mask: Bool[Array, "b items l"] | None,
     frames: int,
 ) -> Float[Array, "b f p heads d"]:
-    """Attention of a clip's `frames` to the first item, and of each image to its own item."""
+    """Attention of a clip's `frames` to the first item, and of each image to its own item.
+
+    mask: False for tokens without weight; None = all have weight.
+    """
     parts = []
     if frames:
         # The clip's frames share one set of keys, so they are one long row of queries.
@@ -77,15 +80,16 @@ def _attend(
             rearrange(q[:, :frames], "b f p n d -> b (f p) n d"),
             k[:, 0],
             v[:, 0],
-            mask=mask[:, 0, None, None, :],
+            mask=None if mask is None else mask[:, 0, None, None, :],
         )
         parts.append(rearrange(clip, "b (f p) n d -> b f p n d", f=frames))
     if q.shape[1] > frames:
         batch = len(q)
-        q, k, v, mask = (
-            rearrange(a, "b i ... -> (b i) ...")
-            for a in (q[:, frames:], k[:, 1:], v[:, 1:], mask[:, 1:])
+        q, k, v = (
+            rearrange(a, "b i ... -> (b i) ...") for a in (q[:, frames:], k[:, 1:], v[:, 1:])
         )
-        images = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+        if mask is not None:
+            mask = rearrange(mask[:, 1:], "b i l -> (b i) 1 1 l")
+        images = jax.nn.dot_product_attention(q, k, v, mask=mask)
         parts.append(rearrange(images, "(b i) p n d -> b i p n d", b=batch))
     return jnp.concatenate(parts, axis=1)

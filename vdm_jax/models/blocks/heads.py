@@ -20,14 +20,18 @@ def to_heads(heads: int, head_dim: int, *, dtype: DTypeLike, name: str) -> nn.De
     )
 
 
-def from_heads(features: int, *, dtype: DTypeLike, name: str = "out") -> nn.DenseGeneral:
-    """A linear map of the last two axes, heads and head_dim, to `features`. It starts at zero."""
+def from_heads(
+    features: int, *, dtype: DTypeLike, zero: bool = True, name: str = "out"
+) -> nn.DenseGeneral:
+    """A linear map of the last two axes, heads and head_dim, to `features`. zero: it starts at
+    zero."""
     zeros, names = nn.initializers.zeros, (layers.HEADS, layers.HEAD_DIM, layers.OUT)
+    init = zeros if zero else nn.initializers.lecun_normal()
     return nn.DenseGeneral(
         features,
         axis=(-2, -1),
         dtype=dtype,
-        kernel_init=layers.named(zeros, *names, dtype=dtype),
+        kernel_init=layers.named(init, *names, dtype=dtype),
         bias_init=layers.named(zeros, layers.OUT, dtype=dtype),
         dot_general=product.linear,
         name=name,

@@ -20,3 +20,39 @@ class BlockSettings:
     def heads(self, channels: int) -> tuple[int, int]:
         """Number of heads, and features of each, of an attention layer on `channels`."""
         return max(1, channels // self.head_dim), min(channels, self.head_dim)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSettings:
+    """The sizes that the blocks of a latent U-Net share. The defaults are Stable Diffusion 1.5's.
+
+    Attributes:
+      depth: for each level the transformer blocks after each residual block; 0 = no attention.
+      middle_depth: of those between the two residual blocks of the coarsest level.
+      heads: for each level the number of attention heads.
+      text_width: features of a token of the text.
+      norm_groups: groups of a normalisation, see `layers.group_norm`.
+      epsilon: of the normalisations in residual blocks and before the output.
+      norm_over_frames: whether these take mean and variance over all frames of a clip instead of
+        over each frame. Published Tune-A-Video files need it. Without it only the layers in the
+        slots mix frames.
+      dropout: the chance of zeroing a feature inside a residual block in training.
+      linear_projections: whether published files store the first and last maps of a transformer as
+        matrices, as Stable Diffusion 2 does, or as 1 x 1 convolutions. They compute the same.
+    """
+
+    depth: tuple[int, ...] = (1, 1, 1, 0)
+    middle_depth: int = 1
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    text_width: int = 768
+    norm_groups: int = 32
+    epsilon: float = 1e-5
+    norm_over_frames: bool = False
+    dropout: float = 0.0
+    linear_projections: bool = False
+
+    def __post_init__(self):
+        if len(self.depth) != len(self.heads):
+            raise ValueError(
+                f"depth = {self.depth}, heads = {self.heads}: must have one number for each level"
+            )

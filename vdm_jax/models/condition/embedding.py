@@ -1,5 +1,7 @@
 """The sum of a network's embedders: a vector a frame, and tokens."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import repeat
@@ -7,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.models import layers
-from vdm_jax.models.condition.base import Cond, Embedder, Inputs, mlp
+from vdm_jax.models.condition.base import Cond, Embedder, EmbeddingModule, Inputs, mlp
 from vdm_jax.models.condition.vector import Number
 
 LOGSNR = Number(key="logsnr")
@@ -38,23 +40,37 @@ class ConditionEmbedding(nn.Module):
 
         Raises ValueError if `cond` lacks a key that an embedder reads.
         """
-        batch = logsnr.shape[0]
         inputs = Inputs(
             cond={**cond, "logsnr": logsnr},
             frames=frames,
             num_images=num_images,
         )
-        tokens = mask = None
         h = LOGSNR(self, inputs).vector
-        for embed in (embed for embed in self.embedders if not embed.PER_FRAME):
-            embedded = embed(self, inputs)
-            h = h + embedded.vector
-            if embedded.tokens is not None:
-                tokens, mask = embedded.tokens, embedded.mask
-        h = jnp.broadcast_to(h, (batch, 1 + num_images, self.dim))
-        clip = repeat(h[:, 0], "b d -> b f d", f=frames - num_images)
-        h = jnp.concatenate([clip, h[:, 1:]], axis=1)
-        for embed in (embed for embed in self.embedders if embed.PER_FRAME):
-            h = h + embed(self, inputs).vector
+        h, tokens, mask = add_embedders(self, h, self.embedders, inputs)
         # A nonlinear layer after the sum, so that the effect of a word can depend on the frame.
         return self.layout.fold(mlp(self, "mix", nn.swish(h))), tokens, mask
+
+
+def add_embedders(
+    module: EmbeddingModule,
+    vector: Float[Array, "b rows dim"],
+    embedders: Sequence[Embedder],
+    inputs: Inputs,
+) -> tuple[
+    Float[Array, "b f dim"], Float[Array, "b items l dim"] | None, Bool[Array, "b items l"] | None
+]:
+    """`vector` plus the vectors of `embedders`, a row a frame and image, and the tokens of the last
+    embedder that has some, with their mask."""
+    tokens = mask = None
+    for embed in (embed for embed in embedders if not embed.PER_FRAME):
+        embedded = embed(module, inputs)
+        vector = vector + embedded.vector
+        if embedded.tokens is not None:
+            tokens, mask = embedded.tokens, embedded.mask
+    shape = (vector.shape[0], 1 + inputs.num_images, module.dim)
+    vector = jnp.broadcast_to(vector, shape)
+    clip = repeat(vector[:, 0], "b d -> b f d", f=inputs.frames - inputs.num_images)
+    h = jnp.concatenate([clip, vector[:, 1:]], axis=1)
+    for embed in (embed for embed in embedders if embed.PER_FRAME):
+        h = h + embed(module, inputs).vector
+    return h, tokens, mask

@@ -13,7 +13,7 @@ _NEVER = -1e30  # logit without weight; finite, because differences of it must b
 
 
 def attend_pixels(
-    q: Float[Array, "n p heads d"], k: Float[Array, "n p heads d"], v: Float[Array, "n p heads d"]
+    q: Float[Array, "n p heads d"], k: Float[Array, "n l heads d"], v: Float[Array, "n l heads d"]
 ) -> Float[Array, "n p heads d"]:
     """Scaled dot-product attention of a few long sequences."""
     plain = jax.nn.dot_product_attention
@@ -24,22 +24,25 @@ def attend_frames(
     q: Float[Array, "n f heads d"],
     k: Float[Array, "n f heads d"],
     v: Float[Array, "n f heads d"],
-    bias: Float[Array, "heads f f"],
+    bias: Float[Array, "heads f f"] | None,
     mask: Bool[Array, "f f"] | None,
 ) -> Float[Array, "n f heads d"]:
-    """Scaled dot-product attention of many short sequences, with a bias a head and an optional
-    mask (True where a query may attend to a key)."""
+    """Scaled dot-product attention of many short sequences, with an optional bias a head and an
+    optional mask (True where a query may attend to a key)."""
 
-    def plain(q: Array, k: Array, v: Array, bias: Array) -> Array:
-        return jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=mask)
+    def plain(q: Array, k: Array, v: Array, *bias: Array) -> Array:
+        added = bias[0][None] if bias else None
+        return jax.nn.dot_product_attention(q, k, v, bias=added, mask=mask)
 
-    def on_cpu(q: Array, k: Array, v: Array, bias: Array) -> Array:
-        bias = bias.astype(jnp.float32)
+    def on_cpu(q: Array, k: Array, v: Array, *bias: Array) -> Array:
+        shape = (q.shape[2], q.shape[1], q.shape[1])
+        bias = bias[0].astype(jnp.float32) if bias else jnp.zeros(shape, jnp.float32)
         if mask is not None:
             bias = jnp.where(mask, bias, _NEVER)
         wide = (leaf.astype(jnp.float32) for leaf in (q, k, v))
         return few_frames.attend(*wide, rearrange(bias, "h i j -> i j h")).astype(v.dtype)
 
+    arrays = (q, k, v) if bias is None else (q, k, v, bias)
     if q.shape[1] > _FEW_FRAMES:
-        return plain(q, k, v, bias)
-    return jax.lax.platform_dependent(q, k, v, bias, cpu=on_cpu, default=plain)
+        return plain(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=plain)

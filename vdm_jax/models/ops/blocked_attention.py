@@ -20,10 +20,12 @@ from jaxtyping import Array, Float
 _WEIGHTS = 2**20
 
 _Attended = Float[Array, "n p heads d"]
+_Attending = Float[Array, "n l heads d"]
 _Sequences = Float[Array, "s p d"]
+_Keys = Float[Array, "s l d"]
 
 
-def attend(q: _Attended, k: _Attended, v: _Attended) -> _Attended:
+def attend(q: _Attended, k: _Attending, v: _Attending) -> _Attended:
     """softmax(q kᵀ / √d) v for each sequence and head, computed in float32."""
     heads, dtype = q.shape[2], v.dtype
     q, k, v = (rearrange(leaf.astype(jnp.float32), "n p h d -> (n h) p d") for leaf in (q, k, v))
@@ -33,12 +35,12 @@ def attend(q: _Attended, k: _Attended, v: _Attended) -> _Attended:
 
 
 @jax.custom_vjp
-def _attend(q: _Sequences, k: _Sequences, v: _Sequences) -> _Sequences:
+def _attend(q: _Sequences, k: _Keys, v: _Keys) -> _Sequences:
     return _forward(q, k, v)[0]
 
 
 def _forward(
-    q: _Sequences, k: _Sequences, v: _Sequences
+    q: _Sequences, k: _Keys, v: _Keys
 ) -> tuple[_Sequences, tuple[_Sequences | Float[Array, "s p 1"], ...]]:
     def one(sequence: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         q, k, v = sequence
@@ -70,9 +72,9 @@ _attend.defvjp(_forward, _backward)
 
 
 def _in_parts(one: Callable[[tuple[Array, ...]], Any], arrays: tuple[Array, ...]) -> Any:
-    """`one` of each sequence of `arrays` (s, p, ...), `_WEIGHTS` weights at a time."""
-    sequences, positions = arrays[0].shape[:2]
-    at_once = min(sequences, max(1, _WEIGHTS // positions**2))
+    """`one` of each sequence of `arrays`, queries and keys first, `_WEIGHTS` weights at a time."""
+    sequences, queries = arrays[0].shape[:2]
+    at_once = min(sequences, max(1, _WEIGHTS // (queries * arrays[1].shape[1])))
     while sequences % at_once:
         at_once -= 1
     if at_once == sequences:
