@@ -142,10 +142,11 @@ class Control:
         middle, skips = controlnet(z, logsnr, cond, hint, num_images=num_images, train=train)
         scales = self.scales(len(skips))
         kept = jnp.asarray(cond.get(f"keep_{self.hint}", jnp.ones(z.shape[0], bool)))
-        kept = network.layout.fold(repeat(kept, "b -> b f", f=z.shape[1]))[:, None, None, None]
+        kept = repeat(kept.astype(network.dtype), "b -> b f 1 1 1", f=z.shape[1])
+        kept = network.layout.fold(kept)
 
         def scaled(h: Features, scale: float) -> Features:
-            return jnp.where(kept, scale * h, 0)
+            return scale * kept * h
 
         return (
             scaled(middle, scales[-1]),

@@ -65,7 +65,7 @@ class UNet:
     """
 
     channels: int = 64
-    channel_mult: tuple[float, ...] = (1, 2, 4, 8)
+    channel_mult: tuple[int | float, ...] = (1, 2, 4, 8)
     num_res_blocks: int | tuple[int, ...] = 2
     skips: str = "block"
     patch_size: int = 1

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from vdm_jax.models import layers
 from vdm_jax.models.blocks.settings import LatentSettings
 from vdm_jax.models.blocks.slots import Slots
 from vdm_jax.models.latent_unet import LatentEncoder, LatentUNet
@@ -78,9 +79,20 @@ _FIXED = {
 # Values without effect here: sizes that any input may have, what belongs to parts that are refused
 # above, types of arithmetic (softmax is float32 always), and how training averaged.
 IGNORED = frozenset(
-    "sample_size upcast_attention addition_time_embed_dim projection_class_embeddings_input_dim "
-    "addition_embed_type_num_heads decay inv_gamma min_decay optimization_step power "
-    "update_after_step use_ema_warmup".split()
+    {
+        "sample_size",
+        "upcast_attention",
+        "addition_time_embed_dim",
+        "addition_embed_type_num_heads",
+        "projection_class_embeddings_input_dim",
+        "decay",
+        "inv_gamma",
+        "min_decay",
+        "optimization_step",
+        "power",
+        "update_after_step",
+        "use_ema_warmup",
+    }
 )
 _OUTSIDE = {
     "condition/time_in": "time_embedding.linear_1",
@@ -97,7 +109,7 @@ _RESIDUAL = {
     "conv_out": "conv2",
     "shortcut": "conv_shortcut",
 }
-_TRANSFORMER = {"norm": "norm", "project_in": "proj_in", "project_out": "proj_out"}
+TRANSFORMER = {"norm": "norm", "project_in": "proj_in", "project_out": "proj_out"}
 MLP = {"norm_mlp": "norm3", "mlp/linear_in": "ff.net.0.proj", "mlp/linear_out": "ff.net.2"}
 PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
 _BLOCK = {
@@ -177,7 +189,8 @@ def shapes(network: LatentUNet) -> PyTree:
     size = network.multiple
     z = jnp.zeros((1, network.layout.blocks, size, size, network.in_channels))
     cond = {network.text: text}
-    params = jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), cond)["params"]
+    with layers.shapes_only():
+        params = jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), cond)["params"]
     return nn.meta.unbox(params)
 
 
@@ -205,7 +218,7 @@ def name_function(network: LatentEncoder) -> published.Name:
         if rest == "conv":  # the convolution of a change of size
             return f"{place}.conv.{kind}"
         is_projection = rest in ("project_in", "project_out")
-        tables = _RESIDUAL if ".resnets." in place else _TRANSFORMER
+        tables = _RESIDUAL if ".resnets." in place else TRANSFORMER
         found = f"{place}.{tables.get(rest) or block_name(inner, _BLOCK)}.{kind}"
         if leaf == "kernel" and (rest == "shortcut" or (is_projection and ones)):
             return published.Place(found, ones=2)
@@ -274,7 +287,7 @@ def encoder_fields(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
         numbers = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
         if len(numbers) != levels or not all(isinstance(number, int) for number in numbers):
             raise ValueError(
-                f"{path}: {key} = {value!r}: allowed is a number, or one for each of {levels} levels"
+                f"{path}: {key} = {value!r}: must be a number, or one for each of {levels} levels"
             )
         return numbers
 

@@ -1,0 +1,439 @@
+"""The latent U-Net by its invariants, on random parameters, so that no zero hides a mistake; and
+its slots, ControlNets and motion modules."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+
+from vdm_jax.diffusion.schedules import LinearBetaSchedule
+from vdm_jax.models import layers
+from vdm_jax.models.blocks.latent_residual import LatentResidual
+from vdm_jax.models.blocks.settings import LatentSettings
+from vdm_jax.models.blocks.slots import ClipContext, Place, Slots
+from vdm_jax.models.blocks.transformer import SelfAttention
+from vdm_jax.models.condition import Concatenated, Number
+from vdm_jax.models.controlnet import Control, ControlNet, copy_encoder
+from vdm_jax.models.cost import level_table
+from vdm_jax.models.latent_unet import LatentUNet, Timestep
+from vdm_jax.models.motion_module import MotionModules
+from vdm_jax.models.unet import UNet
+
+SETTINGS = LatentSettings(depth=(1, 0), heads=(2, 2), text_width=6, norm_groups=4)
+NETWORK = LatentUNet(
+    unet=UNet(channels=8, channel_mult=(1, 2), num_res_blocks=1), settings=SETTINGS
+)
+MOTION = MotionModules(heads=2, max_frames=4, norm_groups=4, norm_over_frames=False, middle=True)
+VIDEO = NETWORK.clone(slots=Slots(after_attention=MOTION))
+BATCH, FRAMES, IMAGES, SIZE = 2, 3, 2, 8
+
+
+def make_inputs(frames=FRAMES, images=0, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    cond = {"text_embeddings": normal(BATCH, 5, 6)}
+    if images:
+        cond["image_text_embeddings"] = normal(BATCH, images, 5, 6)
+    return normal(BATCH, frames + images, SIZE, SIZE, 4), normal(BATCH) - 1, cond
+
+
+@functools.cache
+def random_params(network):
+    """Parameters of a size that keeps features of order 1, none of them zero."""
+    boxed = jax.eval_shape(network.init, jax.random.key(0), *make_inputs())["params"]
+
+    def draw(path, leaf):
+        # By name: networks with a layer in common have its parameters in common.
+        rng = np.random.default_rng(list(jax.tree_util.keystr(path).encode()))
+        fan_in = leaf.size // leaf.shape[-1] if leaf.ndim > 1 else 1
+        return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(boxed))
+
+
+@functools.cache
+def compiled(network, num_images=0):
+    return jax.jit(
+        lambda params, z, logsnr, cond: network.apply(
+            {"params": params}, z, logsnr, cond, num_images=num_images
+        )
+    )
+
+
+def apply(inputs, network, params=None, **kwargs):
+    params = random_params(network) if params is None else params
+    return np.asarray(compiled(network, **kwargs)(params, *inputs))
+
+
+def close(a, b, atol=1e-4):
+    # Outputs are of order 1; float32 sums in another order differ by some 1e-6.
+    np.testing.assert_allclose(a, b, atol=atol)
+
+
+def test_an_image_network_treats_frames_as_images():
+    z, logsnr, cond = make_inputs()
+    output = apply((z, logsnr, cond), NETWORK)
+    assert output.shape == z.shape and output.dtype == np.float32 and output.std() > 0.1
+    backwards = apply((z[:, ::-1], logsnr, cond), NETWORK)
+    close(backwards[:, ::-1], output)
+
+
+def test_a_clip_and_its_images_give_what_each_gives_alone():
+    z, logsnr, cond = make_inputs(images=IMAGES)
+    together = apply((z, logsnr, cond), VIDEO, num_images=IMAGES)
+    text = {"text_embeddings": cond["text_embeddings"]}
+    close(together[:, :FRAMES], apply((z[:, :FRAMES], logsnr, text), VIDEO))
+    # The motion modules leave images to the image network.
+    own = {"text_embeddings": cond["image_text_embeddings"][:, -1]}
+    image = NETWORK, {k: v for k, v in random_params(VIDEO).items() if "temporal" not in k}
+    clip = np.repeat(z[:, -1:], FRAMES, axis=1)
+    close(together[:, -1:], apply((clip, logsnr, own), *image)[:, :1])
+
+
+def test_the_layout_of_folded_arrays_changes_nothing():
+    """Frames and pixels folded in two blocks, as where each half is on another device."""
+    inputs = make_inputs(frames=2, images=2)
+    inputs[2]["edges"] = np.random.default_rng(1).random((BATCH, 4, 16, 16, 3), np.float32)
+    inputs[2]["keep_edges"] = np.array([True, False])
+    over_frames = dataclasses.replace(SETTINGS, norm_over_frames=True)
+    control = Control(network=CONTROLNET, hint="edges")
+    network = VIDEO.clone(settings=over_frames, controls=(control,))
+    in_blocks = network.clone(layout=layers.Layout(blocks=2))
+    params = with_control(network)
+    found, expected = (apply(inputs, one, params, num_images=2) for one in (in_blocks, network))
+    close(found, expected)
+
+
+def with_control(network):
+    """Random parameters of a network with a ControlNet on edges."""
+    control = jax.eval_shape(CONTROLNET.init, jax.random.key(0), *make_inputs(), hint())
+    rng = np.random.default_rng(2)
+    drawn = jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype),
+        nn.meta.unbox(control["params"]),
+    )
+    return {**random_params(network.clone(controls=())), "control_edges": drawn}
+
+
+def hint(seed=1):
+    shape = (BATCH, FRAMES, 2 * SIZE, 2 * SIZE, 3)
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+CONTROLNET = ControlNet(unet=NETWORK.unet, settings=SETTINGS, hint_widths=(4, 6))
+
+
+def test_time_text_and_order_of_frames_matter():
+    z, logsnr, cond = make_inputs()
+    output = apply((z, logsnr, cond), VIDEO)
+    other_text = {"text_embeddings": cond["text_embeddings"][:, ::-1] * [1, 1, 1, 1, 1, 2]}
+    for change in ((z, logsnr + 1, cond), (z, logsnr, other_text)):
+        assert np.abs(apply(change, VIDEO) - output).max() > 1e-2
+    backwards = apply((z[:, ::-1], logsnr, cond), VIDEO)[:, ::-1]
+    assert np.abs(backwards - output).max() > 1e-2
+    # All tokens have weight, whatever their order.
+    permuted = {"text_embeddings": cond["text_embeddings"][:, ::-1]}
+    close(apply((z, logsnr, permuted), VIDEO), output)
+
+
+def test_fresh_motion_modules_change_nothing():
+    inputs = make_inputs()
+    fresh = nn.meta.unbox(jax.jit(VIDEO.init)(jax.random.key(0), *inputs)["params"])
+    motion = {name: leaf for name, leaf in fresh.items() if name.endswith("_temporal")}
+    assert len(motion) == 2 + 1 + 4
+    params = random_params(NETWORK)
+    close(apply(inputs, VIDEO, {**params, **motion}), apply(inputs, NETWORK), atol=0)
+
+
+def test_a_longer_clip_than_the_motion_modules_were_trained_on_is_refused():
+    inputs = make_inputs(frames=5)
+    with pytest.raises(ValueError, match="5 frames: the motion modules have positions for 4"):
+        jax.eval_shape(VIDEO.init, jax.random.key(0), *inputs)
+
+
+class FirstFrameAttention(SelfAttention):
+    """Pixels attend to those of the clip's first frame."""
+
+    @nn.nowrap
+    def attend(self, q, k, v, context):
+        def first(folded):
+            clip = self.layout.unfold(folded, context.frames)
+            return self.layout.fold(jnp.broadcast_to(clip[:, :1], clip.shape))
+
+        return super().attend(q, first(k), first(v), context)
+
+
+def test_cross_frame_attention_has_the_image_networks_parameters():
+    crossing = NETWORK.clone(slots=Slots(self_attention=FirstFrameAttention.at))
+    params = random_params(NETWORK)
+    assert jax.tree.structure(random_params(crossing)) == jax.tree.structure(params)
+    z, logsnr, cond = make_inputs()
+    output = apply((z, logsnr, cond), crossing, params)
+    plain = apply((z, logsnr, cond), NETWORK)
+    close(output[:, 0], plain[:, 0])
+    assert np.abs(output - plain)[:, 1:].max() > 1e-2
+    changed = np.concatenate([z[:, :1], z[:, 1:2] + 1, z[:, 2:]], axis=1)
+    other = apply((changed, logsnr, cond), crossing, params)
+    close(other[:, [0, 2]], output[:, [0, 2]])
+    changed = np.concatenate([z[:, :1] + 1, z[:, 1:]], axis=1)
+    assert np.abs(apply((changed, logsnr, cond), crossing, params) - output)[:, 2].max() > 1e-2
+
+
+class Marked(nn.Module):
+    """Adds a parameter that starts at zero, and keeps its place."""
+
+    place: Place
+
+    @nn.compact
+    def __call__(self, h, context: ClipContext):
+        init = layers.named(nn.initializers.zeros, layers.CHANNELS)
+        return h + self.param("shift", init, h.shape[-1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    levels: tuple[int, ...] = (0, 1)
+
+    def __call__(self, place):
+        is_filled = place.level in self.levels
+        return Marked(place, name=place.name) if is_filled else None
+
+
+def test_slots_stand_where_they_should():
+    slots = Slots(after_residual=Mark(), in_transformer=Mark((1,)), after_attention=None)
+    shapes = jax.eval_shape(NETWORK.clone(slots=slots).init, jax.random.key(0), *make_inputs())[
+        "params"
+    ]
+    paths = {
+        "/".join(key.key for key in path[:-1])
+        for path, _ in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(shapes))
+        if path[-1].key == "shift"
+    }
+    blocks = ["down_0_block_0", "down_1_block_0", "middle_block_0", "middle_block_1"]
+    blocks += [f"up_{level}_block_{i}" for level in range(2) for i in range(2)]
+    # Level 1 has no attention but in the middle.
+    expected = {f"{block}_temporal" for block in blocks} | {"middle_attention/temporal_0"}
+    assert paths == expected
+
+
+@pytest.mark.parametrize("slot", ["after_residual", "after_attention", "in_transformer"])
+def test_what_stands_in_a_slot_reaches_the_output(slot):
+    network = NETWORK.clone(slots=Slots(**{slot: Mark()}))
+    inputs = make_inputs()
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.zeros_like(leaf) if path[-1].key == "shift" else leaf,
+        random_params(network),
+    )
+    marks = [
+        path for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "shift"
+    ]
+    close(apply(inputs, network, params), apply(inputs, NETWORK))
+
+    def total(params):
+        return (network.apply({"params": params}, *inputs) ** 2).sum()
+
+    gradients = dict(jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(total))(params)))
+    assert all(jnp.abs(gradients[path]).max() > 1e-3 for path in marks) and marks
+
+
+def test_normalisation_over_frames_pools_the_clip_and_no_image():
+    """A residual block of a clip is that of one tall frame, where kernels see one pixel."""
+    context = ClipContext(
+        vectors=jnp.ones((BATCH * (FRAMES + 1), 5)),
+        tokens=jnp.zeros((BATCH, 2, 1, 6)),
+        frames=FRAMES + 1,
+        num_images=1,
+        train=False,
+    )
+    x = jnp.asarray(make_inputs(frames=FRAMES, images=1)[0] * [[[[[1, 2, 3, 4]]]]], jnp.float32)
+    settings = dataclasses.replace(SETTINGS, norm_groups=2)
+    folded = rearrange(x, "b f h w c -> (b f) h w c")
+    params = LatentResidual(4, settings).init(jax.random.key(0), folded, context)["params"]
+    params = nn.meta.unbox(params)
+    for kernel in ("conv_in", "conv_out"):
+        one_pixel = jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4) + 0.1)
+        params[kernel] = {"kernel": one_pixel, "bias": params[kernel]["bias"]}
+
+    def block(x, over_frames, frames, images):
+        one = dataclasses.replace(settings, norm_over_frames=over_frames)
+        vectors = jnp.ones((len(x), 5))
+        places = context.replace(vectors=vectors, frames=frames, num_images=images)
+        return LatentResidual(4, one).apply({"params": params}, x, places)
+
+    pooled = rearrange(block(folded, True, FRAMES + 1, 1), "(b f) h w c -> b f h w c", b=BATCH)
+    tall = rearrange(x[:, :FRAMES], "b f h w c -> b (f h) w c")
+    expected = block(tall, False, 1, 0)
+    close(rearrange(pooled[:, :FRAMES], "b f h w c -> b (f h) w c"), expected, atol=1e-5)
+    close(pooled[:, FRAMES], block(x[:, FRAMES], False, 1, 0), atol=1e-5)
+    each = rearrange(block(folded, False, FRAMES + 1, 1), "(b f) h w c -> b f h w c", b=BATCH)
+    assert np.abs(pooled - each)[:, :FRAMES].max() > 1e-2
+
+
+def test_the_last_normalisation_may_be_over_frames():
+    over_frames = dataclasses.replace(SETTINGS, norm_over_frames=True)
+    network = NETWORK.clone(settings=over_frames)
+    z, logsnr, cond = make_inputs()
+    params = random_params(NETWORK)
+    same = np.repeat(z[:, :1], FRAMES, axis=1)
+    close(*(apply((same, logsnr, cond), one, params) for one in (network, NETWORK)))
+    found, each = (apply((z, logsnr, cond), one, params) for one in (network, NETWORK))
+    assert np.abs(found - each).max() > 1e-2
+
+
+def test_a_controlnet_starts_from_its_base_and_changes_nothing():
+    control = Control(network=CONTROLNET, hint="edges")
+    network = NETWORK.clone(controls=(control,))
+    z, logsnr, cond = make_inputs()
+    cond = {**cond, "edges": hint()}
+    base = random_params(NETWORK)
+    fresh = nn.meta.unbox(jax.jit(network.init)(jax.random.key(3), z, logsnr, cond)["params"])
+    copied = copy_encoder(fresh["control_edges"], base)
+    shared = {name for name in copied if name in base}
+    assert "condition" in shared and "middle_attention" in shared and "input_conv" in shared
+    assert copied.keys() - shared == {"hint", "residual_middle"} | {
+        f"residual_{i}" for i in range(4)
+    }
+    assert all(copied[name] is base[name] for name in shared)
+    params = {**base, "control_edges": copied}
+    close(apply((z, logsnr, cond), network, params), apply((z, logsnr, cond), NETWORK), atol=0)
+
+    # The zero layers of the copy have gradients, so that it learns.
+    def loss(control):
+        both = {**base, "control_edges": control}
+        return (network.apply({"params": both}, z, logsnr, cond) ** 2).mean()
+
+    gradients = jax.jit(jax.grad(loss))(copied)
+    for name in copied.keys() - shared - {"hint"}:
+        assert np.abs(gradients[name]["kernel"]).max() > 1e-4, name
+    with pytest.raises(ValueError, match="cond lacks edges"):
+        jax.eval_shape(network.init, jax.random.key(0), *make_inputs())
+
+
+def test_a_controlnet_that_pools_adds_the_same_everywhere():
+    pooling = CONTROLNET.clone(pools=True)
+    inputs = (*make_inputs(), hint())
+    params = random_control = with_control(NETWORK)["control_edges"]
+    middle, skips = jax.jit(pooling.apply)({"params": params}, *inputs)
+    assert {h.shape[1:3] for h in (middle, *skips)} == {(1, 1)}
+    plain = jax.jit(CONTROLNET.apply)({"params": random_control}, *inputs)
+    close(middle, plain[0].mean((1, 2), keepdims=True))
+    close(skips[1], plain[1][1].mean((1, 2), keepdims=True))
+
+
+def test_further_conditions_enter_as_vectors_and_channels():
+    network = NETWORK.clone(
+        in_channels=8, conditions=(Number(key="fps"),), videos=(Concatenated(key="first"),)
+    )
+    z, logsnr, cond = make_inputs()
+    assert network.reads == {"text_embeddings", "fps", "first"}
+    cond = {**cond, "first": z[:, ::-1], "fps": np.array([8.0, 12.0], np.float32)}
+    full = dict(cond)
+    params = nn.meta.unbox(jax.jit(network.init)(jax.random.key(0), z, logsnr, full)["params"])
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    output = apply((z, logsnr, cond), network, params)
+    for change in ({"fps": cond["fps"] + 10}, {"first": z}):
+        assert np.abs(apply((z, logsnr, {**cond, **change}), network, params) - output).max() > 1e-3
+
+
+def test_the_timestep_of_another_schedule():
+    schedule = LinearBetaSchedule(beta_start=0.00085, beta_end=0.012)
+    steps = jnp.array([1.0, 500.0, 998.0])
+    np.testing.assert_allclose(Timestep(schedule=schedule)(schedule(steps / 999)), steps, rtol=1e-3)
+    z, logsnr, cond = make_inputs()
+    other = NETWORK.clone(time=Timestep(schedule=schedule))
+    params = random_params(NETWORK)
+    assert (
+        np.abs(apply((z, logsnr, cond), other, params) - apply((z, logsnr, cond), NETWORK)).max()
+        > 1e-2
+    )
+
+
+def test_bfloat16_computes_the_same_with_float32_parameters():
+    network = VIDEO.clone(dtype=jnp.bfloat16)
+    assert {a.dtype for a in jax.tree.leaves(random_params(network))} == {jnp.dtype("float32")}
+    inputs = make_inputs()
+    half, full = apply(inputs, network), apply(inputs, VIDEO)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.1 * full.std()
+
+
+def test_remat_changes_no_gradient():
+    inputs = make_inputs()
+    params = random_params(VIDEO)
+
+    def gradient(network):
+        def loss(params):
+            return (network.apply({"params": params}, *inputs, train=True) ** 2).mean()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    kept, recomputed = gradient(VIDEO), gradient(VIDEO.clone(remat="full"))
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.abs(a).max()))
+
+
+def test_every_parameter_names_its_axes():
+    network = VIDEO.clone(controls=(Control(network=CONTROLNET, hint="edges"),))
+    z, logsnr, cond = make_inputs()
+    cond["edges"] = hint()
+    boxed = jax.eval_shape(network.init, jax.random.key(0), z, logsnr, cond)["params"]
+    is_box = lambda leaf: isinstance(leaf, layers.Named)  # noqa: E731
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box):
+        assert is_box(leaf), jax.tree_util.keystr(path)
+        assert len(leaf.names) == leaf.value.ndim and any(leaf.names)
+    row = {row.level: row for row in level_table(network, z.shape[1:], _one(cond))}
+    assert list(row) == [
+        *("condition", "input", "down 0", "down 1", "middle", "control_edges"),
+        *("up 1", "up 0", "output"),
+    ]
+    assert row["down 0"].attention == "space + text + time" and row["down 1"].attention == "time"
+    assert row["down 1"].resolution == "4 x 4" and all(row[name].flops for name in row)
+    total = sum(leaf.value.size for leaf in jax.tree.leaves(boxed, is_leaf=is_box))
+    assert sum(one.parameters for one in row.values()) == total
+
+
+def _one(cond):
+    return {key: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for key, v in cond.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": 0}, "num_images = 2"),
+        ({"size": 7}, "height = 7 must be a multiple of 2"),
+        ({"cond": "text_embeddings"}, "cond lacks text_embeddings"),
+        ({"remat": "much"}, "remat = 'much'"),
+        ({"in_channels": 9}, r"in_channels = 9: must be the sum of .*\[4\]"),
+        (
+            {"settings": dataclasses.replace(SETTINGS, text_width=7)},
+            r"must be \(batch, tokens, 7\)",
+        ),
+        ({"settings": dataclasses.replace(SETTINGS, heads=(3, 2))}, "heads = 3 must divide 8"),
+        ({"settings": LatentSettings()}, "heads = .8, 8, 8, 8.: must be one number for each of 2"),
+        ({"layout": layers.Layout(blocks=2)}, "frames and images = 3 must be a multiple of 2"),
+    ],
+)
+def test_errors_come_before_compilation_and_say_what_is_wrong(change, message):
+    change = dict(change)
+    z, logsnr, cond = make_inputs(frames=change.pop("frames", FRAMES))
+    num_images = 2 if z.shape[1] == 0 else 0
+    z = z[:, :, : change.pop("size", SIZE)]
+    cond.pop(change.pop("cond", ""), None)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(
+            functools.partial(NETWORK.clone(**change).init, num_images=num_images),
+            *(jax.random.key(0), z, logsnr, cond),
+        )
+
+
+def test_settings_must_agree():
+    with pytest.raises(ValueError, match=r"depth = \(1,\), heads = \(8, 8\)"):
+        LatentSettings(depth=(1,), heads=(8, 8))
