@@ -6,17 +6,17 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
 import safetensors.numpy
 from einops import rearrange
 from flax import traverse_util
 
+from tests.weights.golden_unet import Golden, load_golden, write
 from vdm_jax.models.blocks.settings import LatentSettings
 from vdm_jax.models.blocks.slots import Slots
 from vdm_jax.models.controlnet import Control, ControlNet
@@ -24,44 +24,13 @@ from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.models.motion_module import MotionModules
 from vdm_jax.weights import controlnet, fetch, latent_unet, motion_adapter
 
-GOLDEN = Path(__file__).parent / "golden"
 WITHIN, GRADIENT_WITHIN = 1e-4, 1e-3  # of the largest value
-
-
-class Golden(NamedTuple):
-    """A published folder, and what diffusers computed with it."""
-
-    folder: Path
-    config: dict[str, Any]
-    weights: dict[str, np.ndarray]
-    arrays: dict[str, np.ndarray]
-
-
-def write(folder: Path, config: dict[str, Any], weights: dict[str, np.ndarray]) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    safetensors.numpy.save_file(weights, folder / "diffusion_pytorch_model.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
     """A function from the name of a golden file to its content."""
-
-    @functools.cache
-    def load(name: str) -> Golden:
-        with safetensors.safe_open(GOLDEN / f"{name}.safetensors", "numpy") as file:
-            config = json.loads(file.metadata()["config"])
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        weights = {
-            key.removeprefix("weights/"): arrays.pop(key).astype(np.float32)
-            for key in list(arrays)
-            if key.startswith("weights/")
-        }
-        folder = write(tmp_path_factory.mktemp(name) / "folder", config, weights)
-        return Golden(folder, config, weights, arrays)
-
-    return load
+    return functools.cache(lambda name: load_golden(name, tmp_path_factory.mktemp(name) / "folder"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """ControlNet for Stable Diffusion 1 and 2 as diffusers stores it (`ControlNetModel`)."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ def config(network: ControlNet) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(maxsize=16)
 def shapes(network: ControlNet) -> PyTree:
     """The shapes of a network's parameters, without their names."""
     frames, size = network.layout.blocks, network.multiple

@@ -1,5 +1,6 @@
 """The latent U-Net of Stable Diffusion 1 and 2 as diffusers stores it (`UNet2DConditionModel`)."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,6 +184,7 @@ def config(network: LatentUNet) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(maxsize=16)
 def shapes(network: LatentUNet) -> PyTree:
     """The shapes of a network's parameters, without their names."""
     text = jnp.zeros((1, 1, network.settings.text_width))
