@@ -16,7 +16,7 @@ from vdm_jax.models import layers
 from vdm_jax.models.blocks.latent_residual import LatentResidual
 from vdm_jax.models.blocks.settings import LatentSettings
 from vdm_jax.models.blocks.slots import ClipContext, Place, Slots
-from vdm_jax.models.blocks.transformer import SelfAttention
+from vdm_jax.models.blocks.transformer import GatedMLP, SelfAttention
 from vdm_jax.models.condition import Concatenated, Number
 from vdm_jax.models.controlnet import Control, ControlNet, copy_encoder
 from vdm_jax.models.cost import level_table
@@ -386,6 +386,33 @@ def test_remat_recomputes_each_block_and_keeps_names_of_parameters():
     # Residual blocks, transformers and motion modules of the U-Net; the first two of its copy.
     blocks = (8 + 4 + 7) + (4 + 2)
     assert sum("remat" in equation.primitive.name for equation in equations) == blocks
+
+
+def test_the_gate_of_an_mlp_is_the_second_half_through_the_exact_gelu():
+    h = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    params = nn.meta.unbox(GatedMLP().init(jax.random.key(0), h)["params"])
+    both = jnp.einsum("nc,ckh->knh", h, params["linear_in"]["kernel"])
+    gate = both[1] * (1 + jax.scipy.special.erf(both[1] / np.sqrt(2))) / 2
+    expected = (both[0] * gate) @ params["linear_out"]["kernel"]
+    close(GatedMLP().apply({"params": params}, h), expected, atol=1e-6)
+
+
+def test_each_normalisation_adds_its_own_number_to_the_variance():
+    """1e-5 in residual blocks and at the output, 1e-6 before the first maps of transformers and
+    motion modules. Features of order 1 hardly show the difference."""
+    found = {}
+
+    def collect(call, args, kwargs, context):
+        if isinstance(context.module, layers.GroupNorm | nn.LayerNorm):
+            found[context.module.path] = context.module.epsilon
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(collect):
+        jax.eval_shape(VIDEO.init, jax.random.key(0), *make_inputs())
+    first_maps = {path for path in found if path[-1] == "norm"}
+    assert len(first_maps) == 4 + 7
+    assert {found[path] for path in first_maps} == {1e-6}
+    assert {found[path] for path in found.keys() - first_maps} == {1e-5}
 
 
 def test_every_parameter_names_its_axes():

@@ -86,7 +86,10 @@ def main() -> None:
     save("unet_1", first, recorded)
 
     second = unet(
-        attention_head_dim=(2, 4), use_linear_projection=True, transformer_layers_per_block=(2, 1)
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        transformer_layers_per_block=(2, 1),
+        norm_eps=0.1,  # large enough to be seen
     )
     given = inputs()
     output = second(given["z"], given["timestep"], given["text"]).sample

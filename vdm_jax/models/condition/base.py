@@ -29,7 +29,9 @@ its embedders and channel conditions read:
 - low_res_residual float (b, f, h, w, 1): its distance from the video, for stages that need it;
 - masked_video float (b, f, h, w, c) and mask float (b, f, h, w, 1): the known part of the video,
   and 1 where it is known; nothing is known if they are absent;
-- fps float (b,): frames a second.
+- fps float (b,): frames a second;
+- HINT float (b, f, h2, w2, c) in [0, 1], of a name of the system's own, such as "edges": what a
+  ControlNet takes, and keep_HINT bool (b,): False where it adds nothing.
 """
 
 
