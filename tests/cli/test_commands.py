@@ -265,7 +265,9 @@ def test_xla_is_told_only_flags_that_it_knows(monkeypatch, version, given, told)
 
 
 @pytest.mark.parametrize(
-    "name", [*cli.COMMANDS, "data prepare", "data embed"], ids=lambda name: name.replace(" ", "_")
+    "name",
+    [*cli.COMMANDS, "data prepare", "data show", "data embed"],
+    ids=lambda name: name.replace(" ", "_"),
 )
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -18,6 +18,7 @@ from vdm_jax.evaluation import (
     judge,
     kinetics,
     shares,
+    vocabularies,
 )
 from vdm_jax.evaluation.clips import UNCHANGED, Clips, check_rates, crop_of, rate_text, told
 from vdm_jax.evaluation.i3d import I3DFeatures
@@ -410,14 +411,15 @@ def _judge(this: Evaluation) -> Result:
     videos, captions = this.samples.videos, this.samples.captions
     if not captions:
         raise ValueError("judge: the samples have no captions")
+    vocabulary = vocabularies.choose(captions)
     right = np.array(
         [
-            judge.score(video[None], [caption])["all"]
+            judge.score(video[None], [caption], vocabulary)["all"]
             for video, caption in zip(videos, captions, strict=True)
         ]
     )
-    shares = judge.score(videos, captions)
-    extra = {f"judge_{name}": float(shares[name]) for name in judge.FACTORS}
+    shares = judge.score(videos, captions, vocabulary)
+    extra = {f"judge_{name}": float(shares[name]) for name in vocabulary.factors if name in shares}
     return this.share("judge", right.astype(bool), extra=extra)
 
 
@@ -511,7 +513,7 @@ METRICS: Mapping[str, Metric] = {
         network=False,
     ),
     "judge": Metric(
-        title="share of moving shapes with colour, shape and direction as captioned",
+        title="share of rendered data's samples with everything as captioned",
         compute=_judge,
         reference=False,
         network=False,
