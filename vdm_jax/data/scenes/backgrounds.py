@@ -122,7 +122,7 @@ def _forest(rng: np.random.Generator, size: int) -> np.ndarray:
 BACKGROUNDS: dict[str, Background] = {
     "meadow": Background(((62, 128, 34), (98, 165, 48), (146, 204, 84)), _meadow),
     "sea": Background(((12, 66, 128), (28, 104, 166), (84, 164, 204)), _sea),
-    "desert": Background(((196, 158, 92), (220, 186, 116), (242, 216, 152)), _desert),
+    "desert": Background(((212, 178, 106), (232, 204, 136), (250, 232, 176)), _desert),
     "sky": Background(((98, 158, 240), (150, 194, 248), (248, 250, 253)), _sky),
     "night": Background(((8, 10, 30), (24, 22, 58), (60, 58, 96), (248, 244, 216)), _night),
     "brick": Background(((196, 184, 172), (140, 60, 44), (172, 78, 56), (192, 98, 74)), _brick),
