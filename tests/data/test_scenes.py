@@ -17,6 +17,7 @@ from vdm_jax.data.scenes.builder import Scenes
 from vdm_jax.data.scenes.grammar import BACKGROUNDS, PLACES, SPRITES, THINGS, Item, Thing
 from vdm_jax.data.source import DataError
 from vdm_jax.data.tfds_source import TFDSSource, make_builder
+from vdm_jax.evaluation import clips
 from vdm_jax.stage.window import Part
 
 CONFIGS = {config.name: config for config in Scenes.BUILDER_CONFIGS}
@@ -117,7 +118,7 @@ def test_scenes_are_functions_of_seed_split_and_index():
     assert len(texts) == 8
     # Data sets prepared elsewhere are only comparable while this holds.
     means = [clip.video.mean() for _, clip in again]
-    np.testing.assert_allclose(means, [125.65, 128.40, 166.61], atol=0.01)
+    np.testing.assert_allclose(means, [125.65, 128.40, 180.83], atol=0.01)
 
 
 def scene(things_, centres, *, diameter=24, depth=(200, 240), background="meadow", frames=1):
@@ -272,27 +273,27 @@ def source(prepared, **arguments):
 
 
 def test_a_single_frame_has_its_own_caption(prepared):
-    clips = source(prepared, num_frames=16)
-    texts = clips[3]["frame_captions"]
-    assert clips[3]["caption"] == grammar.make_caption(grammar.parse_caption(clips[3]["caption"]))
-    assert "moving" in clips[3]["caption"] and len(texts) == 16
+    whole = source(prepared, num_frames=16)
+    texts = whole[3]["frame_captions"]
+    assert whole[3]["caption"] == grammar.make_caption(grammar.parse_caption(whole[3]["caption"]))
+    assert "moving" in whole[3]["caption"] and len(texts) == 16
     frames = source(prepared, num_frames=1)
     seen = set()
     for seed in range(40):
         example = frames.read(3, np.random.default_rng(seed))
         (number,) = [
-            f for f, pixels in enumerate(clips[3]["video"]) if (pixels == example["video"][0]).all()
+            f for f, pixels in enumerate(whole[3]["video"]) if (pixels == example["video"][0]).all()
         ]
         assert example["caption"] == texts[number]
         seen.add(number)
     assert len(seen) > 10
-    part = clips.read_part(3, Part((9,), (0, 64), (0, 64)))
+    part = whole.read_part(3, Part((9,), (0, 64), (0, 64)))
     assert part["caption"] == texts[9]
-    np.testing.assert_array_equal(part["video"][0], clips[3]["video"][9])
-    several = clips.read_part(3, Part((2, 9), (0, 64), (0, 64)))
-    assert several["caption"] == clips[3]["caption"]
-    image = clips.read_frame(3, np.random.default_rng(0))
-    (number,) = [f for f, p in enumerate(clips[3]["video"]) if (p == image["image"]).all()]
+    np.testing.assert_array_equal(part["video"][0], whole[3]["video"][9])
+    several = whole.read_part(3, Part((2, 9), (0, 64), (0, 64)))
+    assert several["caption"] == whole[3]["caption"]
+    image = whole.read_frame(3, np.random.default_rng(0))
+    (number,) = [f for f, p in enumerate(whole[3]["video"]) if (p == image["image"]).all()]
     assert image["caption"] == texts[number]
     with pytest.raises(DataError, match="data.num_frames = 8: scenes/64x64x16_two has 16"):
         source(prepared, num_frames=8)
@@ -300,10 +301,10 @@ def test_a_single_frame_has_its_own_caption(prepared):
 
 def test_every_caption_that_is_read_is_listed(prepared):
     for frames in (1, 16):
-        clips = source(prepared, num_frames=frames)
-        listed = set(clips.captions())
-        for index in range(len(clips)):
-            example = clips[index]
+        stored = source(prepared, num_frames=frames)
+        listed = set(stored.captions())
+        for index in range(len(stored)):
+            example = stored[index]
             assert {example["caption"], *example["frame_captions"]} <= listed
         assert any("moving" in text for text in listed) == (frames == 16)
 
@@ -344,6 +345,28 @@ def test_extras_are_cut_and_turned_with_the_video(prepared):
         pipeline.make_source(section(prepared, extras=("flow",)).data)
     with pytest.raises(DataError, match="video_folder has none"):
         pipeline.make_source(section(prepared, name="video_folder", extras=("mask",)).data)
+
+
+def test_clips_and_frames_are_rendered_without_preparing(tmp_path):
+    data = {"name": "scenes", "config": TWO.name, "data_dir": str(tmp_path), "split": "train"}
+    whole = clips.of_data(ConfigDict(data | {"num_frames": 16}), 3, seed=0)
+    frames = clips.of_data(ConfigDict(data | {"num_frames": 1}), 3, seed=0)
+    assert whole.description["split"] == frames.description["split"] == "held_out"
+    assert frames.videos.shape == (3, 1, 64, 64, 3)
+    for index, (drawn, clip) in enumerate(builder.clips(TWO, "held_out", 3)):
+        np.testing.assert_array_equal(whole.videos[index], clip.video)
+        assert whole.captions[index] == drawn.caption
+        number = index * 7 % 16
+        np.testing.assert_array_equal(frames.videos[index, 0], clip.video[number])
+        assert frames.captions[index] == drawn.frame_captions[number]
+    for count, wanted in ((16, whole), (1, frames)):
+        section = ConfigDict(data | {"num_frames": count})
+        listed = tfds_source.rendered_captions(section, "held_out")
+        assert set(wanted.captions) <= set(listed)
+        assert any("moving" in text for text in listed) == (count == 16)
+    with pytest.raises(DataError, match="scenes has .*64x64x16_two"):
+        clips.from_rendered("scenes", "16x16x8", "train", 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_show_writes_a_sheet(prepared, tmp_path, capsys):

@@ -513,7 +513,7 @@ METRICS: Mapping[str, Metric] = {
         network=False,
     ),
     "judge": Metric(
-        title="share of rendered data's samples with everything as captioned",
+        title="share of samples that show what their captions say and nothing else",
         compute=_judge,
         reference=False,
         network=False,
