@@ -193,6 +193,11 @@ def test_edges_are_the_outline_of_the_nearer_object():
     wanted[22:42, 22:42] = 255
     wanted[23:41, 23:41] = 0
     np.testing.assert_array_equal(clip.edges[0, ..., 0], wanted)
+    red, blue = Thing("square", "red"), Thing("square", "blue")
+    clip = world.render(scene([red, blue], [(24, 32), (36, 32)], depth=(200, 240)), 64)
+    edges = clip.edges[0, 25:39, :, 0]
+    assert (edges[:, 24] == 255).all()  # the nearer square's left side,
+    assert (edges[:, 23] == 0).all()  # beside which the other one goes on
 
 
 def test_backgrounds_differ_in_colour_or_texture():

@@ -45,7 +45,8 @@ TOLERANCE = 1.5 / SIZE  # of the places' borders, in frame widths
 
 _FRAMES = 4  # of a clip, in which all things are searched
 _DIAMETERS = (0, 2, 4, 6)  # numbers of those in which all things are searched first
-_CANDIDATES = 6  # things of the first search that are compared exactly
+# Things of the first search that are compared exactly; more where none of the first ones fits.
+_CANDIDATES = (6, 24)
 _MOST_OBJECTS = 3
 
 
@@ -135,20 +136,23 @@ def _search(view: View) -> _Found:
         matching.rough_gains(view, frame, weights).reshape(SIDE**2, len(THINGS), -1)
         for frame in chosen
     ]
-    candidates = np.argsort(-sum(gain.max((0, 2)) for gain in gains))[:_CANDIDATES]
-    matches = [
-        [_match(view, frame, int(thing), slice(None), gain[:, thing]) for thing in candidates]
-        for frame, gain in zip(chosen, gains, strict=True)
-    ]
-    sure = np.array([[match.gain for match in row] for row in matches])  # [frames, candidates]
-    best = int(sure.mean(0).argmax())
+    order = np.argsort(-sum(gain.max((0, 2)) for gain in gains))
+    matches = [[] for _ in chosen]
+    for count in _CANDIDATES:
+        for row, frame, gain in zip(matches, chosen, gains, strict=True):
+            for thing in order[len(row) : count]:
+                row.append(_match(view, frame, int(thing), slice(None), gain[:, thing]))
+        sure = np.array([[match.gain for match in row] for row in matches])  # [frames, things]
+        best = int(sure.mean(0).argmax())
+        if np.median([row[best].misfit for row in matches]) <= MAX_MISFIT:
+            break
     # What the same place may show instead; another object elsewhere is no rival.
     places = np.array([[match.window for match in row] for row in matches])
     near = np.abs(places - places[:, best : best + 1]).max(-1) <= WINDOW // 3
     halves = np.array_split(np.where(near, sure, -np.inf), min(2, len(sure)))
     sizes = [bank.diameter[row[best].template] for row in matches]
     return _Found(
-        thing=int(candidates[best]),
+        thing=int(order[best]),
         diameter=int(np.median(sizes)),
         agreed=all(half.sum(0).argmax() == best for half in halves),
     )
