@@ -383,7 +383,7 @@ def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
 class FakeCascade(pipelines.CascadeModel):
     last_config = config_lib.from_dict(
         {
-            "data": {"name": "moving_shapes", "config": "16x16x8"},
+            "data": {"name": "moving_shapes", "config": "16x16x8", "num_frames": 8},
             "stage": {"shape": (8, 16, 16)},
         }
     )

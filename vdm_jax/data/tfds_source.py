@@ -124,7 +124,7 @@ def video_shape(name: str, builder: Any) -> tuple[int | None, ...]:
 def rendered_captions(data: ConfigDict, split: str) -> list[str]:
     """The captions of a split of the rendered data set that a configuration's `data` names: those
     of its frames where it is read as single frames. Raises DataError."""
-    builder = make_builder(data.name, data.config, data.data_dir)
+    builder = make_builder(data.name, data.config)
     if single_frames(data.name, data.num_frames):
         return builder.frame_captions(split)
     return builder.captions(split)
