@@ -78,7 +78,7 @@ def read(video: UInt8[np.ndarray, "f h w 3"]) -> list[Reading]:
     pixels = matching.halved(video.astype(np.float32) / 255)
     ground = _background(pixels)
     background = NONE if ground is None else tuple(BACKGROUNDS)[ground]
-    view, readings = View.of(pixels, ground), []
+    view, readings = matching.make_view(pixels, ground), []
     for _ in range(_MOST_OBJECTS):
         if view.cost.sum((1, 2)).mean() < MIN_GAIN:
             break

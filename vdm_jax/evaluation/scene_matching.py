@@ -120,31 +120,6 @@ class View(NamedTuple):
     mean: Float[np.ndarray, "3"]
     rough: Float[np.ndarray, "f h w 5"]
 
-    @classmethod
-    def of(cls, pixels: Float[np.ndarray, "f h w 3"], background: int | None) -> "View":
-        """The view of halved frames over a background, by its number."""
-        colors, shares, _ = palettes()
-        mean = np.full(3, 0.5, np.float32)
-        if background is not None:
-            mean = shares[background] @ colors[background]
-
-        def distance(pixels):
-            if background is None:
-                return np.ones(pixels.shape[:3], np.float32)
-            return squared_distances(pixels, colors[background]).min(-1)
-
-        smooth = smoothed(pixels)
-        own = distance(smooth) - (smooth**2).sum(-1)
-        rough = np.concatenate([own[..., None], smooth, np.ones_like(own)[..., None]], -1)
-        margin = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))
-        return cls(
-            pixels=np.pad(pixels, (*margin, (0, 0))),
-            distance=np.pad(distance(pixels), margin),
-            weight=np.pad(np.ones(pixels.shape[:3], np.float32), margin),
-            mean=mean,
-            rough=np.pad(rough, (*margin, (0, 0))),
-        )
-
     def without(self, covered: Bool[np.ndarray, "f h w"]) -> "View":
         """The view in which the pixels of an object do not count any more."""
         return self._replace(weight=self.weight * ~covered)
@@ -153,6 +128,31 @@ class View(NamedTuple):
     def cost(self) -> Float[np.ndarray, "f h w"]:
         """What it costs to explain each pixel as background."""
         return np.minimum(self.distance / SPREAD**2, MOST_COST) * self.weight
+
+
+def make_view(pixels: Float[np.ndarray, "f h w 3"], background: int | None) -> View:
+    """The view of halved frames over a background, by its number."""
+    colors, shares, _ = palettes()
+    mean = np.full(3, 0.5, np.float32)
+    if background is not None:
+        mean = shares[background] @ colors[background]
+
+    def distance(pixels):
+        if background is None:
+            return np.ones(pixels.shape[:3], np.float32)
+        return squared_distances(pixels, colors[background]).min(-1)
+
+    smooth = smoothed(pixels)
+    own = distance(smooth) - (smooth**2).sum(-1)
+    rough = np.concatenate([own[..., None], smooth, np.ones_like(own)[..., None]], -1)
+    margin = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))
+    return View(
+        pixels=np.pad(pixels, (*margin, (0, 0))),
+        distance=np.pad(distance(pixels), margin),
+        weight=np.pad(np.ones(pixels.shape[:3], np.float32), margin),
+        mean=mean,
+        rough=np.pad(rough, (*margin, (0, 0))),
+    )
 
 
 # --- things --------------------------------------------------------------------------------------
