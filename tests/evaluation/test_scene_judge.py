@@ -11,7 +11,7 @@ from vdm_jax.evaluation.judge import MOVING_SHAPES, score
 from vdm_jax.evaluation.scene_judge import NOTHING, SCENES, Reading, read
 
 CONFIGS = {config.name: config for config in Scenes.BUILDER_CONFIGS}
-COUNT = 40  # clips of a configuration and split
+COUNT = 32  # clips of a configuration and split
 
 
 @pytest.fixture(scope="module")

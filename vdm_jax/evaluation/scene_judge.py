@@ -38,7 +38,7 @@ FACTORS = Item._fields  # object, color, place, motion, background
 MAX_FOREIGN = 0.55  # share of a frame's pixels that the background's palette need not explain
 MIN_GRAIN = 0.3  # of a background over the least of a rendered one
 MIN_GAIN = 12.0  # of an object: what two pixels cost that nothing explains
-MAX_MISFIT = 0.4  # of an object
+MAX_MISFIT = 0.45  # of an object
 MIN_TRACKED = 0.25  # least gain in a frame over the clip's median
 MAX_UNEXPLAINED = 0.03  # share of the pixels that neither background nor objects explain
 TOLERANCE = 1.5 / SIZE  # of the places' borders, in frame widths
@@ -46,7 +46,7 @@ TOLERANCE = 1.5 / SIZE  # of the places' borders, in frame widths
 _FRAMES = 4  # of a clip, in which all things are searched
 _DIAMETERS = (0, 2, 4, 6)  # numbers of those in which all things are searched first
 # Things of the first search that are compared exactly; more where none of the first ones fits.
-_CANDIDATES = (6, 24)
+_CANDIDATES = (5, 24)
 _MOST_OBJECTS = 3
 
 
@@ -131,12 +131,12 @@ def _search(view: View) -> _Found:
     """The thing with the greatest gain over some of the frames."""
     bank, chosen = matching.templates(), _chosen(len(view.pixels))
     first = np.flatnonzero(np.isin(bank.diameter, _DIAMETERS))[:: len(PHASES)]
-    weights = bank.weights[:, first].reshape(-1, bank.weights.shape[-1])
+    weights = matching.rough_weights(view, bank.smooth[:, first].reshape(-1, WINDOW, WINDOW, 4))
     gains = [
         matching.rough_gains(view, frame, weights).reshape(SIDE**2, len(THINGS), -1)
         for frame in chosen
     ]
-    order = np.argsort(-sum(gain.max((0, 2)) for gain in gains))
+    order = _likeliest([gain.max(-1) for gain in gains])
     matches = [[] for _ in chosen]
     for count in _CANDIDATES:
         for row, frame, gain in zip(matches, chosen, gains, strict=True):
@@ -156,6 +156,21 @@ def _search(view: View) -> _Found:
         diameter=int(np.median(sizes)),
         agreed=all(half.sum(0).argmax() == best for half in halves),
     )
+
+
+def _likeliest(gains: Sequence[Float[np.ndarray, "n things"]]) -> Int[np.ndarray, "things"]:
+    """Things in the order in which they are compared: the best of each frame first, and so on.
+
+    Only the gains near the greatest of a frame count. What roughly fits another object of the
+    frame would else take the place of what fits this one.
+    """
+    ranks = []
+    for gain in gains:
+        y, x = divmod(int(gain.max(-1).argmax()), SIDE)
+        rows, columns = (np.abs(np.arange(SIDE) - at) <= WINDOW // 3 for at in (y, x))
+        near = gain[(rows[:, None] & columns).reshape(-1)].max(0)
+        ranks.append(np.argsort(np.argsort(-near)))
+    return np.argsort(np.min(ranks, axis=0), kind="stable")
 
 
 def _match(
@@ -183,14 +198,14 @@ class _Track(NamedTuple):
 
 def _follow(view: View, found: _Found) -> _Track:
     variants = slice(max(found.diameter - 1, 0) * len(PHASES), (found.diameter + 2) * len(PHASES))
-    weights = matching.templates().weights[found.thing, variants]
+    weights = matching.rough_weights(view, matching.templates().smooth[found.thing, variants])
     matches, covered = [], np.zeros(view.weight.shape, bool)
     for frame in range(len(view.pixels)):
         rough = matching.rough_gains(view, frame, weights)
         match = _match(view, frame, found.thing, variants, rough)
         match = matching.refined(view, frame, found.thing, match)
         y, x = match.window
-        covered[frame, y : y + WINDOW, x : x + WINDOW] = match.covered > 0.1
+        covered[frame, y : y + WINDOW, x : x + WINDOW] = match.covered > matching.COVERED
         matches.append(match)
     return _Track(
         gain=np.array([match.gain for match in matches]),

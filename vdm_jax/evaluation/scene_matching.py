@@ -22,6 +22,7 @@ MARGIN = 3  # pixels around the frame in which windows may lie
 SIDE = HALF + 2 * MARGIN - WINDOW + 1  # windows along an axis
 DIAMETERS = tuple(9.0 * (14.0 / 9.0) ** (step / 6) for step in range(7))  # 18 to 28 of the frame
 PHASES = tuple((x, y) for y in (0.0, 0.5) for x in (0.0, 0.5))  # of centres between pixels
+COVERED = 0.1  # least coverage of a thing's pixels
 SPREAD = 0.1  # of colours from 0 to 1
 MOST_COST = 8.0
 _COLOURS = 24  # of a palette
@@ -164,15 +165,14 @@ class Templates(NamedTuple):
     Attributes:
       covered: how much of each pixel it covers.
       color: its colour, times that.
-      weights: of each pixel's (distance to the background minus squared colour, colour, 1), which
-        is `View.rough`, in `rough_gains`.
+      smooth: coverage and colour smoothed, for `rough_gains`: red, green, blue, coverage.
       diameter: the number of its diameter.
       centre: (x, y) in the window.
     """
 
     covered: Float[np.ndarray, "n t p p"]
     color: Float[np.ndarray, "n t p p 3"]
-    weights: Float[np.ndarray, "n t c"]
+    smooth: Float[np.ndarray, "n t p p 4"]
     diameter: Int[np.ndarray, "t"]
     centre: Float[np.ndarray, "t 2"]
 
@@ -184,14 +184,10 @@ def templates() -> Templates:
     numbers = range(len(THINGS))
     drawn = np.stack([[_drawn(thing, centres, d) for d in DIAMETERS] for thing in numbers])
     drawn = drawn.reshape(len(THINGS), -1, WINDOW, WINDOW, 4)
-    smooth = smoothed(drawn.reshape(-1, WINDOW, WINDOW, 4)).reshape(drawn.shape)
-    solid = smooth[..., 3:] * (smooth[..., 3:] > 0.5)  # what is mostly background says little
-    pure = smooth[..., :3] / np.maximum(smooth[..., 3:], 1e-3)
-    parts = [solid, 2 * solid * pure, -(solid * pure**2).sum(-1, keepdims=True)]
     return Templates(
         covered=drawn[..., 3],
         color=drawn[..., :3],
-        weights=np.concatenate(parts, -1).reshape(*drawn.shape[:2], -1),
+        smooth=smoothed(drawn.reshape(-1, WINDOW, WINDOW, 4)).reshape(drawn.shape),
         diameter=np.repeat(np.arange(len(DIAMETERS)), len(PHASES)),
         centre=np.tile(centres, (len(DIAMETERS), 1)),
     )
@@ -210,14 +206,29 @@ def _drawn(
     return windows
 
 
+def rough_weights(view: View, smooth: Float[np.ndarray, "t p p 4"]) -> Float[np.ndarray, "t c"]:
+    """What `rough_gains` multiplies pixels with, of smoothed templates over a view's background."""
+    covered = smooth[..., 3:]
+    drawn = smooth[..., :3] + (1 - covered) * view.mean
+    own = np.einsum("tyxc,tyxc->tyx", drawn, drawn)[..., None]
+    parts = np.concatenate([np.ones_like(own), 2 * drawn, -own], -1) * (covered > COVERED)
+    return parts.reshape(len(parts), -1)
+
+
 def rough_gains(
     view: View, frame: int, weights: Float[np.ndarray, "t c"]
 ) -> Float[np.ndarray, "n t"]:
     """Of templates at all windows: the squared distances of their pixels, smoothed, to the
-    background's colours minus those to their own, without a limit. A matrix product is fast."""
+    background's colours minus those to their own, without a limit. A matrix product is fast.
+
+    -inf where less than a third of a window counts: nothing is gained there, and nothing lost.
+    """
     parts = view.rough[frame] * view.weight[frame][..., None]
     windows = np.moveaxis(sliding_window_view(parts, (WINDOW, WINDOW), (0, 1)), 2, -1)
-    return windows.reshape(SIDE**2, -1) @ weights.T
+    windows = windows.reshape(SIDE**2, -1)
+    gains = windows @ weights.T
+    gains[np.einsum("nc->n", windows[:, 4::5]) < WINDOW**2 / 3] = -np.inf
+    return gains
 
 
 class Match(NamedTuple):
@@ -302,7 +313,7 @@ def _fit(
     counts and that cost `ground` as background."""
     steps = (pixels[..., color] - drawn[..., color] for color in range(3))
     cost = np.minimum(sum(step * step for step in steps) * (1 / SPREAD**2), MOST_COST)
-    seen = weight * (covered > 0.1)
+    seen = weight * (covered > COVERED)
     own = np.einsum("ntp,ntp->nt", seen, cost)  # far faster than a sum over a last axis
     gain = np.einsum("ntp,nup->nt", seen, ground) - own
     return gain, own / np.maximum(np.einsum("ntp->nt", seen), 1) / MOST_COST
