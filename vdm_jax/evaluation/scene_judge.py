@@ -46,7 +46,7 @@ TOLERANCE = 1.5 / SIZE  # of the places' borders, in frame widths
 _FRAMES = 4  # of a clip, in which all things are searched
 _DIAMETERS = (0, 2, 4, 6)  # numbers of those in which all things are searched first
 # Things of the first search that are compared exactly; more where none of the first ones fits.
-_CANDIDATES = (5, 24)
+_CANDIDATES = (6, 24)
 _MOST_OBJECTS = 3
 
 
@@ -144,7 +144,8 @@ def _search(view: View) -> _Found:
                 row.append(_match(view, frame, int(thing), slice(None), gain[:, thing]))
         sure = np.array([[match.gain for match in row] for row in matches])  # [frames, things]
         best = int(sure.mean(0).argmax())
-        if np.median([row[best].misfit for row in matches]) <= MAX_MISFIT:
+        misfit = np.median([row[best].misfit for row in matches])
+        if misfit <= MAX_MISFIT and sure[:, best].mean() >= MIN_GAIN:
             break
     # What the same place may show instead; another object elsewhere is no rival.
     places = np.array([[match.window for match in row] for row in matches])
@@ -161,16 +162,28 @@ def _search(view: View) -> _Found:
 def _likeliest(gains: Sequence[Float[np.ndarray, "n things"]]) -> Int[np.ndarray, "things"]:
     """Things in the order in which they are compared: the best of each frame first, and so on.
 
-    Only the gains near the greatest of a frame count. What roughly fits another object of the
-    frame would else take the place of what fits this one.
+    Gains are ranked near each of a frame's two peaks. What roughly fits another object of the frame
+    would else take the place of what fits this one.
     """
     ranks = []
     for gain in gains:
-        y, x = divmod(int(gain.max(-1).argmax()), SIDE)
-        rows, columns = (np.abs(np.arange(SIDE) - at) <= WINDOW // 3 for at in (y, x))
-        near = gain[(rows[:, None] & columns).reshape(-1)].max(0)
-        ranks.append(np.argsort(np.argsort(-near)))
+        for peak in _peaks(gain.max(-1)):
+            near = gain[_near(peak).reshape(-1)].max(0)
+            ranks.append(np.argsort(np.argsort(-near)))
     return np.argsort(np.min(ranks, axis=0), kind="stable")
+
+
+def _peaks(gains: Float[np.ndarray, "n"]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The window (y, x) with the greatest gain, and the one with the greatest elsewhere."""
+    first = divmod(int(gains.argmax()), SIDE)
+    elsewhere = np.where(_near(first).reshape(-1), -np.inf, gains)
+    return first, divmod(int(elsewhere.argmax()), SIDE)
+
+
+def _near(window: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
+    """Which windows lie within a third of a window of one."""
+    rows, columns = (np.abs(np.arange(SIDE) - at) <= WINDOW // 3 for at in window)
+    return rows[:, None] & columns
 
 
 def _match(
@@ -178,11 +191,8 @@ def _match(
 ) -> Match:
     """The match of a thing near the window with the greatest rough gain, or near the next one that
     is elsewhere: of two red objects each may roughly be the other."""
-    gains = rough.max(-1).reshape(SIDE, SIDE)
-    first = divmod(int(gains.argmax()), SIDE)
-    y, x = (np.abs(np.arange(SIDE) - at) <= WINDOW // 3 for at in first)
-    second = divmod(int(np.where(y[:, None] & x, -np.inf, gains).argmax()), SIDE)
-    found = [matching.match(view, frame, thing, variants, near) for near in (first, second)]
+    peaks = _peaks(rough.max(-1))
+    found = [matching.match(view, frame, thing, variants, peak) for peak in peaks]
     return max(found, key=lambda match: match.gain)
 
 
