@@ -51,6 +51,7 @@ setup(
             "checkpoints/*/cascade.json",
             "parallel/*.txtpb",
             "evaluation/*.txt",
+            "data/scenes/sprites/*",
         ]
     },
     cmdclass={"build_py": BuildWithConfigs},

@@ -87,7 +87,7 @@ def held_out(step, count: int, data_dir: str | None) -> tuple[np.ndarray, list[s
 
     data = pretrained.read_config(step.source).data
     if data.name == "moving_shapes":
-        found = clips.from_moving_shapes(data.config, "held_out", count)
+        found = clips.from_rendered("moving_shapes", data.config, "held_out", count)
     else:
         data = data.copy_and_resolve_references()
         with data.unlocked():

@@ -53,7 +53,9 @@ def main() -> None:
     from vdm_jax.evaluation import clips
 
     model = vdm_jax.load()
-    found = clips.from_moving_shapes(model.config.data.config, "held_out", options.clips)
+    found = clips.from_rendered(
+        "moving_shapes", model.config.data.config, "held_out", options.clips
+    )
     truth, prompts = found.videos, found.captions
     cost(model, options)
     for method in options.methods:

@@ -66,7 +66,7 @@ def motion(options) -> list[dict]:
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.training.state import count_parameters
 
-    truth = clips.from_moving_shapes("16x16x32", "held_out", options.clips)
+    truth = clips.from_rendered("moving_shapes", "16x16x32", "held_out", options.clips)
     rows = [_row("rendered", truth.videos, truth.captions, 0, 0.0)]
     for name, file, count in (
         ("one pass", "cascade", 1),
@@ -119,7 +119,7 @@ def seams(options) -> list[dict]:
     config = config_lib.load_config(CONFIGS / "cascade.py")
     _, refining = cascade_lib.from_config(config, options.workdir).steps
     model = pretrained.load(refining.source)
-    truth = clips.from_moving_shapes("32x32x32", "held_out", options.clips)
+    truth = clips.from_rendered("moving_shapes", "32x32x32", "held_out", options.clips)
     coarse = model.stage.coarse(truth.videos)
     frames, size = truth.videos.shape[1], model.config.sample.window
     made, borders = {}, {}

@@ -33,7 +33,7 @@ def main() -> None:
 
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    found = clips.from_moving_shapes(options.data, "train", options.clips)
+    found = clips.from_rendered("moving_shapes", options.data, "train", options.clips)
     for number, (video, caption) in enumerate(zip(found.videos, found.captions, strict=True)):
         path = out / f"clip_{number:04d}.mp4"
         video_io.write_mp4(path, pastel(video), fps=24, min_size=_MIN_SIZE)

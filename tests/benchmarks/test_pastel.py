@@ -22,7 +22,7 @@ def test_files_hold_the_clips_and_their_captions(tmp_path, monkeypatch):
     pastel.main()
     folder = VideoFolder(tmp_path, num_frames=32, image_size=16)
     assert len(folder) == 2
-    rendered = clips.from_moving_shapes("16x16x32", "train", 2)
+    rendered = clips.from_rendered("moving_shapes", "16x16x32", "train", 2)
     for number in range(2):
         read = folder[number]
         assert read["caption"] == rendered.captions[number]

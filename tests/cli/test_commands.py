@@ -265,7 +265,9 @@ def test_xla_is_told_only_flags_that_it_knows(monkeypatch, version, given, told)
 
 
 @pytest.mark.parametrize(
-    "name", [*cli.COMMANDS, "data prepare", "data embed"], ids=lambda name: name.replace(" ", "_")
+    "name",
+    [*cli.COMMANDS, "data prepare", "data show", "data embed"],
+    ids=lambda name: name.replace(" ", "_"),
 )
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -381,7 +383,7 @@ def test_evaluate_reports_what_the_judge_reads(monkeypatch, capsys):
 class FakeCascade(pipelines.CascadeModel):
     last_config = config_lib.from_dict(
         {
-            "data": {"name": "moving_shapes", "config": "16x16x8"},
+            "data": {"name": "moving_shapes", "config": "16x16x8", "num_frames": 8},
             "stage": {"shape": (8, 16, 16)},
         }
     )

@@ -219,7 +219,7 @@ def test_mistakes_say_what_to_do(shapes_dir, tmp_path):
     assert "data.image_size = 32" in error(image_size=32)
     assert "train, held_out" in error(split="test").replace("held_out, train", "train, held_out")
     assert "16x16x8" in error(config="17x17x8")
-    assert "video_folder, video_shards, moving_shapes, ucf101" in error(name="ucf_101")
+    assert "video_folder, video_shards, moving_shapes, scenes, ucf101" in error(name="ucf_101")
     assert "data.frame_stride" in error(fps=8.0)
     wrong = config_for(shapes_dir)
     wrong.model.num_labels = 5

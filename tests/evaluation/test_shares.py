@@ -23,7 +23,7 @@ METRICS = "fvd,consistency,accuracy,psnr"
 def archives(tmp_path_factory):
     """Two sets of clips, whose captions are classes of Kinetics."""
     folder = tmp_path_factory.mktemp("clips")
-    found = clips.from_moving_shapes("16x16x8", "held_out", 2 * COUNT)
+    found = clips.from_rendered("moving_shapes", "16x16x8", "held_out", 2 * COUNT)
     for name, chosen in (("ours", slice(COUNT)), ("theirs", slice(COUNT, None))):
         prompts = np.array(kinetics.class_names()[:COUNT])
         np.savez(folder / f"{name}.npz", video=found.videos[chosen], prompts=prompts)

@@ -38,7 +38,7 @@ class Projection:
 
 @pytest.fixture(scope="module")
 def shapes():
-    return clips.from_moving_shapes("16x16x8", "held_out", 96)
+    return clips.from_rendered("moving_shapes", "16x16x8", "held_out", 96)
 
 
 class Noise:

@@ -1,12 +1,18 @@
-"""`vdm data prepare`, `vdm data embed` and `vdm data shard`."""
+"""`vdm data prepare`, `vdm data show`, `vdm data embed` and `vdm data shard`."""
 
 import importlib
 
 from vdm_jax import cli
 
-_MODULES = {"prepare": "prepare_data", "embed": "embed_text", "shard": "shard_data"}
+_MODULES = {
+    "prepare": "prepare_data",
+    "show": "show_data",
+    "embed": "embed_text",
+    "shard": "shard_data",
+}
 _COMMANDS = {
     "prepare": "render, or download, a data set",
+    "show": "write a picture of a data set's clips and captions",
     "embed": "embed the captions of a data set by a frozen text encoder",
     "shard": "write a folder of videos as few large files",
 }

@@ -262,27 +262,24 @@ def _refined(model, prompts: list[str]):
     data = model.config.data
     if "stage" not in model.config or not model.config.stage.low_res:
         return prompts, None
-    if data.name == "moving_shapes":
-        found = clips.from_moving_shapes(data.config, "held_out", len(prompts))
-    else:
-        found = clips.of_data(data, len(prompts), seed=0)
+    found = clips.of_data(data, len(prompts), seed=0)
     return list(found.captions), model.stage.coarse(found.videos)
 
 
 def _judged(model) -> tuple[list[str], Callable | None]:
     """The captions that the report samples, and what scores the samples, if anything does."""
-    from vdm_jax.data import moving_shapes
-    from vdm_jax.evaluation import judge
+    from vdm_jax.data import tfds_source
+    from vdm_jax.evaluation import judge, vocabularies
 
-    if model.config.data.name != "moving_shapes":
+    data = model.config.data
+    if not tfds_source.is_rendered(data.name):
         return list(model.config.train.sample_prompts) or [""], None
 
     def score(videos, prompts):
-        shares = judge.score(videos, prompts)
-        return {name: float(shares[name]) for name in (*judge.FACTORS, "all")}
+        shares = judge.score(videos, prompts, vocabularies.choose(prompts))
+        return {name: float(value) for name, value in shares.items() if name != "n"}
 
-    objects = 2 if model.config.data.config.endswith("_two") else 1
-    return moving_shapes.captions("held_out", objects), score
+    return tfds_source.rendered_captions(data, "held_out"), score
 
 
 def _figures(model, metrics: list[str], count: int) -> Callable | None:

@@ -10,8 +10,8 @@
 A model is sampled as its configuration says (steps, rule, guidance), unless flags say otherwise.
 
 The first samples held-out captions of the embedded data set. The judge reads the samples: it
-measures colour, shape and direction from the pixels, and `all` is the share of samples with all
-three right.
+measures from the pixels what captions say, such as colour, shape and direction, and `all` is the
+share of samples with everything right.
 
 With --metrics every figure comes with its interval and its protocol: everything that it depends on
 except the model. --out=FILE keeps the figures as JSON. --compare makes a table of two such files,
@@ -236,17 +236,16 @@ def _judge(options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from vdm_jax.data import moving_shapes
-    from vdm_jax.evaluation import judge
+    from vdm_jax.data import tfds_source
+    from vdm_jax.evaluation import judge, vocabularies
 
     drawing = evaluating.drawing(options)
-    if drawing.data.name != "moving_shapes":
+    if not tfds_source.is_rendered(drawing.data.name):
         raise ValueError(
-            f"data.name = {drawing.data.name!r}: the judge reads moving_shapes only; "
+            f"data.name = {drawing.data.name!r}: the judge reads rendered data only; "
             "--metrics=fvd,... measures others"
         )
-    objects = 2 if drawing.data.config.endswith("_two") else 1
-    captions = moving_shapes.captions("held_out", objects)
+    captions = tfds_source.rendered_captions(drawing.data, "held_out")
     prompts, refined = list(itertools.islice(itertools.cycle(captions), options.num_samples)), None
     if drawing.refines:
         reference = evaluating.references(options, drawing, None, options.num_samples)
@@ -256,7 +255,10 @@ def _judge(options) -> int:
     seconds = time.monotonic() - started
     if jax.process_index() != 0:
         return 0
-    scores = {name: float(value) for name, value in judge.score(videos, prompts).items()}
+    vocabulary = vocabularies.choose(prompts)
+    figures = judge.score(videos, prompts, vocabulary)
+    scores = {name: float(value) for name, value in figures.items()}
+    shown = [name for name in (*vocabulary.factors, "all") if name in scores]
     scores |= {"n": len(prompts), **drawing.settings, "seconds": round(seconds, 1)}
     given = common.sampler_changes(options)
     scores |= {name: value for name, value in given.items() if value is not None}
@@ -266,9 +268,9 @@ def _judge(options) -> int:
 
     print(f"{len(prompts)} samples of held-out captions, read by the judge:")
     table = Table()
-    for name in ("color", "shape", "direction", "all"):
+    for name in shown:
         table.add_column(name, justify="right")
-    table.add_row(*(f"{scores[name]:.1%}" for name in ("color", "shape", "direction", "all")))
+    table.add_row(*(f"{scores[name]:.1%}" for name in shown))
     Console().print(table)
     settings = ", ".join(f"{name} {value}" for name, value in drawing.settings.items())
     print(f"sampling took {seconds:.0f} s ({settings})")

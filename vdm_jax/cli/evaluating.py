@@ -291,6 +291,7 @@ def _prompts(found: Drawing, clips: "Clips", rows: Sequence[int]) -> list[str]:
 
 def references(options, found: Drawing, spec: str | None, count: int) -> "Clips":
     """Clips as the model makes them, of `spec` or of the model's own data set."""
+    from vdm_jax.data import tfds_source
     from vdm_jax.evaluation import clips
 
     data, (frames, height, width) = found.data, found.shape
@@ -302,7 +303,7 @@ def references(options, found: Drawing, spec: str | None, count: int) -> "Clips"
             "fps": float(data.get("fps", 0.0)),
         }
         return _reference(options, spec, count, cut)
-    if data.name != "moving_shapes":
+    if not tfds_source.is_rendered(data.name):
         section = data.copy_and_resolve_references()
         with section.unlocked():
             section.num_frames, section.frame_stride = frames, found.stride
@@ -333,7 +334,7 @@ def _reference(options, spec: str, count: int, cut: dict) -> "Clips":
     """The clips that `spec` names."""
     from ml_collections import ConfigDict
 
-    from vdm_jax.data import pipeline
+    from vdm_jax.data import pipeline, tfds_source
     from vdm_jax.evaluation import clips
 
     if Path(spec).exists():
@@ -341,9 +342,10 @@ def _reference(options, spec: str, count: int, cut: dict) -> "Clips":
     name, _, split = spec.partition(":")
     name, _, config = name.partition("/")
     height, width = clips.height_width(cut["size"])
-    if name == "moving_shapes":
-        config = config or f"{height}x{width}x{cut['num_frames']}"
-        return clips.from_moving_shapes(config, split or "held_out", count)
+    if tfds_source.is_rendered(name):
+        frames = tfds_source.single_frames(name, cut["num_frames"])
+        config = config or ("" if frames else f"{height}x{width}x{cut['num_frames']}")
+        return clips.from_rendered(name, config, split or "held_out", count, frames=frames)
     section = ConfigDict(
         {
             "name": name,

@@ -26,7 +26,7 @@ def render(model: "Model", count: int) -> tuple["np.ndarray", Sequence[str]]:
     """Rendered clips, uint8 `n f h w c`, of held-out captions, and the captions."""
     from vdm_jax.evaluation import clips
 
-    held_out = clips.from_moving_shapes(model.config.data.config, "held_out", count)
+    held_out = clips.from_rendered("moving_shapes", model.config.data.config, "held_out", count)
     return held_out.videos, held_out.captions
 
 

@@ -1,12 +1,14 @@
 """Prepares a data set on disk; does nothing where that is done already.
 
     vdm data prepare --data=moving_shapes/16x16x8 --data_dir=data
+    vdm data prepare --data=scenes
     vdm data prepare --config=vdm/moving_shapes
 
-The second prepares the data set that a configuration trains on.
+The third prepares the data set that a configuration trains on.
 
 moving_shapes is rendered here, in seconds to minutes by size. Its variants are named by height,
 width and frames: 16, 32 or 64 pixels, 8, 16 or 32 frames, for example 64x64x16, and with two shapes
+64x64x16_two. scenes is rendered too, in one to two minutes: 64x64x16, and with two objects
 64x64x16_two. The other TFDS data sets (ucf101, moving_mnist, bair_robot_pushing_small, robonet,
 starcraft_video, davis) are downloaded from where their authors keep them. Folders of video files
 need no preparation (data.name = "video_folder").
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> int:
 
 
 def render_missing(data) -> None:
-    """Renders the embedded data set where a run needs it and it is missing, and says so.
+    """Renders an embedded data set where a run needs it and it is missing, and says so.
 
     data: the section `data` of a configuration; other data sets are left alone. Several processes
     render nothing: their disks may be shared or not, so the data must be there before.
@@ -78,7 +80,7 @@ def render_missing(data) -> None:
 
     from vdm_jax.data import tfds_source
 
-    if data.name != "moving_shapes" or jax.process_count() > 1:
+    if not tfds_source.is_rendered(data.name) or jax.process_count() > 1:
         return
     builder = tfds_source.make_builder(data.name, data.config, data.data_dir)
     if not builder.info.splits:

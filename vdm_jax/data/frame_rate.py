@@ -10,9 +10,9 @@ from vdm_jax.data.source import ClipSource
 
 # What videos of an unknown rate are written with.
 DEFAULT = 8.0
-# Frames a second of data sets whose examples do not say it. Moving shapes have no rate of their
+# Frames a second of data sets whose examples do not say it. Rendered data have no rate of their
 # own; UCF-101: Soomro et al. 2012, section 2; DAVIS: Pont-Tuset et al. 2017, section 3.
-_RATES = {"moving_shapes": DEFAULT, "ucf101": 25.0, "davis": 24.0}
+_RATES = {"moving_shapes": DEFAULT, "scenes": DEFAULT, "ucf101": 25.0, "davis": 24.0}
 
 
 def of_source(source: ClipSource) -> float:

@@ -7,16 +7,13 @@
 See `docs/data.md` for the combinations that only `held_out` shows.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
-import itertools
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vdm_jax.data import rendering
 from vdm_jax.data.shapes import (
     COLORS,
     COMBINATIONS,
@@ -104,17 +101,8 @@ def clips(
         )
         return chosen, videos[: count - block]
 
-    threads = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:  # numpy lets them run together
-        blocks = iter(range(0, count, _BLOCK))
-        ahead = collections.deque(
-            pool.submit(rendered, block) for block in itertools.islice(blocks, threads + 1)
-        )
-        while ahead:
-            chosen, videos = ahead.popleft().result()
-            for block in itertools.islice(blocks, 1):
-                ahead.append(pool.submit(rendered, block))
-            yield from zip(chosen, videos, strict=False)
+    for chosen, videos in rendering.ahead(rendered, range(0, count, _BLOCK)):
+        yield from zip(chosen, videos, strict=False)
 
 
 class MovingShapes(tfds.core.GeneratorBasedBuilder):
@@ -129,6 +117,15 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
         for num_frames in (8, 16, 32)
     ]
     builder_config: MovingShapesConfig
+
+    def captions(self, split: str) -> list[str]:
+        """Every caption that a split may have."""
+        return captions(split, self.builder_config.num_objects)
+
+    def rendered(self, split: str, count: int | None) -> Iterator[tuple[np.ndarray, str]]:
+        """Video and caption of the first `count` clips of a split, which need not be prepared."""
+        for scene, video in clips(self.builder_config, split, count):
+            yield video, make_caption(scene)
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config

@@ -43,7 +43,10 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
     any case when a generator is given.
     """
     # Imported when needed: TFDS and PyAV take their time.
+    extras = tuple(data.get("extras", ()))
     if data.name in _OF_FILES:
+        if extras:
+            raise DataError(f"data.extras = {extras}: {data.name} has none")
         from vdm_jax.data.video_folder import VideoFolder
         from vdm_jax.data.video_shards import VideoShards
 
@@ -77,6 +80,7 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
         image_size=data.image_size,
         image_width=data.get("image_width", 0),
         frame_stride=data.frame_stride,
+        extras=extras,
     )
 
 
@@ -228,7 +232,7 @@ class _Example:
             part, values = self.reading.draw(rng)
         clip = self._read(int(index), part, rng, mirror, reverse)
         example = {"video": clip["video"], **self._tokens([clip["caption"]], "", squeeze=True)}
-        example |= self._null_text | values
+        example |= self._null_text | values | {name: clip[name] for name in self.source.extras}
         if "label" in clip:
             example["label"] = np.int32(clip["label"])
         if self.image_frames:
@@ -252,9 +256,14 @@ class _Example:
             part = part.mirrored(width) if mirror else part
             part = part.reversed(length) if reverse else part
             clip = self.source.read_part(index, part, rng)
-        video = clip["video"][:: -1 if reverse else 1, :, :: -1 if mirror else 1]
+        turned = (
+            slice(None, None, -1 if reverse else 1),
+            slice(None),
+            slice(None, None, -1 if mirror else 1),
+        )
         # Its own memory: a view keeps the frames that it was cut out of.
-        return {**clip, "video": np.ascontiguousarray(video)}
+        names = ("video", *self.source.extras)
+        return clip | {name: np.ascontiguousarray(clip[name][turned]) for name in names}
 
     def _mirrored(
         self, image: UInt8[np.ndarray, "1 h w 3"], rng: np.random.Generator
@@ -300,7 +309,8 @@ class ClipDataset:
     A batch has `video` uint8 [b, f, h, w, 3]; with a text encoder `tokens` int32 [b, L], or of a
     frozen one `text_embeddings` float16 [b, L, d], and `token_mask` bool [b, L], and both with the
     prefix null_ of the text that stands for no text, if it has one; of a source with
-    labels `label` int32 [b]; with image_frames = k `images` uint8 [b, k, h, w, 3] of random other
+    labels `label` int32 [b]; the source's `extras` by name, uint8 [b, f, h, w, c], cut and turned
+    as `video` is; with image_frames = k `images` uint8 [b, k, h, w, 3] of random other
     clips with `image_tokens` or `image_text_embeddings` and `image_token_mask` [b, k, ...]. b is
     batch_size, or the number of `rows` of each batch asked for.
 

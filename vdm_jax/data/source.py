@@ -20,6 +20,7 @@ class ClipSource(abc.ABC):
 
     video_shape: tuple[int, int, int, int]
     num_labels: int = 0  # 0: examples have no "label"
+    extras: tuple[str, ...] = ()  # names of further arrays of every clip, uint8 [f, h, w, c]
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -27,9 +28,11 @@ class ClipSource(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """The clip: {"video": uint8 [f, h, w, 3], "caption": str[, "label": int]}.
+        """The clip: {"video": uint8 [f, h, w, 3], "caption": str[, "label": int]}, and `extras`.
 
-        Where a stored video is longer than a clip, `rng` chooses the part; without it the middle.
+        A source whose frames have captions of their own adds "frame_captions", a list of f texts;
+        the caption of a clip of one frame is that frame's. Where a stored video is longer than a
+        clip, `rng` chooses the part; without it the middle.
         """
 
     @abc.abstractmethod
@@ -44,13 +47,18 @@ class ClipSource(abc.ABC):
         Sources that can read a part without the whole override this.
         """
         clip = self.read(index, rng)
-        return {**clip, "video": part.of(clip["video"])}
+        return clip | {name: part.of(clip[name]) for name in ("video", *self.extras)}
 
     def read_frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One random frame of the clip: {"image": uint8 [h, w, 3], "caption": str}."""
+        """One random frame of the clip: {"image": uint8 [h, w, 3], "caption": str}.
+
+        The caption is the frame's own where the source has one, else the clip's.
+        """
         example = self.read(index, rng)
-        frame = rng.integers(len(example["video"]))
-        return {"image": example["video"][frame], "caption": example["caption"]}
+        frame = int(rng.integers(len(example["video"])))
+        captions = example.get("frame_captions")
+        caption = captions[frame] if captions else example["caption"]
+        return {"image": example["video"][frame], "caption": caption}
 
     def summary(self) -> str:
         """One or more lines for people: how many clips, and what was skipped and why."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
-from vdm_jax.data import shapes
 from vdm_jax.data.source import ClipSource, DataError, fit, window
 from vdm_jax.data.tfds_video import PNGVideo
 from vdm_jax.stage.window import Part
@@ -26,14 +26,21 @@ from vdm_jax.stage.window import Part
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Where a data set's parts are; "a/b" is feature b of feature a."""
+    """Where a data set's parts are; "a/b" is feature b of feature a.
+
+    A builder with `as_rendered` is this package's: it has `captions(split)` and `rendered(split,
+    count)`, and clips of other sizes or lengths are refused, not resampled. With `frame_captions`,
+    one caption for each frame, single frames may be read as well, each with its own caption, and
+    such a builder has `frame_captions` and `rendered_frames` likewise.
+    """
 
     module: str
     builder: str
     video: str
     caption: str = ""
+    frame_captions: str = ""
     label: str = ""
-    as_rendered: bool = False  # clips of other sizes or lengths are refused, not resampled
+    as_rendered: bool = False
 
 
 DATASETS = {
@@ -42,6 +49,14 @@ DATASETS = {
         builder="MovingShapes",
         video="video",
         caption="caption",
+        as_rendered=True,
+    ),
+    "scenes": Dataset(
+        module="vdm_jax.data.scenes.builder",
+        builder="Scenes",
+        video="video",
+        caption="caption",
+        frame_captions="frame_captions",
         as_rendered=True,
     ),
     "ucf101": Dataset(
@@ -70,6 +85,16 @@ DATASETS = {
 }
 
 
+def is_rendered(name: str) -> bool:
+    """Whether `data.name` is a data set that this package renders itself."""
+    return name in DATASETS and DATASETS[name].as_rendered
+
+
+def single_frames(name: str, num_frames: int) -> bool:
+    """Whether clips of `num_frames` are single frames with captions of their own."""
+    return num_frames == 1 and name in DATASETS and bool(DATASETS[name].frame_captions)
+
+
 def make_builder(name: str, config: str = "", data_dir: str = "data") -> Any:
     """The TFDS builder of a data set of `DATASETS`, which stores array_record files.
 
@@ -89,6 +114,20 @@ def make_builder(name: str, config: str = "", data_dir: str = "data") -> Any:
         builder = cls(config=config or None, data_dir=data_dir, file_format="array_record")
         builder.info  # noqa: B018  made on first use, which must be inside this context
     return builder
+
+
+def video_shape(name: str, builder: Any) -> tuple[int | None, ...]:
+    """(f, h, w, c) of a data set's stored videos, None where they differ."""
+    return _feature(builder.info.features, DATASETS[name].video).shape
+
+
+def rendered_captions(data: ConfigDict, split: str) -> list[str]:
+    """The captions of a split of the rendered data set that a configuration's `data` names: those
+    of its frames where it is read as single frames. Raises DataError."""
+    builder = make_builder(data.name, data.config)
+    if single_frames(data.name, data.num_frames):
+        return builder.frame_captions(split)
+    return builder.captions(split)
 
 
 def prepare(builder: Any) -> None:
@@ -133,8 +172,12 @@ class TFDSSource(ClipSource):
         image_size: int,
         image_width: int = 0,
         frame_stride: int = 1,
+        extras: Sequence[str] = (),
     ):
-        """Raises DataError where the data set is not prepared or does not fit the numbers."""
+        """extras: names of stored arrays, of the video's frames and size, that are read as well.
+
+        Raises DataError where the data set is not prepared or does not fit the arguments.
+        """
         self._arguments = {
             "name": name,
             "config": config,
@@ -144,6 +187,7 @@ class TFDSSource(ClipSource):
             "image_size": image_size,
             "image_width": image_width,
             "frame_stride": frame_stride,
+            "extras": tuple(extras),
         }
         builder = make_builder(name, config, data_dir)
         self._dataset = DATASETS[name]
@@ -151,9 +195,11 @@ class TFDSSource(ClipSource):
         self.name = f"{name}/{builder.builder_config.name}" if builder.builder_config else name
         self.split = split
         self.video_shape = (num_frames, image_size, image_width or image_size, 3)
-        self._check_shape(_feature(builder.info.features, self._dataset.video).shape)
+        self._check_shape(video_shape(name, builder))
+        self.extras = tuple(extras)
+        self._check_extras(builder.info.features)
         self._check_prepared(builder, data_dir, f"--data={name}" + (f"/{config}" if config else ""))
-        self._num_objects = getattr(builder.builder_config, "num_objects", 1)
+        self._rendered = builder if self._dataset.as_rendered else None
         self._label_names = []
         if self._dataset.label:
             self._label_names = _feature(builder.info.features, self._dataset.label).names
@@ -167,6 +213,19 @@ class TFDSSource(ClipSource):
         if not len(self._examples):
             raise DataError(f"data.split = {split!r}: {self.name} has no example in it")
 
+    def _check_extras(self, features: Any) -> None:
+        """Arrays are neither resized nor resampled, so only rendered data have them."""
+        there = []
+        if self._dataset.as_rendered:
+            shape = features[self._dataset.video].shape[:3]
+            there = [name for name, feature in features.items() if feature.shape[:3] == shape]
+            there.remove(self._dataset.video)
+        if unknown := [name for name in self.extras if name not in there]:
+            raise DataError(
+                f"data.extras = {self.extras}: {self.name} has no {', '.join(unknown)}; "
+                f"allowed are {', '.join(there) or 'none'}"
+            )
+
     def _check_prepared(self, builder: Any, data_dir: str, flags: str) -> None:
         if not builder.info.splits:
             raise DataError(
@@ -177,8 +236,9 @@ class TFDSSource(ClipSource):
     def _check_shape(self, stored: tuple[int | None, ...]) -> None:
         frames, height, width = self.video_shape[:3]
         if self._dataset.as_rendered:
+            whole = 1 if single_frames(self._arguments["name"], frames) else stored[0]
             for field, wanted, there in (
-                ("num_frames", frames, stored[0]),
+                ("num_frames", frames, whole),
                 ("image_size", height, stored[1]),
                 ("image_width", width, stored[2]),
                 ("frame_stride", self._stride, 1),
@@ -203,7 +263,7 @@ class TFDSSource(ClipSource):
     ) -> dict[str, Any]:
         """See `ClipSource`; no other frames are scaled."""
         result = self._read(index, part.frames, rng)
-        return {**result, "video": part.box(result["video"])}
+        return result | {name: part.box(result[name]) for name in ("video", *self.extras)}
 
     def _read(
         self, index: int, chosen: Sequence[int], rng: np.random.Generator | None
@@ -212,24 +272,32 @@ class TFDSSource(ClipSource):
         video = _value(example, self._dataset.video)
         frames, *size = self.video_shape[:3]
         try:
-            taken = np.asarray(video[window(len(video), frames, self._stride, rng)])
-            video = fit(taken[list(chosen)], *size)
+            part = window(len(video), frames, self._stride, rng)
+            video = fit(np.asarray(video[part])[list(chosen)], *size)
         except DataError as error:
             raise DataError(f"{self.name} {self.split}, example {index}: {error}") from None
         result = {"video": video, "caption": ""}
+        for name in self.extras:
+            result[name] = np.asarray(example[name][part])[list(chosen)]
         if self._dataset.label:
             result["label"] = int(_value(example, self._dataset.label))
             result["caption"] = _words(self._label_names[result["label"]])
         if self._dataset.caption:
-            # Stored text is read as bytes; TFDS's mocked data has str.
-            text = _value(example, self._dataset.caption)
-            result["caption"] = text.decode() if isinstance(text, bytes) else str(text)
+            result["caption"] = _text(_value(example, self._dataset.caption))
+        if self._dataset.frame_captions:
+            texts = _value(example, self._dataset.frame_captions)[part]
+            result["frame_captions"] = [_text(texts[frame]) for frame in chosen]
+            if len(chosen) == 1:
+                result["caption"] = result["frame_captions"][0]
         return result
 
     def captions(self) -> Sequence[str]:
-        if self._dataset.builder == "MovingShapes":
+        if self._rendered is not None:
             split = "held_out" if self.split.startswith("held_out") else "train"
-            return shapes.captions(split, self._num_objects)
+            texts = self._rendered.captions(split) if self.video_shape[0] > 1 else []
+            if self._dataset.frame_captions:  # of single frames, and of images beside clips
+                texts = [*texts, *self._rendered.frame_captions(split)]
+            return texts
         return [_words(name) for name in self._label_names] or [""]
 
     def summary(self) -> str:
@@ -254,6 +322,11 @@ def _sequence_items(features: Any) -> Any:
 
 def _value(example: Any, path: str) -> Any:
     return functools.reduce(lambda value, name: value[name], path.split("/"), example)
+
+
+def _text(stored: Any) -> str:
+    """A stored text, which is read as bytes; TFDS's mocked data has str."""
+    return stored.decode() if isinstance(stored, bytes) else str(stored)
 
 
 def _words(label: str) -> str:

@@ -137,31 +137,40 @@ def from_source(source: ClipSource, count: int | None, seed: int, name: str, spl
     )
 
 
-def from_moving_shapes(config: str, split: str, count: int | None) -> Clips:
-    """The first clips of the embedded data set, rendered: it need not be prepared."""
-    from vdm_jax.data import moving_shapes, shapes
+def from_rendered(
+    name: str, config: str, split: str, count: int | None, *, frames: bool = False
+) -> Clips:
+    """The first clips of an embedded data set, rendered: it need not be prepared.
 
-    known = {c.name: c for c in moving_shapes.MovingShapes.BUILDER_CONFIGS}
-    if config not in known:
-        raise DataError(f"moving_shapes has no {config!r}: allowed are {', '.join(known)}")
+    frames: of each clip one frame, with its own caption; only of data sets that have those.
+    Raises DataError.
+    """
+    from vdm_jax.data import shapes, tfds_source
+
+    builder = tfds_source.make_builder(name, config)
     if split not in shapes.SPLITS:
         raise DataError(f"split {split!r}: allowed are {', '.join(shapes.SPLITS)}")
-    scenes, videos = zip(*moving_shapes.clips(known[config], split, count), strict=True)
+    render = builder.rendered_frames if frames else builder.rendered
+    videos, captions = zip(*render(split, count), strict=True)
+    config = builder.builder_config.name
     return Clips(
         videos=np.stack(videos),
-        captions=[shapes.make_caption(scene) for scene in scenes],
-        description={"data": f"moving_shapes/{config}", "split": split, "resize": UNCHANGED},
+        captions=list(captions),
+        description={"data": f"{name}/{config}", "split": split, "resize": UNCHANGED},
     )
 
 
 def of_data(data: ConfigDict, count: int | None, seed: int, split: str = "") -> Clips:
-    """Clips of the data set that a configuration's `data` names: of the embedded one those that are
+    """Clips of the data set that a configuration's `data` names: of an embedded one those that are
     held out, rendered; of another `count` of its split, drawn by `seed`.
 
     split: another split than the configuration's. Raises DataError.
     """
-    if data.name == "moving_shapes":
-        return from_moving_shapes(data.config, split or "held_out", count)
+    from vdm_jax.data import tfds_source
+
+    if tfds_source.is_rendered(data.name):
+        frames = tfds_source.single_frames(data.name, data.num_frames)
+        return from_rendered(data.name, data.config, split or "held_out", count, frames=frames)
     split = split or data.split
     return from_source(pipeline.make_source(data, split), count, seed, data.name, split)
 

@@ -1,4 +1,9 @@
-"""The judge of the moving-shapes data: reads colour, shape and direction from pixels, no network.
+"""The judge of rendered data: reads what a clip shows from its pixels, without a network.
+
+`score` compares readings with captions. What captions may say, and how a clip is read, is a
+`Vocabulary`: `MOVING_SHAPES` is here, `SCENES` in `scene_judge.py`.
+
+Moving shapes, of which colour, shape and direction are read:
 
 A clip is read in four steps. Colours: pixels are sorted by hue, and a colour that covers enough of
 the frame is an object. Coverage: every pixel is unmixed into the colours found, which gives each
@@ -11,9 +16,10 @@ path that is too short, crooked or broken by a jump. Something on the frame that
 known colour gives a further reading of three times "none", so that a clip with it is not right.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -45,7 +51,7 @@ class Reading(NamedTuple):
 
 
 def judge(video: np.ndarray) -> list[Reading]:
-    """Reads a clip, uint8 [f, h, w, 3].
+    """Reads a clip of moving shapes, uint8 [f, h, w, 3].
 
     Returns one Reading an object, larger objects first; none for a clip that shows nothing. Raises
     ValueError for anything but a square RGB clip of two or more frames.
@@ -74,52 +80,84 @@ def wobble(video: UInt8[np.ndarray, "f h w 3"]) -> float:
         trace = _trace(amount)
         if trace.present.mean() < MIN_PRESENT:
             return float("nan")
-        return _straight(np.flatnonzero(trace.present), trace.path)[1]
+        return straight(np.flatnonzero(trace.present), trace.path)[1]
     return float("nan")
 
 
+def _equal(said: Sequence[str], read: Sequence[str]) -> tuple[bool, ...]:
+    return tuple(a == b for a, b in zip(said, read, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What a data set's captions say, and how it is read from pixels.
+
+    Attributes:
+      factors: names of what is said of an object.
+      parse: a caption as one tuple an object, a text a factor; "" is what the caption leaves open.
+      read: the readings of a clip, uint8 [f, h, w, 3], one an object.
+      nothing: the reading of an object that is not there.
+      agree: of what is said and a reading, for each factor whether they agree.
+    """
+
+    factors: tuple[str, ...]
+    parse: Callable[[str], Sequence[Any]]
+    read: Callable[[np.ndarray], list[Any]]
+    nothing: Any
+    agree: Callable[[Any, Any], tuple[bool, ...]] = _equal
+
+
+MOVING_SHAPES = Vocabulary(
+    factors=FACTORS, parse=parse_caption, read=judge, nothing=Reading(NONE, NONE, NONE)
+)
+
+
 def score(
-    videos: UInt8[np.ndarray, "n f h w 3"], captions: Sequence[str]
+    videos: UInt8[np.ndarray, "n f h w 3"],
+    captions: Sequence[str],
+    vocabulary: Vocabulary = MOVING_SHAPES,
 ) -> dict[str, float | int]:
     """How often clips show what their captions say.
 
-    Returns `color`, `shape`, `direction`: the share of captioned objects with that factor right;
-    `all`: the share of clips with every factor of every object right and nothing else on the
-    frame; `n`: the number of clips. Raises ValueError for a caption of another form, and where
-    the numbers of clips and captions differ.
+    Returns by each of the vocabulary's factors that some caption says: the share of captioned
+    objects with that factor right; `all`: the share of clips with every factor of every object
+    right and nothing else on the frame; `n`: the number of clips. Raises ValueError for a caption
+    of another form, and where the numbers of clips and captions differ.
     """
-    rights = {factor: [] for factor in FACTORS}
+    if len(videos) != len(captions) or not len(videos):
+        raise ValueError(f"{len(videos)} videos and {len(captions)} captions: must be equal, not 0")
+    rights = {factor: [] for factor in vocabulary.factors}
     clips_right = []
-    for said, readings in _judged(videos, captions):
-        pairs = _match(said, readings)
-        for factor in FACTORS:
-            rights[factor] += [getattr(a, factor) == getattr(b, factor) for a, b in pairs]
-        agree = all(tuple(a) == tuple(b) for a, b in pairs)
-        clips_right.append(agree and len(readings) == len(said))
+    for video, said in zip(videos, [vocabulary.parse(text) for text in captions], strict=True):
+        readings = vocabulary.read(video)
+        agreed = _match(said, readings, vocabulary)
+        for item, right in zip(said, agreed, strict=True):
+            for factor, word, agrees in zip(vocabulary.factors, item, right, strict=True):
+                rights[factor] += [agrees] if word else []
+        clips_right.append(all(map(all, agreed)) and len(readings) == len(said))
     return {
-        **{factor: float(np.mean(right)) for factor, right in rights.items()},
+        **{factor: float(np.mean(right)) for factor, right in rights.items() if right},
         "all": float(np.mean(clips_right)),
         "n": len(clips_right),
     }
 
 
-def _judged(videos, captions):
-    if len(videos) != len(captions) or not len(videos):
-        raise ValueError(f"{len(videos)} videos and {len(captions)} captions: must be equal, not 0")
-    for video, caption in zip(videos, captions, strict=True):
-        yield parse_caption(caption), judge(video)
+def _match(
+    said: Sequence[Any], readings: Sequence[Any], vocabulary: Vocabulary
+) -> list[tuple[bool, ...]]:
+    """Which factors agree when every captioned object has a reading of its own, paired so that most
+    agrees; what is missing is read as nothing, and what a caption leaves open agrees."""
+    padded = [*readings, *[vocabulary.nothing] * len(said)]
 
+    def agreed(item, reading):
+        right = vocabulary.agree(item, reading)
+        return tuple(bool(a) or not word for a, word in zip(right, item, strict=True))
 
-def _match(said: Sequence[Combination], readings: Sequence[Reading]):
-    """Pairs every captioned object with a reading so that most agrees; what is missing is none."""
-    padded = [*readings, *[Reading(NONE, NONE, NONE)] * len(said)]
-
-    def agreement(order):
-        pairs = zip(itertools.chain(*said), itertools.chain(*order), strict=True)
-        return sum(a == b for a, b in pairs)
-
-    best = max(itertools.permutations(padded, len(said)), key=agreement)
-    return list(zip(said, best, strict=True))
+    orders = (
+        [agreed(*pair) for pair in zip(said, order, strict=True)]
+        for order in itertools.permutations(padded, len(said))
+    )
+    return max(orders, key=lambda order: sum(map(sum, order)))
 
 
 def _objects(pixels: Float[np.ndarray, "f h w 3"]):
@@ -201,7 +239,7 @@ def _read_object(color: int, amount: Float[np.ndarray, "f h w"]) -> Reading:
     return Reading(
         list(COLORS)[color],
         _shape(trace.amount, trace.area, trace.centroid) if steady else NONE,
-        _direction(np.flatnonzero(trace.present), trace.path, len(amount)),
+        direction(np.flatnonzero(trace.present), trace.path, len(amount)),
     )
 
 
@@ -224,9 +262,12 @@ def _shape(amount: np.ndarray, area: np.ndarray, centroid: np.ndarray) -> str:
     return SHAPES[best] if np.median(misfits[best]) <= MAX_MISFIT else NONE
 
 
-def _direction(times: np.ndarray, centroid: Float[np.ndarray, "t 2"], frames: int) -> str:
-    """The direction of uniform motion without jumps; times are the frames of the centroids."""
-    slope, astray = _straight(times, centroid)
+def direction(times: np.ndarray, centroid: Float[np.ndarray, "t 2"], frames: int) -> str:
+    """The direction of uniform motion without jumps, or "none".
+
+    times: which of the clip's frames the centroids, in frame widths, are of.
+    """
+    slope, astray = straight(times, centroid)
     travelled = slope * (frames - 1)  # over the clip, along x and y
     along = int(np.abs(travelled).argmax())
     distance = abs(travelled[along])
@@ -244,7 +285,7 @@ def _direction(times: np.ndarray, centroid: Float[np.ndarray, "t 2"], frames: in
     return next(name for name, step in DIRECTIONS.items() if step == tuple(unit))
 
 
-def _straight(
+def straight(
     times: np.ndarray, path: Float[np.ndarray, "t 2"]
 ) -> tuple[Float[np.ndarray, "2"], float]:
     """The uniform motion that fits a path best, a frame, and the path's r.m.s. distance from it."""

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vdm_jax.evaluation import action_text, distances, fidelity, frechet, judge, kinetics
+from vdm_jax.evaluation import (
+    action_text,
+    distances,
+    fidelity,
+    frechet,
+    judge,
+    kinetics,
+    vocabularies,
+)
 from vdm_jax.evaluation.comparison import Evaluation, interval_fields
 from vdm_jax.evaluation.prediction import groups_of
 from vdm_jax.evaluation.protocol import Result
@@ -203,14 +211,15 @@ def _judge(this: Evaluation) -> Result:
     videos, captions = this.samples.videos, this.samples.captions
     if not captions:
         raise ValueError("judge: the samples have no captions")
+    vocabulary = vocabularies.choose(captions)
     right = np.array(
         [
-            judge.score(video[None], [caption])["all"]
+            judge.score(video[None], [caption], vocabulary)["all"]
             for video, caption in zip(videos, captions, strict=True)
         ]
     )
-    shares = judge.score(videos, captions)
-    extra = {f"judge_{name}": float(shares[name]) for name in judge.FACTORS}
+    shares = judge.score(videos, captions, vocabulary)
+    extra = {f"judge_{name}": float(shares[name]) for name in vocabulary.factors if name in shares}
     return this.share("judge", right.astype(bool), extra=extra)
 
 
@@ -304,7 +313,7 @@ METRICS: Mapping[str, Metric] = {
         network=False,
     ),
     "judge": Metric(
-        title="share of moving shapes with colour, shape and direction as captioned",
+        title="share of samples that show what their captions say and nothing else",
         compute=_judge,
         reference=False,
         network=False,

@@ -1,0 +1,1 @@
+"""The scenes world: emoji and coloured shapes that move over textured backgrounds."""
