@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jax._src import xla_bridge
 
 from tests import executed, mutations
 from tests.mutations import Mutant
@@ -44,7 +45,12 @@ SYSTEMS = tuple(
 )
 NEAR = {
     "vdm_jax/stage": ("tests/stage", *WIRING),
-    "vdm_jax/systems": (*SYSTEMS, "tests/systems/test_imagen_video.py", *WIRING),
+    "vdm_jax/systems": (
+        *SYSTEMS,
+        "tests/systems/test_distilled_loss.py",
+        "tests/systems/test_imagen_video.py",
+        *WIRING,
+    ),
     "vdm_jax/training": ("tests/training/test_step.py", *WIRING),
     "vdm_jax/evaluation": tuple(
         f"tests/evaluation/test_{name}.py"
@@ -113,6 +119,8 @@ class Judge:
         self.key, jax.random.key = jax.random.key, Later
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if xla_bridge.backends_are_initialized():
+            raise RuntimeError("a module of tests starts JAX when it is imported")
         self.items = {item.nodeid: item for item in session.items}
         self.functions = collections.defaultdict(list)
         for value in gc.get_objects():

@@ -47,7 +47,7 @@ STUDENT = dataclasses.replace(TEACHER, conditions=(*TEACHER.conditions, Guidance
 
 
 def weights(*values):
-    return {"weight": jnp.array(values)}
+    return {"weight": np.array(values, np.float32)}
 
 
 PARAMS, FROZEN = weights(0.5, 0.3, 0.2, 0.4), {"teacher": weights(0.4, -0.2, 0.1, 0.3)}
