@@ -41,16 +41,12 @@ PATHS += ("vdm_jax/evaluation/suite.py",)
 # The tests nearest to a path; those of wiring are near to all.
 WIRING = ("tests/test_wiring.py", "tests/test_toy_system.py")
 SYSTEMS = tuple(
-    f"tests/systems/test_{name}.py" for name in ("network", "distillation", "distilled_loss")
+    f"tests/systems/test_{name}.py"
+    for name in ("composition", "distillation", "distilled_loss", "imagen_video", "network")
 )
 NEAR = {
     "vdm_jax/stage": ("tests/stage", *WIRING),
-    "vdm_jax/systems": (
-        *SYSTEMS,
-        "tests/systems/test_distilled_loss.py",
-        "tests/systems/test_imagen_video.py",
-        *WIRING,
-    ),
+    "vdm_jax/systems": (*SYSTEMS, *WIRING),
     "vdm_jax/training": ("tests/training/test_step.py", *WIRING),
     "vdm_jax/evaluation": tuple(
         f"tests/evaluation/test_{name}.py"
@@ -212,8 +208,13 @@ class Judge:
         return failed[0].split(" - ")[0] if failed else f"exit {done.returncode}"
 
 
-def _pairs(old: types.CodeType, new: types.CodeType) -> list[tuple[types.CodeType, ...]] | None:
-    """The functions of a module or a class that differ; None if anything else does."""
+def _pairs(
+    old: types.CodeType, new: types.CodeType, inside: bool = False
+) -> list[tuple[types.CodeType, ...]] | None:
+    """The functions of a module or a class that differ; None if anything else does.
+
+    inside: of a function, where only the functions that it makes are looked at.
+    """
 
     def parts(code: types.CodeType) -> tuple[list, list]:
         inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
@@ -221,16 +222,16 @@ def _pairs(old: types.CodeType, new: types.CodeType) -> list[tuple[types.CodeTyp
         return inner, [code.co_code, code.co_names, rest]
 
     (inner, rest), (other_inner, other_rest) = parts(old), parts(new)
-    if repr(rest) != repr(other_rest) or len(inner) != len(other_inner):
+    if len(inner) != len(other_inner) or not (inside or repr(rest) == repr(other_rest)):
         return None
     found = []
     for one, two in zip(inner, other_inner, strict=True):
-        if one.co_flags & inspect.CO_OPTIMIZED:  # a function
-            found += [(one, two)] if one != two else []
-        elif (more := _pairs(one, two)) is None:
+        is_function = bool(one.co_flags & inspect.CO_OPTIMIZED)
+        more = _pairs(one, two, inside or is_function)
+        if more is None and not is_function:
             return None
-        else:
-            found += more
+        found += [(one, two)] if is_function and one != two else []
+        found += more or []
     return found
 
 

@@ -10,12 +10,14 @@ import pytest
 from tests import tiny_stage
 from tests.test_wiring import light, make_config
 from vdm_jax import systems
+from vdm_jax.stage import resize
 from vdm_jax.stage.conditions.base import Base
 from vdm_jax.stage.conditions.prompt import Label, Text
 from vdm_jax.stage.conditions.scalar import FrameRate, GuidanceScale
 from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.stage.protocols import Example
 from vdm_jax.stage.refinement import Plain
+from vdm_jax.stage.space import from_uint8
 from vdm_jax.stage.stage import Stage
 
 KEY = jax.random.key(2)
@@ -203,3 +205,28 @@ def test_inputs_that_the_stage_does_not_take_are_refused():
         stage.encode(["red"], inputs={"mask": 1, "low_res": 2})
     with pytest.raises(ValueError, match="low_res: this stage refines a video, and none was given"):
         build("ssr").encode(["red"])
+
+
+@pytest.mark.parametrize(
+    ("name", "fill"), [("ssr", "repeat"), ("tsr", "repeat"), ("tsr", "blank"), ("tsr", "blend")]
+)
+def test_a_refiner_is_conditioned_on_the_clip_made_coarse_and_fine_again(name, fill):
+    plain = {"stage.fill": fill, "stage.residual": 0.0, "stage.max_augmentation": 0.0}
+    stage = build(name, **plain, **{"data.num_frames": 8})
+    rng = np.random.default_rng(0)
+    batch = {
+        key: rng.integers(0, 2 if leaf.dtype == bool else 6, leaf.shape).astype(leaf.dtype)
+        for key, leaf in stage.abstract_batch(2, image_frames=2).items()
+    }
+    batch = jax.tree.map(jnp.asarray, batch)
+    _, cond, count = stage.example(batch, KEY)
+    frames, size = stage.video_shape[0], stage.video_shape[1:3]
+    low = stage.find(LowResVideo).low_res_shape
+    clip, images = (from_uint8(batch[key]) for key in ("video", "images"))
+    wanted = resize.refine(resize.coarsen(clip, low[:3]), (frames, *size), fill)
+    np.testing.assert_allclose(cond["low_res"][:, :frames], wanted, atol=1e-6)
+    wanted = resize.refine(resize.coarsen(images, (2, *low[1:3])), (2, *size))
+    if name == "tsr":  # no frames of an image are known
+        wanted = jnp.zeros_like(wanted)
+    np.testing.assert_allclose(cond["low_res"][:, frames:], wanted, atol=1e-6)
+    assert count == 2

@@ -13,7 +13,7 @@ from vdm_jax.stage.conditions.video import LowResVideo, MaskedVideo
 from vdm_jax.stage.refinement import Plain, Refinement
 from vdm_jax.stage.space import PixelSpace
 from vdm_jax.stage.view import View
-from vdm_jax.systems import imagen_video, lumiere
+from vdm_jax.systems import imagen_video, lumiere, vdm
 
 PROCESS = {
     "schedule": "cosine",
@@ -200,28 +200,24 @@ STAGE += "max_augmentation crop frame_strides data_fps"
 TIME = " temporal temporal_levels"
 
 
-@pytest.mark.parametrize(
-    ("config", "further"),
-    [
-        (systems.vdm.default_config(), {}),
-        (
-            imagen_video.stage_config(imagen_video.PAPER, "base_40x24"),
-            {"stage": STAGE, "model": SECTIONS["model"] + TIME},
-        ),
-        (
-            lumiere.stage_config("t2i", (1, 8, 8), fps=1.0),
-            {
-                "stage": f"{STAGE} masks train_new_only",
-                "model": SECTIONS["model"] + TIME + " temporal_resize temporal_depth",
-            },
-        ),
-    ],
-    ids=["vdm", "imagen_video", "lumiere"],
-)
-def test_the_fields_of_a_configuration(config, further):
-    sections = {name: fields.split() for name, fields in (SECTIONS | further).items()}
-    found = {name: list(section) for name, section in config.items() if hasattr(section, "items")}
-    assert {name: sorted(fields) for name, fields in found.items()} == {
-        name: sorted(fields) for name, fields in sections.items()
-    }
+FURTHER = {
+    "vdm": {},
+    "imagen_video": {"stage": STAGE, "model": SECTIONS["model"] + TIME},
+    "lumiere": {
+        "stage": f"{STAGE} masks train_new_only",
+        "model": SECTIONS["model"] + TIME + " temporal_resize temporal_depth",
+    },
+}
+
+
+@pytest.mark.parametrize("system", FURTHER)
+def test_the_fields_of_a_configuration(system):
+    config = {
+        "vdm": vdm.default_config,
+        "imagen_video": lambda: imagen_video.stage_config(imagen_video.PAPER, "base_40x24"),
+        "lumiere": lambda: lumiere.stage_config("t2i", (1, 8, 8), fps=1.0),
+    }[system]()
+    sections = SECTIONS | FURTHER[system]
+    found = {name: sorted(part) for name, part in config.items() if hasattr(part, "items")}
+    assert found == {name: sorted(fields.split()) for name, fields in sections.items()}
     assert config.device == "any"
