@@ -81,7 +81,10 @@ def tests_for(mutant: Mutant, tests: dict[str, dict], seconds: float) -> list[st
     cases: dict[str, list] = collections.defaultdict(list)
     for name in sorted(hit, key=hit.get):
         cases[name.partition("[")[0]].append(name)
-    order = sorted(hit, key=lambda name: (cases[name.partition("[")[0]].index(name), hit[name]))
+    order = sorted(
+        hit,
+        key=lambda name: (hit[name] > 0.3, cases[name.partition("[")[0]].index(name), hit[name]),
+    )
     # What is executed at import is slow to judge: a Python of its own, and the module's tests.
     total, most, chosen = 0.0, seconds if last < 10**6 else seconds / 2, []
     for name in order:

@@ -257,3 +257,68 @@ def test_other_samples_are_held_against_the_same_outputs_of_the_references(sides
     assert Counted.calls == 4  # the references once
     assert [value.subject for value in values] == [{}, {"model": "b"}, {"model": "c"}]
     assert values[0].value == values[2].value != values[1].value
+
+
+def test_the_least_clips_of_which_there_is_a_figure(sides):
+    def cut(count, frames=8):
+        return [
+            dataclasses.replace(side, videos=side.videos[:count, :frames], captions=[])
+            for side in sides
+        ]
+
+    assert figure(cut(20, frames=2), "consistency").value > 0
+    with pytest.raises(ValueError, match="clips of 1 frame have no consecutive ones"):
+        figure(cut(20, frames=1), "consistency")
+    assert figure(cut(1), "consistency").extra == {}
+    # Four clips are enough to correct a distance, sixteen for its limit, two for an interval.
+    assert figure(cut(3), "fvd").low is None and figure(cut(4), "fvd").low is not None
+    names = [set(figure(cut(count), "fvd").extra) for count in (15, 16)]
+    assert names == [{"fvd_uncorrected"}, {"fvd_uncorrected", "fvd_infinity"}]
+    assert figure(cut(1), "psnr").low is None and figure(cut(2), "psnr").low is not None
+    # Five clips a feature are sound.
+    many = [dataclasses.replace(s, videos=np.tile(s.videos, (3, 1, 1, 1, 1))) for s in sides]
+    notes = [
+        figure([dataclasses.replace(s, videos=s.videos[:n]) for s in many], "fvd").note
+        for n in (59, 60)
+    ]
+    assert "59 clips for 12 features are few" in notes[0] and not notes[1]
+
+
+@pytest.mark.parametrize("right", [1, 3])
+def test_a_share_lies_in_its_interval(sides, right):
+    """Of one group of four samples, the share that is right is rounded to none or all."""
+    ours = dataclasses.replace(sides[0], videos=sides[0].videos[:4])
+    prediction = Prediction(frames=1, method="replacement", each=4)
+    evaluation = make((ours, None), "judge", prediction=prediction, level=0.1)
+    found = evaluation.share("judge", np.arange(4) < right)
+    assert found.low <= found.value == right / 4 <= found.high
+
+
+def test_samples_that_continue_one_clip_are_one(sides):
+    ours, theirs = sides
+    first = dataclasses.replace(theirs, videos=theirs.videos[:5], captions=[])
+    prediction = Prediction(frames=1, method="replacement", each=4)
+    found = figure((ours, first), "psnr", prediction=prediction)
+    pairs = fidelity.psnr(ours.videos[:, 1:], np.repeat(first.videos[:, 1:], 4, axis=0))
+    assert found.value == pytest.approx(pairs.mean) and found.n == 20
+    alone = figure((ours, theirs), "psnr")
+    assert found.standard_error != alone.standard_error
+    with pytest.raises(ValueError, match="5 groups and a reference of 20"):
+        figure(sides, "psnr", prediction=prediction)
+
+
+def test_clips_of_other_names_are_no_pairs(sides):
+    names = [str(number) for number in range(20)]
+    ours, theirs = (dataclasses.replace(side, names=names) for side in sides)
+    assert figure((ours, theirs), "psnr").protocol.options["pairs"] == "by name"
+    assert "pairs" not in figure((ours, sides[1]), "psnr").protocol.options
+    with pytest.raises(ValueError, match="psnr compares clip by clip: the clips' names differ"):
+        figure((ours, dataclasses.replace(theirs, names=names[::-1])), "psnr")
+
+
+def test_what_was_left_out_is_in_the_note(sides):
+    ours, theirs = sides
+    ours = dataclasses.replace(ours, left_out={"a": "damaged"})
+    theirs = dataclasses.replace(theirs, left_out={"b": "short"})
+    note = figure((ours, theirs), "psnr", remarks=("so",)).note
+    assert note == "so; left out of the samples: a (damaged); left out of the references: b (short)"
