@@ -10,6 +10,7 @@ import pytest
 from tests import tiny_stage
 from tests.test_wiring import light, make_config
 from vdm_jax import systems
+from vdm_jax.models.cost import level_table
 from vdm_jax.stage import resize
 from vdm_jax.stage.conditions.base import Base
 from vdm_jax.stage.conditions.prompt import Label, Text
@@ -144,15 +145,33 @@ def test_frame_rates_reach_the_condition():
     np.testing.assert_array_equal(rate.begin({}, 2, KEY, {"fps": 3.0})["fps"], [3.0, 3.0])
 
 
-@pytest.mark.parametrize("images", [0, 2])
-def test_cost_is_of_the_clip_and_its_images(images):
+def test_cost_is_of_the_clip_and_its_images():
     stage = systems.build(make_config("vdm"))
-    levels = stage.cost(images)
-    assert stage.train_flops(images) == 3 * sum(level.flops for level in levels) > 0
-    if images:
-        assert stage.train_flops(images) > stage.train_flops(0)
-        params = [sum(level.parameters for level in stage.cost(count)) for count in (0, images)]
-        assert params[0] == params[1]
+    frames, *rest = stage.z_shape
+    levels = stage.cost(2)
+    assert levels == level_table(stage.network, (frames + 2, *rest), stage.cond_shapes(1, 2), 2)
+    assert levels != level_table(stage.network, (frames + 2, *rest), stage.cond_shapes(1, 0), 0)
+    assert stage.train_flops(2) == 3 * sum(level.flops for level in levels)
+    assert stage.train_flops(2) > stage.train_flops() > 0
+
+
+def test_labels_reach_the_condition():
+    stage = build("vdm", **{"train.cond_dropout": 0.0})
+    labels = {"label": jnp.array([3, 1, 4]), "image_label": jnp.array([[1, 2], [3, 4], [0, 1]])}
+    wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in labels.items()}
+    for abstract in (stage.abstract_batch(3, 2), stage.cond_shapes(3, 2)):
+        found = shapes(abstract)
+        assert {name: found[name] for name in wanted} == wanted
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stage.abstract_batch(3, 2))
+    _, cond, _ = stage.example({**zeros, **labels}, KEY)
+    for name, label in labels.items():
+        np.testing.assert_array_equal(cond[name], label)
+    label = next(c for c in stage.conditions if isinstance(c, Label))
+    found = label.encode((["4", "0"], ["1", "2"]), 2)
+    assert found["label"].tolist() == [4, 0] and found["keep_label"].tolist() == [True, True]
+    assert label.null(found)["label"].tolist() == [1, 2]
+    with pytest.raises(ValueError, match="'5': this model knows classes, 0 to 4"):
+        label.rows(["5"])
 
 
 def test_the_loss_is_weighed_by_the_parametrisation():
