@@ -54,6 +54,7 @@ NEAR = {
     ),
 }
 SURVIVED = "survived"
+QUICK = 0.3  # seconds of a test that may always be run
 LIMIT = 300  # seconds that the tests of a fault may take
 
 
@@ -78,12 +79,14 @@ def tests_for(mutant: Mutant, tests: dict[str, dict], seconds: float) -> list[st
         }
         if hit or (mutant.function[-1:] not in ("", ".") and first == mutant.lines[1][0]):
             break
+    if not hit and mutant.function[-1:] in ("", "."):  # of values alone
+        hit = {name: test["seconds"] for name, test in tests.items() if test["seconds"] < QUICK}
     cases: dict[str, list] = collections.defaultdict(list)
     for name in sorted(hit, key=hit.get):
         cases[name.partition("[")[0]].append(name)
     order = sorted(
         hit,
-        key=lambda name: (hit[name] > 0.3, cases[name.partition("[")[0]].index(name), hit[name]),
+        key=lambda name: (hit[name] > QUICK, cases[name.partition("[")[0]].index(name), hit[name]),
     )
     # What is executed at import is slow to judge: a Python of its own, and the module's tests.
     total, most, chosen = 0.0, seconds if last < 10**6 else seconds / 2, []
