@@ -322,3 +322,44 @@ def test_what_was_left_out_is_in_the_note(sides):
     theirs = dataclasses.replace(theirs, left_out={"b": "short"})
     note = figure((ours, theirs), "psnr", remarks=("so",)).note
     assert note == "so; left out of the samples: a (damaged); left out of the references: b (short)"
+
+
+def test_processes_that_measure_together_share_the_clips(sides, monkeypatch):
+    shared = []
+
+    def by_process(function, *arrays):
+        shared.append(len(arrays[0]))
+        return function(*arrays)
+
+    monkeypatch.setattr(suite.shares, "by_process", by_process)
+    alone = figure(sides, "fvd")
+    assert not shared
+    assert figure(sides, "fvd", together=True).value == alone.value and shared == [20, 20]
+    assert figure(sides, "psnr", together=True).n == 20 and len(shared) == 3
+
+
+def test_defaults():
+    found = {  # where both have a field, the metric's, which is whether it needs it
+        field.name: field.default
+        for part in (suite.Evaluation, suite.Metric)
+        for field in dataclasses.fields(part)
+        if field.default is not dataclasses.MISSING
+    }
+    assert found == {
+        **dict.fromkeys(("origin", "prediction")),
+        "stride": 1,
+        "seed": 0,
+        "replicates": 1000,
+        "level": 0.95,
+        "together": False,
+        "remarks": (),
+        "reference": True,
+        "network": True,
+        "sentences": False,
+        "paired": False,
+        "better": "lower",
+    }
+    bare = suite.Evaluation(samples=None)
+    assert (bare.reference, bare.network, bare.sentences, bare.subject) == (None, None, None, {})
+    constants = (suite.KERNEL_BLOCK, suite.SPLITS, suite.NEIGHBOURS, suite.HALVES, suite.SOUND)
+    assert constants == (64, 10, 3, 400, 5) and suite.TOP == 5

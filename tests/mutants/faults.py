@@ -1,4 +1,4 @@
-"""Small faults that can be put into a module: what `tests.mutants` puts in, one at a time."""
+"""Small faults that can be put into a module: one is put in at a time."""
 
 import ast
 import contextlib
