@@ -10,6 +10,7 @@ import pytest
 from tests.models.text import test_minilm, test_t5
 from tests.weights import test_clip_inputs
 from vdm_jax.diffusion.process import Process
+from vdm_jax.models import layers
 from vdm_jax.models.blocks.settings import BlockSettings
 from vdm_jax.models.condition import TextStates
 from vdm_jax.models.text.words import TextEncoder, WordEncoder
@@ -77,6 +78,18 @@ def test_captions_become_the_networks_states(folders, name):
     with pytest.raises(ValueError, match="at most text.max_length = 10 are allowed"):
         encoder.encode(CAPTIONS, strict=True)
     assert encoder.encode([])["text_embeddings"].shape == (0, 10, width)
+
+
+@pytest.mark.parametrize("name", ["minilm", "t5"])
+def test_a_plan_is_made_of_the_parameters_that_are_read(folders, name):
+    encoder = make(folders, name)
+    abstract = jax.tree.map(
+        lambda leaf: leaf.value.shape,
+        encoder.abstract_params(),
+        is_leaf=lambda leaf: isinstance(leaf, layers.Named),
+    )
+    read = {"minilm": minilm_weights, "t5": t5_weights}[name].read_folder(folders[name])[1]
+    assert abstract == jax.tree.map(jnp.shape, read)
 
 
 def test_identity_says_what_embeddings_depend_on(folders, tmp_path):

@@ -195,3 +195,13 @@ def test_a_reading_survives_being_sent_to_workers():
 
     reading = make_stage((4, 16, 16), (4, 8, 8), crop=(4, 4)).reading
     assert copy.deepcopy(reading) == reading and isinstance(reading, Reading)
+
+
+def test_a_part_of_a_clip_backwards_and_mirrored():
+    clip = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), np.uint8)
+    part = Part((0, 2, 3), (1, 4), (2, 3))
+    cut = part.of(clip)
+    np.testing.assert_array_equal(cut, clip[[0, 2, 3], 1:5, 2:5])
+    assert part.reversed(6).frames == (2, 3, 5)  # and none counted from the end
+    np.testing.assert_array_equal(part.reversed(6).of(clip[::-1]), cut[::-1])
+    np.testing.assert_array_equal(part.mirrored(10).of(clip[:, :, ::-1]), cut[:, :, ::-1])

@@ -177,3 +177,14 @@ def test_random_bits_by_kernel_are_not_unrolled_for_a_gpu():
         inside = lowered()
     assert "threefry2x32_ffi" in inside and inside.count("stablehlo.xor") < 3
     assert lowered() == before
+
+
+def test_the_update_is_called_and_lowered_with_what_is_frozen():
+    class Compiled:
+        def __call__(self, *arguments):
+            return arguments
+
+        lower = __call__
+
+    update = step.TrainStep(compiled=Compiled(), frozen={"teacher": 3})
+    assert update(1, 2) == update.lower(1, 2) == (1, 2, {"teacher": 3})
