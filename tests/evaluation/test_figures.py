@@ -71,7 +71,7 @@ class Wide(Projection):
 @pytest.fixture(scope="module")
 def sides():
     """Samples that differ a little from the references."""
-    found = clips.from_moving_shapes("16x16x8", "held_out", 40)
+    found = clips.from_rendered("moving_shapes", "16x16x8", "held_out", 40)
     ours = found.videos[:20] // 2 + np.arange(20, dtype=np.uint8)[:, None, None, None, None]
     theirs = dataclasses.replace(found, videos=found.videos[20:], captions=found.captions[20:])
     return dataclasses.replace(found, videos=ours, captions=found.captions[:20]), theirs
@@ -89,7 +89,7 @@ def make(sides, metric, **fields):
 def figure(sides, metric, **fields):
     if metric == "warp":
         pytest.importorskip("cv2")
-    return make(sides, metric, **fields).measure([metric])[0]
+    return suite.measure(make(sides, metric, **fields), [metric])[0]
 
 
 def test_the_metrics_are_those_of_the_table():
@@ -253,7 +253,7 @@ def test_other_samples_are_held_against_the_same_outputs_of_the_references(sides
     first = make(sides, "fvd", network=Counted())
     second = first.of(sides[1], {"model": "b"})
     third = second.of(sides[0], {"model": "c"})
-    values = [this.measure(["fvd"])[0] for this in (first, second, third)]
+    values = [suite.measure(this, ["fvd"])[0] for this in (first, second, third)]
     assert Counted.calls == 4  # the references once
     assert [value.subject for value in values] == [{}, {"model": "b"}, {"model": "c"}]
     assert values[0].value == values[2].value != values[1].value

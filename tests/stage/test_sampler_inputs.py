@@ -54,7 +54,7 @@ def test_a_batch_is_what_the_compiled_function_takes(stage):
     start = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
     params, frozen = {"weight": 1}, {"teacher": 2}
     calls, videos = recorded(
-        make(stage, negative="green left", guidance=2.0),
+        make(stage, negative="green left", guidance=2.0, frozen=frozen),
         params,
         KEY,
         PROMPTS,
@@ -62,7 +62,6 @@ def test_a_batch_is_what_the_compiled_function_takes(stage):
         known,
         start=start,
         first=5,
-        frozen=frozen,
     )
     assert [len(video) for video in videos] == [2, 1]
     for (*fixed, indices, cond, begin, part), rows, numbers in zip(
@@ -170,9 +169,17 @@ def test_frames_of_z_are_those_of_the_video(stage):
     class Space:
         data_shape = (4, 4, 4, 3)
         z_shape = (2, 2, 2, 5)
+        pixels = True
+        multiple = 1
 
-        def encode(self, video, frozen):
+        def encode(self, video, frozen, key=None):
             return video
+
+        def encode_mask(self, mask):
+            return mask
+
+        def preview(self, z, frozen):
+            return z
 
         def decode(self, z, frozen):
             return z

@@ -16,7 +16,7 @@ from vdm_jax.stage.conditions.base import Base
 from vdm_jax.stage.conditions.prompt import Label, Text
 from vdm_jax.stage.conditions.scalar import FrameRate, GuidanceScale
 from vdm_jax.stage.conditions.video import LowResVideo
-from vdm_jax.stage.protocols import Example
+from vdm_jax.stage.protocols import Example, same
 from vdm_jax.stage.refinement import Plain
 from vdm_jax.stage.space import from_uint8
 from vdm_jax.stage.stage import Stage
@@ -118,7 +118,7 @@ def test_a_condition_that_overrides_nothing_reads_and_gives_nothing():
     assert nothing.batch_shapes(2, 1) == nothing.cond_shapes(2, 1) == nothing.input_shapes(2) == {}
     clip = jnp.zeros((2, 1, 1, 1, 3))
     example = Example(batch={}, clip=clip, images=None, fps=jnp.ones(2))
-    assert nothing.example(example, KEY) == nothing.begin({"a": 1}, 2, KEY, {}) == {}
+    assert nothing.example(example, KEY) == nothing.begin({"a": 1}, 2, KEY, {}, same) == {}
     assert nothing.dropout == 0.0 and nothing.encode(None, 2) == {} and nothing.like_z == ()
     with pytest.raises(ValueError, match="nothing: this model takes no such input"):
         nothing.encode(3, 2)
@@ -141,8 +141,8 @@ def test_frame_rates_reach_the_condition():
     drawn = zeros | {"fps": jnp.array([12.0, 6.0])}
     np.testing.assert_array_equal(stage.example(drawn, KEY)[1]["fps"], [12.0, 6.0])
     rate = stage.find(FrameRate)
-    np.testing.assert_array_equal(rate.begin({}, 2, KEY, {})["fps"], [24.0, 24.0])
-    np.testing.assert_array_equal(rate.begin({}, 2, KEY, {"fps": 3.0})["fps"], [3.0, 3.0])
+    np.testing.assert_array_equal(rate.begin({}, 2, KEY, {}, same)["fps"], [24.0, 24.0])
+    np.testing.assert_array_equal(rate.begin({}, 2, KEY, {"fps": 3.0}, same)["fps"], [3.0, 3.0])
 
 
 def test_cost_is_of_the_clip_and_its_images():
