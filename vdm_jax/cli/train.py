@@ -128,7 +128,7 @@ def _train(config, options) -> int:
         initial=initial,
         flops=config.train.batch_size * stage.train_flops(config.data.image_frames),
         profile=options.profile,
-        frozen=pretrained.read_frozen(config, config.mesh),
+        frozen=pretrained.read_frozen(config, config.mesh.to_dict()),
     )
     if jax.process_index() != 0:
         return common.PREEMPTED if result.reason == "SIGTERM" else 0
