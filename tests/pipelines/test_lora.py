@@ -1,5 +1,6 @@
 """LoRA files on a published pipeline, and LoRAs that are trained, sampled and written."""
 
+import argparse
 import functools
 import json
 
@@ -13,6 +14,7 @@ from tests import tiny
 from tests.systems.test_latent_image import write_folder
 from vdm_jax import cli, pipelines, systems
 from vdm_jax import config as config_lib
+from vdm_jax.cli import common
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.training import checkpoints
@@ -72,6 +74,14 @@ def test_models_without_such_files_refuse_them(folder, file):
         vdm_jax.load("moving_shapes", loras={file: 1.0})
     with pytest.raises(ValueError, match="'imagen_video_tiny' is a cascade"):
         pipelines.load("imagen_video_tiny", loras={file: 1.0})
+
+
+def test_a_flag_has_a_file_and_a_scale():
+    assert common.lora("a/b.safetensors") == ("a/b.safetensors", 1.0)
+    assert common.lora("C:b.safetensors") == ("C:b.safetensors", 1.0)
+    assert common.lora("b.safetensors:-0.7") == ("b.safetensors", -0.7)
+    with pytest.raises(argparse.ArgumentTypeError, match="much.* is not FILE or FILE:SCALE"):
+        common.lora("b.safetensors:much")
 
 
 def low_rank_config(folder):
