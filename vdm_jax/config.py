@@ -46,6 +46,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.moment_dtype",
     "train.skip_nonfinite",
     "train.init_from",
+    "train.lora.base",  # its digest may not
     "train.log_every",
     "train.sample_every",
     "train.sample_prompts",

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -281,14 +281,27 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def load_any(options: argparse.Namespace):
+def lora(text: str) -> tuple[str, float]:
+    """An argparse type: FILE or FILE:SCALE, as the file and its scale."""
+    file, colon, scale = text.rpartition(":")
+    if not colon or scale.endswith(".safetensors"):
+        return text, 1.0
+    try:
+        return file, float(scale)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not FILE or FILE:SCALE with a number as SCALE"
+        ) from None
+
+
+def load_any(options: argparse.Namespace, loras: Mapping[str, float] | None = None):
     """The model or the cascade of the flags of `add_model_arguments`, laid over the devices as
-    `--mesh` says. Raises what `pipelines.load` raises."""
+    `--mesh` says, with LoRA files added. Raises what `pipelines.load` raises."""
     from vdm_jax import pipelines
     from vdm_jax.parallel import mesh
 
     source = options.model or pipelines.model.DEFAULT
-    return pipelines.load(source, mesh=mesh.parse_mesh(options.mesh))
+    return pipelines.load(source, mesh=mesh.parse_mesh(options.mesh), loras=loras)
 
 
 def load_model(options: argparse.Namespace):

@@ -1,11 +1,14 @@
 """Writes a model as a folder that the published libraries load.
 
-    vdm convert --to=diffusers --model=MODEL --out=FOLDER [--dtype=float16]
+    vdm convert --to=diffusers --model=MODEL --out=FOLDER [--dtype=float16] [--merged]
 
 MODEL is a working directory, a file or a folder of a latent image model. FOLDER receives unet/,
 scheduler/ and vae/; text_encoder/, tokenizer/ and model_index.json too where the text encoder is
 one that the published pipeline has. What was read from such a folder is written with the same bits
 if --dtype is the type that it had.
+
+If MODEL was trained with train.lora, FOLDER receives pytorch_lora_weights.safetensors, or with
+--merged the whole model: the base with the LoRA added.
 """
 
 from pathlib import Path
@@ -25,6 +28,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of the tensors (default float32)"
     )
+    parser.add_argument(
+        "--merged", action="store_true", help="of a LoRA: the base with the LoRA added"
+    )
     options = parser.parse_args(arguments)
     out = Path(options.out)
     common.setup("cpu", quiet=True)
@@ -34,9 +40,18 @@ def main(arguments: list[str]) -> int:
 
     from vdm_jax import systems
     from vdm_jax.pipelines import model as pretrained
+    from vdm_jax.stage import low_rank
+    from vdm_jax.weights import lora
 
     model = pretrained.load(options.model)
-    parts = systems.write_published(out, model.config, model.params, options.dtype)
+    stage = model.stage
+    if isinstance(stage, low_rank.LowRank) and not options.merged:
+        pairs, scale = stage.pairs(model.params), stage.alpha / stage.rank
+        systems.write_lora(out / lora.FILE, model.config, pairs, scale, options.dtype)
+        parts = [lora.FILE]
+    else:
+        params = stage.network_params(model.params, model.frozen)
+        parts = systems.write_published(out, model.config, params, options.dtype)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {', '.join(parts)}; {size / 1e6:.1f} MB")
     return 0

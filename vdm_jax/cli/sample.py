@@ -10,6 +10,8 @@ on its place in the list of samples and on the seed, not on the batch size.
 Every batch is written when it is drawn (OUT/samples_parts/NUMBER.npy). The same command goes on
 behind the last batch after it was interrupted. samples.npz is written before the pictures.
 
+A LoRA file is added to a published model by --lora=FILE, or scaled by --lora=FILE:0.7.
+
 MODEL may be a cascade: a shipped one, such as imagen_video_tiny, or the working directory of one.
 OUT then also receives the videos of each stage (stages/), and the same command goes on where it
 was interrupted. --stage.NAME.FIELD=VALUE sets a field of one stage's sampler, such as
@@ -26,6 +28,14 @@ from vdm_jax.cli import prompts as prompts_lib
 def main(arguments: list[str]) -> int:
     parser = common.parser("vdm sample", __doc__)
     common.add_model_arguments(parser)
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=common.lora,
+        metavar="FILE[:SCALE]",
+        help="a LoRA file, added to a published model; may be given several times",
+    )
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
     )
@@ -59,7 +69,9 @@ def main(arguments: list[str]) -> int:
 
     from vdm_jax import pipelines
 
-    model = common.load_any(options)
+    if len(loras := dict(options.lora)) < len(options.lora):
+        parser.error("--lora: a file is given twice")
+    model = common.load_any(options, loras)
     if isinstance(model, pipelines.CascadeModel):
         if not prompts:
             parser.error("no prompt: give --prompt or --prompts_file")
@@ -127,10 +139,13 @@ def _identity(options, prompts: list[str]) -> dict:
     """What samples depend on."""
     from vdm_jax.pipelines import cascade
     from vdm_jax.pipelines import model as pretrained
+    from vdm_jax.weights import published
 
     settings = common.sampler_changes(options)
     del settings["batch_size"]  # it changes no sample
     model = cascade.digest(options.model or pretrained.DEFAULT)
+    if options.lora:
+        settings["loras"] = [[published.file_digest(file), scale] for file, scale in options.lora]
     return {"model": model, "seed": options.seed, "prompts": prompts, **settings}
 
 

@@ -95,7 +95,7 @@ def _train(config, options) -> int:
     from vdm_jax.training import loop
 
     prepare_data.render_missing(config.data)
-    config = _with_vocabulary(config, options.workdir)
+    config = _with_vocabulary(pretrained.with_base(config), options.workdir)
     stage = systems.build(config)
     plan = sharding.make_plan(stage, config.mesh)
     dataset = pipeline.make_dataset(
@@ -128,7 +128,7 @@ def _train(config, options) -> int:
         initial=initial,
         flops=config.train.batch_size * stage.train_flops(config.data.image_frames),
         profile=options.profile,
-        frozen=systems.read_frozen(config, config.mesh),
+        frozen=pretrained.read_frozen(config, config.mesh.to_dict()),
     )
     if jax.process_index() != 0:
         return common.PREEMPTED if result.reason == "SIGTERM" else 0
@@ -161,8 +161,8 @@ def _with_vocabulary(config, workdir: str):
     """The configuration with the vocabulary that its word encoder lacks, taken from the data, or
     with the identity of the frozen text encoder whose embeddings lie beside the data.
 
-    A resumed run keeps its own vocabulary. A run that starts from a model keeps the model's,
-    because the network's embedding table belongs to it.
+    A resumed run keeps its own vocabulary. A run that starts from a model, or adapts one, keeps the
+    model's, because the network's embedding table belongs to it.
     """
     from vdm_jax.data import pipeline
     from vdm_jax.pipelines import model as pretrained
@@ -172,10 +172,11 @@ def _with_vocabulary(config, workdir: str):
     field = "vocabulary" if text.encoder == "words" else "identity"
     if text.encoder == "none" or text.get(field):
         return config
+    before = config.train.init_from or config.train.get("lora", {}).get("base")
     if checkpoints.has_checkpoint(workdir):
         _, saved = checkpoints.read_config(workdir, fallback=config.checkpoint.fallback)
-    elif config.train.init_from and field == "vocabulary":
-        saved = pretrained.read_config(config.train.init_from)
+    elif before and field == "vocabulary":
+        saved = pretrained.read_config(before)
     else:
         return pipeline.with_vocabulary(config)
     config = config.copy_and_resolve_references()

@@ -9,7 +9,10 @@ from vdm_jax.pipelines.model import Model
 
 
 def load(
-    source: str | Path = model.DEFAULT, *, mesh: Mapping[str, int] | None = None
+    source: str | Path = model.DEFAULT,
+    *,
+    mesh: Mapping[str, int] | None = None,
+    loras: Mapping[str | Path, float] | None = None,
 ) -> Model | CascadeModel:
     """Loads a trained model or cascade.
 
@@ -17,9 +20,12 @@ def load(
       source: a shipped name, a .safetensors file, or a working directory of training.
       mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
         process of the mesh calls this alike. None: the whole model on one device.
+      loras: published LoRA files and their scales, which are added to a model's parameters.
 
     Raises FileNotFoundError, ValueError, CheckpointError, MeshError.
     """
     if model.find_cascade(source) is not None:
+        if loras:
+            raise ValueError(f"loras: {str(source)!r} is a cascade, and one model is needed here")
         return cascade.load(source, mesh=mesh)
-    return model.load(source, mesh=mesh)
+    return model.load(source, mesh=mesh, loras=loras)

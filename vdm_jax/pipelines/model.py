@@ -18,8 +18,9 @@ from vdm_jax.data import frame_rate
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
-from vdm_jax.training import checkpoints
+from vdm_jax.training import checkpoints, step
 from vdm_jax.upgrade import upgrade
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -56,7 +57,7 @@ class Model:
     @property
     def denoiser(self) -> Any:
         """The Denoiser `(z, logsnr [b], cond) -> Prediction`, without guidance."""
-        return self.stage.denoiser(self.params)
+        return self.stage.denoiser(self.params, self.frozen)
 
     @property
     def fps(self) -> float:
@@ -137,22 +138,75 @@ def as_prompts(prompt: str | None, prompts: Sequence[str] | None, num_samples: i
     return [text for text in texts for _ in range(num_samples)]
 
 
-def load(source: str | Path = DEFAULT, *, mesh: Mapping[str, int] | None = None) -> Model:
+def load(
+    source: str | Path = DEFAULT,
+    *,
+    mesh: Mapping[str, int] | None = None,
+    loras: Mapping[str | Path, float] | None = None,
+) -> Model:
     """Loads a model: a working directory of training, a .safetensors file, the folder of a
     published pipeline, or a shipped name.
 
-    mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
-    process of the mesh calls this alike. None: the whole model on one device. Raises
-    FileNotFoundError, ValueError, CheckpointError, MeshError.
+    Args:
+      mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
+        process of the mesh calls this alike. None: the whole model on one device.
+      loras: published LoRA files and their scales, which are added to the parameters.
+
+    Raises FileNotFoundError, ValueError, CheckpointError, MeshError.
     """
     path = _find(source)
-    config = read_config(path)
+    config, changes = read_config(path), {}
+    if loras:
+        if _is_low_rank(config):
+            raise ValueError(
+                f"{path}: is a LoRA itself, to which no others are added; write it with its base "
+                "first (vdm convert --to=diffusers --merged) and load that folder"
+            )
+        scales = {str(file): float(scale) for file, scale in loras.items()}
+        config, changes = systems.read_loras(config, scales)
     stage = systems.build(config)
     plan = None if mesh is None else sharding.make_plan(stage, mesh)
-    params = read_params(path, _abstract_params(stage, plan))
-    parts = systems.read_frozen(config, mesh)
-    frozen = {name: part.params for name, part in parts.items()}
+    params = _added(read_params(path, _abstract_params(stage, plan)), changes)
+    frozen = {name: part.params for name, part in read_frozen(config, mesh).items()}
     return Model(stage=stage, params=params, config=config, frozen=frozen, plan=plan)
+
+
+def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
+    """The parameters beside the trained ones that a configuration's stage uses; of a LoRA, the
+    base's too.
+
+    mesh: as in `load`. Raises as `load`; ValueError where the base has changed.
+    """
+    found = systems.read_frozen(config, mesh)
+    if not _is_low_rank(config):
+        return found
+    lora, base = config.train.lora, systems.build_base(config)
+    if lora.digest and (now := digest(lora.base)) != lora.digest:
+        raise ValueError(
+            f"train.lora.base = {lora.base!r}: is {now}, and the LoRA was trained on "
+            f"{lora.digest}; put that model back there"
+        )
+    plan = systems.frozen_plan(base, mesh)
+    params = read_params(lora.base, _abstract_params(base, plan))
+    return {**found, BASE: step.Frozen(params=params, plan=plan)}
+
+
+def with_base(config):
+    """The configuration of a run; that of a LoRA names its base by its digest. Raises as `load`."""
+    if not _is_low_rank(config):
+        return config
+    found = _find(config.train.lora.base)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.lora.digest = digest(found)
+        if not found.is_relative_to(SHIPPED):
+            config.train.lora.base = str(found.absolute())
+    return config.lock()
+
+
+def _is_low_rank(config) -> bool:
+    lora = config.train.get("lora")
+    return bool(lora and lora.rank)
 
 
 def read_config(source: str | Path):
@@ -316,6 +370,18 @@ def _placed(params: PyTree, abstract: PyTree) -> PyTree:
         )
 
     return jax.tree.map(place, params, abstract)
+
+
+def _added(params: PyTree, changes: Mapping[str, np.ndarray]) -> PyTree:
+    """Parameters with `changes`, float32 by path, added where they lie."""
+
+    def add(path: tuple, leaf: jax.Array) -> jax.Array:
+        if (change := changes.get(_name(path))) is None:
+            return leaf
+        placed = jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: change[part])
+        return (leaf + placed).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(add, params)
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

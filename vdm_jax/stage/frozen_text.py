@@ -26,6 +26,7 @@ from vdm_jax.models.text import clip, t5
 from vdm_jax.models.text import token_attention as transformer
 from vdm_jax.models.text.minilm import MiniLM
 from vdm_jax.models.text.subwords import batches
+from vdm_jax.weights import clip as clip_weights
 from vdm_jax.weights import clip_inputs, fetch
 from vdm_jax.weights import minilm as minilm_weights
 from vdm_jax.weights import t5 as t5_weights
@@ -33,6 +34,8 @@ from vdm_jax.weights import t5 as t5_weights
 DTYPE = np.float16
 """Of embeddings, in memory and on disk: what is stored is what is sampled with."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+Loras = Sequence[tuple[str, float]]
+"""LoRA files and their scales."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class _Family:
       read_config, read_folder: of a folder.
       null_text: see `TextEncoder`.
       states: the type of the embeddings.
+      adapt: the parameters of a network, changed by LoRA files with their scales; None = such an
+        encoder takes none.
     """
 
     variable: str
@@ -57,6 +62,7 @@ class _Family:
     read_folder: Callable[[str, Any], Any]
     null_text: str | None = None
     states: Any = DTYPE
+    adapt: Callable[[Any, PyTree, Loras], PyTree] | None = None
 
 
 _FAMILIES = {
@@ -78,6 +84,7 @@ _FAMILIES = {
         read_folder=clip_inputs.read_text,
         null_text="",
         states=np.float32,  # as published pipelines sample
+        adapt=clip_weights.with_loras,
     ),
 }
 # A family's own name is of the size that the folder has.
@@ -99,8 +106,9 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     `weights`, a folder of published files (`weights/t5.py`, `clip_inputs.py`, `minilm.py`), which
     T5 and CLIP need to encode anything; the environment variable VDM_JAX_T5 or VDM_JAX_CLIP
     overrides it, for a model that was trained elsewhere. `dtype`, in which T5 and CLIP are kept and
-    compute, float32 or bfloat16. `identity`, see `FrozenTextEncoder`. Raises ValueError,
-    FileNotFoundError.
+    compute, float32 or bfloat16. `loras`, pairs of a LoRA file and its scale, whose entries for the
+    text encoder are added to CLIP's weights. `identity`, see `FrozenTextEncoder`. Raises
+    ValueError, FileNotFoundError.
     """
     name, weights = text["encoder"], text.get("weights", "")
     if name not in ENCODERS:
@@ -111,8 +119,11 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     dtype = text.get("dtype") or "float32"
     if dtype not in DTYPES:
         raise ValueError(f"text.dtype = {dtype!r}: allowed are {', '.join(DTYPES)}")
+    loras = tuple((str(file), float(scale)) for file, scale in text.get("loras", ()))
+    if loras and (family is None or family.adapt is None):
+        raise ValueError(f"text.encoder = {name!r}: takes no LoRA files (text.loras = {loras})")
     # The stages of a cascade share one encoder, as long as any of them lives.
-    shared = (name, str(weights), text["max_length"], dtype, text.get("identity", ""))
+    shared = (name, str(weights), text["max_length"], dtype, text.get("identity", ""), loras)
     if shared in _MADE and not own:
         return _MADE[shared]
     load: Callable[[], Any]
@@ -128,7 +139,8 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
             )
         config = family.read_config(weights) if size is None else family.sizes[size]
         network = family.make(config, DTYPES[dtype])
-        width, load = network.width, functools.partial(_load, name, family, weights, DTYPES[dtype])
+        load = functools.partial(_load, name, family, weights, DTYPES[dtype], loras)
+        width = network.width
     encoder = FrozenTextEncoder(
         name,
         network=network,
@@ -144,13 +156,16 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     return encoder
 
 
-def _load(name: str, family: _Family, weights: str, dtype: Any) -> Any:
+def _load(name: str, family: _Family, weights: str, dtype: Any, loras: Loras) -> Any:
     if not weights:
         raise ValueError(
             f"text.encoder = {name!r}: text.weights, or the environment variable "
             f"{family.variable}, must name the folder of its files: {family.files}"
         )
-    return family.read_folder(weights, dtype)
+    network, params, tokenizer = family.read_folder(weights, dtype)
+    if family.adapt is not None and loras:
+        params = family.adapt(network, params, loras)
+    return network, params, tokenizer
 
 
 class _Ready(NamedTuple):

@@ -251,9 +251,12 @@ class Sampler:
         return self.grid.logsnrs(self.stage.process.schedule)
 
     def denoiser_and_rule(
-        self, params: PyTree, known: Known | None = None
+        self, params: PyTree, known: Known | None = None, frozen: Frozen = NO_FROZEN
     ) -> tuple[Denoiser, samplers.Rule]:
-        """The guided Denoiser, led towards what is known, and the rule that steps with it."""
+        """The guided Denoiser, led towards what is known, and the rule that steps with it.
+
+        frozen: of the stage, where its network uses any.
+        """
         stage = self.stage
         if self.plan is not None:
             # Samples are mapped over: inside the map is one clip, not a batch of them.
@@ -261,7 +264,7 @@ class Sampler:
             params = self.plan.gather(params)
         if self.remat != "none":
             stage = dataclasses.replace(stage, network=stage.network.clone(remat=self.remat))
-        denoiser, rule, logsnrs = stage.denoiser(params), self.rule, self.logsnrs()
+        denoiser, rule, logsnrs = stage.denoiser(params, frozen), self.rule, self.logsnrs()
         for part in self.guidance:
             denoiser = part(denoiser, stage, logsnrs)
         if known is not None:
@@ -402,7 +405,7 @@ class Sampler:
             cond = self.stage.begin(cond, 1, jax.random.fold_in(key, 2), self.settings, frozen)
             if known is not None and not space.pixels:
                 known = _known_in_z(space, known, frozen)
-            denoiser, rule = self.denoiser_and_rule(params, known)
+            denoiser, rule = self.denoiser_and_rule(params, known, frozen)
             watch = None
             if preview is not None:
                 watch = _watch(preview, self.steps, self.plan, space, frozen)

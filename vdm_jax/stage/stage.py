@@ -217,6 +217,7 @@ class Stage:
         self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen = NO_FROZEN
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The training loss, averaged over the batch, and scalar metrics."""
+        params = self.network_params(params, frozen)
         process_key, dropout_key = jax.random.split(key)
         x, cond, num_images = self.example(batch, jax.random.fold_in(key, 3), frozen)
 
@@ -248,14 +249,14 @@ class Stage:
         example = Example(batch, clip, images, fps, encode, self.space.encode_mask)
         cond = {}
         for condition in self.conditions:
-            cond |= condition.example(example, _key(key, condition.name))
+            cond |= condition.example(example, key_for(key, condition.name))
         x = clip if images is None else jnp.concatenate([clip, images], axis=1)
         if self.reading.crops:
             like = [name for c in self.conditions for name in c.like_z if name in cond]
             videos = [x, *(cond[name] for name in like)]
             x, *parts = self.view.cropped(videos, batch["crop_place"], example.num_images)
             cond |= dict(zip(like, parts, strict=True))
-        return self.space.encode(x, frozen, _key(key, "space")), cond, example.num_images
+        return self.space.encode(x, frozen, key_for(key, "space")), cond, example.num_images
 
     def _pixels(
         self, batch: Batch
@@ -360,9 +361,15 @@ class Stage:
             return None
         return np.asarray(to_uint8(low_res.coarse(from_uint8(jnp.asarray(clips)))))
 
-    def denoiser(self, params: PyTree) -> Denoiser:
-        """The network with `params` bound, as a Denoiser of z."""
-        return self.process.denoiser(functools.partial(self.raw_output, params))
+    def network_params(self, params: PyTree, frozen: Frozen) -> PyTree:
+        """The network's parameters, made of the stage's and the frozen ones. Here: the stage's."""
+        del frozen
+        return params
+
+    def denoiser(self, params: PyTree, frozen: Frozen = NO_FROZEN) -> Denoiser:
+        """The network with the stage's parameters bound, as a Denoiser of z."""
+        bound = self.network_params(params, frozen)
+        return self.process.denoiser(functools.partial(self.raw_output, bound))
 
     def raw_output(
         self,
@@ -372,13 +379,16 @@ class Stage:
         cond: Cond,
         **options: Any,
     ) -> Float[Array, "b f h w c"]:
-        """What `process.prediction` names. options: the network's (num_images, train, rngs)."""
+        """What `process.prediction` names.
+
+        params: the network's (`network_params`). options: its own (num_images, train, rngs).
+        """
         cond = {name: entry for name, entry in cond.items() if name != NEGATIVE}
         raw = self.network.apply({"params": params}, z, logsnr, cond, **options)
         return self.parametrisation.output(raw, z, logsnr, cond)
 
 
-def _key(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:
+def key_for(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:
     """A key of its own for each purpose, whatever other parts a stage has."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from vdm_jax.parallel import sharding
+from vdm_jax.stage.low_rank import LowRank
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import imagen_video, latent_image, lumiere, vdm
 from vdm_jax.training import step
@@ -22,6 +25,8 @@ SYSTEMS = {
 # Of the systems with parameters that are not trained.
 _FROZEN = {latent_image.NAME: latent_image.read_frozen}
 _SCHEDULERS = {latent_image.NAME: latent_image.make_scheduler}
+# The systems that take and write published LoRA files.
+_LORAS = {latent_image.NAME: latent_image}
 # The systems of published pipelines, by the class that model_index.json names.
 _PIPELINES = {"StableDiffusionPipeline": latent_image}
 
@@ -29,8 +34,19 @@ _PIPELINES = {"StableDiffusionPipeline": latent_image}
 def build(config) -> Stage:
     """The stage that a configuration describes; `config.system` names the system.
 
+    With `train.lora.rank` above 0 its parameters are low-rank changes of those of `build_base`.
     Raises ValueError where a field's value is not allowed.
     """
+    stage, lora = build_base(config), config.train.get("lora")
+    if not (lora and lora.rank):
+        return stage
+    return LowRank.adapt(
+        stage, rank=lora.rank, alpha=lora.alpha or float(lora.rank), targets=lora.targets
+    )
+
+
+def build_base(config) -> Stage:
+    """`build` without low-rank changes. Raises as `build`."""
     if config.system not in SYSTEMS:
         raise ValueError(f"system = {config.system!r}: allowed are {', '.join(SYSTEMS)}")
     return SYSTEMS[config.system](config)
@@ -45,10 +61,16 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
     read = _FROZEN.get(config.system)
     found = {}
     for name, part in {} if read is None else read(config).items():
-        devices = None if mesh is not None else jax.local_devices()[:1]
-        plan = sharding.make_plan(part, {"data": 1} if mesh is None else mesh, devices)
+        plan = frozen_plan(part, mesh)
         found[name] = step.Frozen(params=jax.device_put(part.params, plan.params), plan=plan)
     return found
+
+
+def frozen_plan(part, mesh: Mapping[str, int] | None = None) -> sharding.Plan:
+    """How a part that has `abstract_params` lies on a mesh; None = on one device. Raises
+    MeshError."""
+    devices = None if mesh is not None else jax.local_devices()[:1]
+    return sharding.make_plan(part, {"data": 1} if mesh is None else mesh, devices)
 
 
 def scheduler(config) -> Scheduler | None:
@@ -84,6 +106,31 @@ def write_published(folder: Path, config, params: PyTree, dtype: str) -> list[st
             f"{', '.join(systems)}"
         )
     return systems[config.system].write_published(folder, config, params, dtype)
+
+
+def read_loras(config, loras: Mapping[str, float]) -> tuple[Any, dict[str, np.ndarray]]:
+    """A configuration with LoRA files in it, and what is added to its network's parameters, float32
+    by path.
+
+    loras: files and their scales. Raises FileNotFoundError; ValueError naming what is not
+    understood, or a system that takes no such files.
+    """
+    return _lora_system(config).read_loras(config, loras)
+
+
+def write_lora(file: Path, config, pairs: Mapping[str, Any], scale: float, dtype: str) -> None:
+    """Writes low-rank changes as a published LoRA file; see `weights.lora.write`. Raises
+    FileExistsError; ValueError where there are no such files of the system."""
+    _lora_system(config).write_lora(file, config, pairs, scale, dtype)
+
+
+def _lora_system(config):
+    if config.system not in _LORAS:
+        raise ValueError(
+            f"system = {config.system!r}: there are no published LoRA files of it; allowed are "
+            f"{', '.join(_LORAS)}"
+        )
+    return _LORAS[config.system]
 
 
 def published_digest(folder: Path) -> str:

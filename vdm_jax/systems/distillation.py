@@ -133,7 +133,7 @@ def default_config() -> ConfigDict:
     base = vdm.default_config()
     train = base.train.to_dict()
     # What a teacher settles, or what has no meaning here.
-    for name in ("init_from", "steps", "minutes", "cond_dropout"):
+    for name in ("init_from", "lora", "steps", "minutes", "cond_dropout"):
         del train[name]
     return ConfigDict(
         {

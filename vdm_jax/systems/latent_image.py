@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -30,7 +31,7 @@ from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import FrozenPart
 from vdm_jax.systems.network import DTYPES, make_text_encoder
 from vdm_jax.weights import autoencoder as autoencoder_weights
-from vdm_jax.weights import latent_unet, published, scheduler
+from vdm_jax.weights import latent_unet, lora, published, scheduler
 
 NAME = "latent_image"
 # Of the published pipeline: parts that are read, parts that sampling does not need, and settings of
@@ -154,6 +155,32 @@ def read_published(folder: Path) -> ConfigDict:
 def read_published_params(folder: Path) -> PyTree:
     """The parameters of a published pipeline's U-Net. Raises as `weights.latent_unet`."""
     return latent_unet.read_folder(folder / "unet").params
+
+
+def read_loras(
+    config: ConfigDict, loras: Mapping[str, float]
+) -> tuple[ConfigDict, dict[str, np.ndarray]]:
+    """What LoRA files, with their scales, change: the configuration, whose text encoder takes their
+    entries for it, and what is added to the U-Net's parameters, by path. Raises ValueError,
+    FileNotFoundError."""
+    read = [(lora.read(file), scale) for file, scale in loras.items()]
+    network = latent_unet.from_config(config.model.unet.to_dict(), _HERE)
+    names = latent_unet.name_function(network)
+    changes = lora.changes(read, lora.UNET, latent_unet.shapes(network), names)
+    if text := tuple((str(one.file), scale) for one, scale in read if one.parts[lora.TEXT]):
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.text.loras = text
+    return config, changes
+
+
+def write_lora(
+    file: Path, config: ConfigDict, pairs: Mapping[str, Any], scale: float, dtype: str
+) -> None:
+    """Writes low-rank changes of the U-Net as diffusers reads them; see `weights.lora.write`."""
+    network = latent_unet.from_config(config.model.unet.to_dict(), _HERE)
+    names = latent_unet.name_function(network)
+    lora.write(file, pairs, names, scale=scale, dtype=jnp.dtype(dtype))
 
 
 def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str) -> list[str]:

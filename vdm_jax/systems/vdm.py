@@ -87,6 +87,9 @@ def default_config() -> ConfigDict:
             },
             "train": {
                 "init_from": "",
+                # LoRA: rank 0 = none, alpha 0 = rank, targets a regular expression over paths of
+                # kernels ("" = all), base the model that is adapted. Training fills the digest.
+                "lora": {"rank": 0, "alpha": 0.0, "targets": "", "base": "", "digest": ""},
                 "steps": 100_000,
                 "minutes": 0.0,
                 "batch_size": 128,

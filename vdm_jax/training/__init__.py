@@ -22,6 +22,8 @@ RULES = {
     "train.skip_nonfinite": NOT_NEGATIVE,
     "train.ema_decay": DECAY,
     "train.cond_dropout": FRACTION,
+    "train.lora.rank": NOT_NEGATIVE,
+    "train.lora.alpha": NOT_NEGATIVE,
     "train.log_every": COUNT,
     "train.sample_every": NOT_NEGATIVE,
     "checkpoint.every": COUNT,
@@ -34,10 +36,15 @@ def check(fields: Mapping[str, Any]) -> list[str]:
 
     fields: the values of a configuration by dotted field, which all keep `RULES`.
     """
+    problems = []
     batch, accumulate = fields.get("train.batch_size"), fields.get("train.accumulate", 1)
-    if batch is None or batch % accumulate == 0:
-        return []
-    return [
-        f"train.batch_size = {batch}: must divide by train.accumulate = {accumulate} "
-        "(the batch of one update is split into that many microbatches)"
-    ]
+    if batch is not None and batch % accumulate:
+        problems.append(
+            f"train.batch_size = {batch}: must divide by train.accumulate = {accumulate} "
+            "(the batch of one update is split into that many microbatches)"
+        )
+    if (rank := fields.get("train.lora.rank")) and not fields.get("train.lora.base"):
+        problems.append(
+            f"train.lora.base = '': must name the model that train.lora.rank = {rank} adapts"
+        )
+    return problems

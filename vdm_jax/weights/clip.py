@@ -3,7 +3,7 @@ folders as they are published: config.json and safetensors files of the classes 
 CLIPTextModelWithProjection, CLIPVisionModel, CLIPVisionModelWithProjection and CLIPModel."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from vdm_jax.models.blocks.encoder import ACTIVATIONS, Transformer
 from vdm_jax.models.clip import CLIP
 from vdm_jax.models.text.clip import OLD_EOS, CLIPTextConfig, CLIPTextEncoder
 from vdm_jax.models.vision.clip import CLIPVisionConfig, CLIPVisionEncoder
-from vdm_jax.weights import published
+from vdm_jax.weights import lora, published
 
 Network = CLIPTextEncoder | CLIPVisionEncoder | CLIP
 
@@ -241,6 +241,18 @@ def read_folder(folder: str | Path, dtype: DTypeLike = np.float32) -> Loaded:
         unused=lambda found: found.endswith("embeddings.position_ids"),
     )
     return Loaded(network, params)
+
+
+def with_loras(
+    network: CLIPTextEncoder, params: PyTree, loras: Sequence[tuple[str | Path, float]]
+) -> PyTree:
+    """The parameters of a text encoder, NumPy arrays, with what LoRA files have for it added.
+
+    loras: files and their scales. Raises as `lora.read` and `lora.changes`.
+    """
+    read = [(lora.read(file), scale) for file, scale in loras]
+    names = functools.partial(name, network)
+    return lora.added(params, lora.changes(read, lora.TEXT, params, names))
 
 
 def _renamed(network: Network, found: str) -> str:

@@ -57,7 +57,7 @@ def read_unet(
     Raises FileNotFoundError; ValueError naming the tensors that are missing, left over or of
     another shape than those of `network`.
     """
-    tensors, network = _open(file), latent_unet.in_dtype(network, dtype)
+    tensors, network = published.open_file(file), latent_unet.in_dtype(network, dtype)
     name = _renamed(latent_unet.name_function(network), unet_name(network))
     shapes = latent_unet.shapes(network)
     params = published.read_params(tensors, shapes, name, dtype, unused=_outside(_UNET))
@@ -68,7 +68,7 @@ def read_controlnet(
     file: str | Path, network: ControlNet = CONTROLNET_1, dtype: DTypeLike = np.float32
 ) -> controlnet.Loaded:
     """The ControlNet of a file. Raises as `read_unet`."""
-    tensors, network = _open(file), latent_unet.in_dtype(network, dtype)
+    tensors, network = published.open_file(file), latent_unet.in_dtype(network, dtype)
     name = _renamed(controlnet.name_function(network), controlnet_name(network))
     shapes = controlnet.shapes(network)
     params = published.read_params(tensors, shapes, name, dtype, unused=_outside(_CONTROL))
@@ -82,7 +82,7 @@ def read_motion(
     dtype: DTypeLike = np.float32,
 ) -> motion_adapter.Loaded:
     """The motion modules of an AnimateDiff file for `network`. Raises as `read_unet`."""
-    tensors, network = _open(file), network.clone(slots=Slots(after_attention=motion))
+    tensors, network = published.open_file(file), network.clone(slots=Slots(after_attention=motion))
     name = _renamed(motion_adapter.name_function(network), motion_name)
     shapes = motion_adapter.shapes(network)
     # Positions, which are computed here.
@@ -165,16 +165,6 @@ def _renamed(name: published.Name, original: Callable[[str], str]) -> published.
         return place._replace(name=original(place.name))
 
     return renamed
-
-
-def _open(file: str | Path) -> published.Tensors:
-    """The tensors of a file. Raises FileNotFoundError, ValueError."""
-    file = Path(file).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    if file.suffix != ".safetensors":
-        raise ValueError(f"{file}: allowed are .safetensors files; convert others first")
-    return published.Tensors(file.parent, file.stem)
 
 
 def _outside(prefix: str) -> Callable[[str], bool]:

@@ -184,6 +184,19 @@ def _header(path: Path) -> dict[str, _Entry]:
     }
 
 
+def open_file(file: str | Path) -> Tensors:
+    """The tensors of one file, whatever its name. Raises FileNotFoundError; ValueError for a file
+    that is broken or no safetensors file."""
+    file = Path(file).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    if file.suffix != ".safetensors":
+        raise ValueError(
+            f"{file}: allowed are .safetensors files, which hold no code; convert others first"
+        )
+    return Tensors(file.parent, file.stem)
+
+
 class Digests:
     """The SHA-256 of a folder's files, compared with those of their first load.
 
@@ -192,7 +205,7 @@ class Digests:
 
     def __init__(self, folder: Path, files: Sequence[str]):
         """Raises ValueError naming a file that has changed."""
-        self._found = {name: _sha256(folder / name) for name in files}
+        self._found = {name: file_digest(folder / name) for name in files}
         place = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:32]
         cached = fetch.CACHE.expanduser() / "published" / f"{place}.json"
         self._places = [folder / RECORD, cached]
@@ -235,8 +248,9 @@ class Digests:
                 return
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file."""
+    with Path(path).expanduser().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -280,13 +294,13 @@ def read_params(
     """
     files = {renamed(found): found for found in tensors.names()}
     flat = traverse_util.flatten_dict(shapes, sep="/")
-    places = {path: _places(name(path)) for path in flat}
+    places = {path: all_places(name(path)) for path in flat}
     wanted = {place.name for parts in places.values() for place in parts}
     if missing := sorted(wanted - set(files)):
-        raise ValueError(f"{tensors.folder}: lacks the tensor {_listed(missing)}")
+        raise ValueError(f"{tensors.folder}: lacks the tensor {listed(missing)}")
     if left := sorted(found for found in set(files) - wanted if not unused(found)):
         raise ValueError(
-            f"{tensors.folder}: the network that config.json describes has no {_listed(left)}"
+            f"{tensors.folder}: the network that config.json describes has no {listed(left)}"
         )
     params = {}
     for path, leaf in flat.items():
@@ -295,13 +309,13 @@ def read_params(
         array = np.empty((len(places[path]), *shape), dtype)
         for number, place in enumerate(places[path]):
             found = tensors.read(files[place.name])
-            published = (*_published_shape(shape, path), *[1] * place.ones)
+            published = (*published_shape(shape, path), *[1] * place.ones)
             if found.shape != published:
                 raise ValueError(
                     f"{tensors.folder}: {place.name} has shape {found.shape}, config.json asks "
                     f"for {published}"
                 )
-            array[number, ...] = _to_ours(
+            array[number, ...] = to_ours(
                 found.reshape(published[: found.ndim - place.ones]), shape, path
             )
         params[path] = array if stacked else array[0, ...]
@@ -363,41 +377,45 @@ def _published(params: PyTree, name: Name, dtype: np.dtype) -> Iterator[tuple[st
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         stacked = not isinstance(name(path), str | Place)
         array = np.asarray(leaf)
-        for row, place in zip(array if stacked else [array], _places(name(path)), strict=True):
-            tensor = _from_ours(row, path).astype(dtype)
+        for row, place in zip(array if stacked else [array], all_places(name(path)), strict=True):
+            tensor = from_ours(row, path).astype(dtype)
             shape = (*tensor.shape, *[1] * place.ones)
             yield place.name, np.ascontiguousarray(tensor).reshape(shape)
 
 
-def _places(named: Named | Sequence[Named]) -> list[Place]:
+def all_places(named: Named | Sequence[Named]) -> list[Place]:
+    """The places that a `Name` returns, one or several."""
     if isinstance(named, Place):
         return [named]
     if isinstance(named, str):
         return [Place(named)]
-    return [place for part in named for place in _places(part)]
+    return [place for part in named for place in all_places(part)]
 
 
-def _listed(names: Sequence[str], most: int = 8) -> str:
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The names, of many the first ones and the number of the others."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{rest}"
 
 
-def _to_ours(array: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
+def to_ours(array: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
+    """A published tensor as the parameter of `shape` at `path`."""
     if path.endswith("/kernel"):
         array = array.transpose(*range(2, array.ndim), 1, 0)
     return array.reshape(shape)
 
 
-def _from_ours(array: np.ndarray, path: str) -> np.ndarray:
+def from_ours(array: np.ndarray, path: str) -> np.ndarray:
+    """The parameter at `path` as it is published, without the axes of `Place.ones`."""
     if not path.endswith("/kernel"):
-        return array.reshape(_published_shape(array.shape, path))
-    outputs, inputs, *spatial = _published_shape(array.shape, path)
+        return array.reshape(published_shape(array.shape, path))
+    outputs, inputs, *spatial = published_shape(array.shape, path)
     last = len(spatial)
     return array.reshape(*spatial, inputs, outputs).transpose(last + 1, last, *range(last))
 
 
-def _published_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-    """Without the axes of `Place.ones`.
+def published_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
+    """The published shape of the parameter at `path`, without the axes of `Place.ones`.
 
     Heads and their features are one axis there: the inputs of a kernel that merges them, which is
     called out, and the outputs of any other. A kernel of four or five axes is a convolution's.
