@@ -11,6 +11,7 @@ from tests.evaluation.test_suite import Projection
 from vdm_jax.evaluation import (
     action_text,
     clips,
+    comparison,
     distances,
     fidelity,
     frechet,
@@ -19,6 +20,7 @@ from vdm_jax.evaluation import (
     suite,
 )
 from vdm_jax.evaluation.prediction import Prediction
+from vdm_jax.evaluation.protocol import Features
 
 LOGITS, POOLED = "projection, logits", "projection, pooled features"
 HALVES = {"estimate": "corrected for the bias of few clips, by halves"}
@@ -114,19 +116,18 @@ def test_what_a_figure_consists_of(sides, metric):
     _, _, layer, extra, options = METRICS[metric]
     found = figure(sides, metric, stride=3, seed=5, subject={"model": "m"}, remarks=("so",))
     protocol = found.protocol
-    assert (protocol.metric, protocol.features) == (metric, layer)
+    assert protocol.metric == metric
     assert tuple(found.extra) == extra and protocol.options == options
     assert (protocol.stride, protocol.seed, found.n, protocol.samples) == (3, 5, 20, 20)
     assert (protocol.references, protocol.frames, protocol.size) == (20, 8, (16, 16))
     assert (protocol.dataset, protocol.split) == ("moving_shapes/16x16x8", "held_out")
     assert protocol.crop == "centre square"
     if layer is None:
-        network = (None, None, None)
-        assert protocol.resize == "none"
+        assert protocol.resize == "none" and protocol.features is None
     else:
-        network = ("seed 0", "none", "float32")
         assert protocol.resize == "none; none"
-    assert (protocol.weights, protocol.padding, protocol.precision) == network
+        seen = Features(name=layer, weights="seed 0", padding="none", precision="float32")
+        assert protocol.features == seen
     assert found.subject == {"model": "m"} and found.note.endswith("so")
     has_interval = metric not in ("kvd", "precision", "recall", "is")
     assert (found.level == 0.95) == has_interval
@@ -331,7 +332,7 @@ def test_processes_that_measure_together_share_the_clips(sides, monkeypatch):
         shared.append(len(arrays[0]))
         return function(*arrays)
 
-    monkeypatch.setattr(suite.shares, "by_process", by_process)
+    monkeypatch.setattr(comparison.shares, "by_process", by_process)
     alone = figure(sides, "fvd")
     assert not shared
     assert figure(sides, "fvd", together=True).value == alone.value and shared == [20, 20]

@@ -11,9 +11,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, PyTree, UInt8
 
 from vdm_jax.cli.outputs import Parts
-from vdm_jax.stage.protocols import Frozen
 from vdm_jax.stage.sampler import Callback, Known, Preview, Sampler
-from vdm_jax.stage.stage import NO_FROZEN
 from vdm_jax.training import processes
 
 
@@ -50,7 +48,6 @@ class KeptSampler(Sampler):
         inputs: Mapping[str, Any] | None = None,
         start: UInt8[np.ndarray, "n f h w c"] | None = None,
         first: int = 0,
-        frozen: Frozen = NO_FROZEN,
     ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
         """See `Sampler.stream`. Raises OutputError too."""
         done = 0
@@ -70,7 +67,6 @@ class KeptSampler(Sampler):
             inputs=inputs,
             start=start,
             first=first + done,
-            frozen=frozen,
         ):
             if self.parts is not None:
                 self.parts.add(videos)
