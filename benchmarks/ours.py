@@ -206,10 +206,13 @@ def make_config(pair: Pair, batch: int, dtype: str):
 
     config = vdm.default_config()
     with config.unlocked():  # some peers' networks have fields that VDM's does not
-        config.model.update({**pair.network, "dtype": dtype, "embedding_dim": 0})
+        fields = {} if _is_latent(pair) else pair.network
+        config.model.update({**fields, "dtype": dtype, "embedding_dim": 0})
     config.process.update({"prediction": "eps", "loss": "eps_mse"})
     config.data.update({"num_frames": pair.frames, "image_size": pair.size})
-    if pair.text_length:
+    if _is_latent(pair):
+        config.text.update({"encoder": "minilm", "max_length": pair.text_length})
+    elif pair.text_length:
         words = {"encoder": "words", "max_length": pair.text_length, "vocabulary_size": 8}
         config.text.update({**words, "vocabulary": ("a", "red", "circle", "left")})
     config.train.update(
@@ -225,8 +228,30 @@ def make_stage(pair: Pair, config):
     from vdm_jax.systems import vdm
 
     stage = vdm.build(config)
+    if _is_latent(pair):
+        return _with_latent_unet(stage, pair)
     network = mirror(stage.network, pair.mirror)
     return dataclasses.replace(stage, network=network, train_only=pair.train_only)
+
+
+def _with_latent_unet(stage, pair: Pair):
+    """The stage with a published U-Net as its network, and latents in the place of pixels."""
+    from vdm_jax.stage.space import PixelSpace
+    from vdm_jax.stage.view import View
+    from vdm_jax.weights import latent_unet
+
+    network = latent_unet.from_config(pair.network, Path(pair.name))
+    shape = (pair.frames, pair.size, pair.size, pair.channels)
+    return dataclasses.replace(
+        stage,
+        network=network.clone(dtype=stage.network.dtype),
+        space=PixelSpace(data_shape=shape),
+        view=View(shape=shape),
+    )
+
+
+def _is_latent(pair: Pair) -> bool:
+    return "_class_name" in pair.network
 
 
 def _version(package: str) -> str:

@@ -21,7 +21,8 @@ class Pair:
       adapter: the module of `benchmarks.peers` that builds and runs the peer.
       options: of the peer's network, given to it as they are.
       frames, size: of a clip: `frames` of size x size pixels.
-      network: fields of our network (`config.model`).
+      channels: of a pixel.
+      network: fields of our network (`config.model`), or the config.json of a latent U-Net.
       mirror: layers of the peer in our network, see `benchmarks.mirror.mirror`.
       text_length: tokens of a text that the network attends to, 0 = no text.
       text_dim: width of the peer's tokens.
@@ -37,6 +38,7 @@ class Pair:
     options: Mapping[str, Any]
     frames: int
     size: int
+    channels: int = 3
     network: Mapping[str, Any]
     mirror: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_length: int = 0
@@ -58,6 +60,16 @@ _VIDEO_DIFFUSION_LAYERS = {
     "linear_attention": True,
     "initial_kernel": 7,
     "initial_temporal": True,
+}
+
+# One network, in the library that published it and in ours.
+_LATENT = {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (64, 128, 256),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 384,
 }
 
 PAIRS: dict[str, Pair] = {
@@ -168,6 +180,20 @@ PAIRS: dict[str, Pair] = {
             train_only="_temporal/",
             difference="both halve the frames at two levels and train only what makes the image "
             "network one of space and time; theirs has fewer such layers",
+        ),
+        Pair(
+            name="latent-unet",
+            adapter="latent_unet",
+            options=_LATENT,
+            frames=1,
+            size=16,
+            channels=4,
+            network={**_LATENT, "_class_name": "UNet2DConditionModel"},
+            text_length=77,
+            text_dim=384,
+            peer_sampler="DDIM, without guidance",
+            peer_steps=50,
+            difference="nothing: the U-Net of Stable Diffusion 1 with fewer channels",
         ),
     )
 }

@@ -63,8 +63,11 @@ def import_torchvision() -> None:
     """Makes `import torchvision` work where its compiled part belongs to another build of torch.
 
     The peers only use its transforms of PIL images, which are Python. The package's modules are
-    found as always, but its __init__, which registers compiled operators, is not run.
+    found as always, but its __init__, which registers compiled operators, is not run. Where there
+    is no torchvision, a package that needs it says so.
     """
+    if importlib.util.find_spec("torchvision") is None:
+        return
     try:
         import torchvision  # noqa: F401
     except RuntimeError:

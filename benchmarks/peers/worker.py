@@ -144,8 +144,7 @@ class Peer:
         if work == "train":
             if self._optimizer is None:
                 self._optimizer = torch.optim.Adam(peer.parameters(), lr=1e-4)
-                shape = (self._batch, 3, self._pair.frames, self._pair.size, self._pair.size)
-                self._clips = torch.rand(shape, device=self._device)
+                self._clips = torch.rand(self._shape(self._batch), device=self._device)
 
             def call():
                 with self._autocast:
@@ -166,8 +165,11 @@ class Peer:
         return call
 
     def _noise(self, clips: int):
-        shape = (clips, 3, self._pair.frames, self._pair.size, self._pair.size)
-        return self._torch.randn(shape, device=self._device)
+        return self._torch.randn(self._shape(clips), device=self._device)
+
+    def _shape(self, clips: int) -> tuple[int, ...]:
+        pair = self._pair
+        return (clips, pair.channels, pair.frames, pair.size, pair.size)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

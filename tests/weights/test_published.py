@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -122,6 +123,15 @@ def read_network(folder, **options):
     return published.read_params(
         published.Tensors(folder, stem), NETWORK, name_in_network, **options
     )
+
+
+def test_a_large_tensor_is_read_in_parts(network, monkeypatch):
+    folder, _ = network
+    whole = read_network(folder)
+    monkeypatch.setattr(published, "_PART_BYTES", 20)  # two rows of four float16 numbers
+    parts = [rows for rows, _ in published.Tensors(folder).parts("words.weight")]
+    assert parts == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
+    jax.tree.map(np.testing.assert_array_equal, read_network(folder), whole)
 
 
 def test_kernels_are_transposed_and_heads_are_split(network):

@@ -86,7 +86,7 @@ def read(file: str | Path) -> Lora:
         part, flat = _place(layer)
         if kind in found.setdefault((part, flat), {"layer": layer}):
             raise ValueError(f"{file}: {layer} has two {kind}: one is allowed")
-        found[part, flat][kind] = np.asarray(tensors.read(tensor), np.float32)
+        found[part, flat][kind] = tensors.whole(tensor)
     if odd:
         raise ValueError(
             f"{file}: {published.listed(odd)}: not understood; allowed are pairs of LoRA factors "

@@ -6,6 +6,7 @@ The first load of a folder records the digests of its files, and later loads com
 import contextlib
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ _DTYPES = {
     "I32": np.int32,
 }
 _SHARD_BYTES = 10 * 10**9
+_PART_BYTES = 16 * 2**20  # of a tensor that is mapped at a time
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -139,8 +141,12 @@ class Tensors:
         """Of one tensor. Raises ValueError."""
         return self._entry(name).shape
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, mapped, in the type that it was saved in. Raises ValueError."""
+    def parts(self, name: str) -> Iterator[tuple[Any, np.ndarray]]:
+        """One tensor in the type that it was saved in: an index of rows and those rows, mapped.
+
+        A part is small and its memory is free when it is dropped, because mapped memory is resident
+        too, and the largest tensor may be a third of a file. Raises ValueError.
+        """
         entry = self._entry(name)
         if entry.dtype not in _DTYPES:
             instead = (
@@ -153,8 +159,22 @@ class Tensors:
                 f"{', '.join(_DTYPES)}{instead}"
             )
         if 0 in entry.shape:
-            return np.zeros(entry.shape, _DTYPES[entry.dtype])
-        return np.memmap(entry.path, _DTYPES[entry.dtype], "r", entry.begin, entry.shape)
+            return
+        dtype = np.dtype(_DTYPES[entry.dtype])
+        rows, *rest = entry.shape or (1,)
+        row_bytes = dtype.itemsize * math.prod(rest)
+        step = max(1, _PART_BYTES // row_bytes)
+        for first in range(0, rows, step):
+            shape = (min(step, rows - first), *rest)
+            part = np.memmap(entry.path, dtype, "r", entry.begin + first * row_bytes, shape)
+            yield (slice(first, first + step), part) if entry.shape else (..., part[0])
+
+    def whole(self, name: str) -> np.ndarray:
+        """A small tensor, float32. Raises ValueError."""
+        tensor = np.zeros(self.shape(name), np.float32)
+        for rows, part in self.parts(name):
+            tensor[rows] = part
+        return tensor
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._where:
@@ -308,16 +328,16 @@ def read_params(
         shape = leaf.shape[1:] if stacked else leaf.shape
         array = np.empty((len(places[path]), *shape), dtype)
         for number, place in enumerate(places[path]):
-            found = tensors.read(files[place.name])
-            published = (*published_shape(shape, path), *[1] * place.ones)
-            if found.shape != published:
+            found = tensors.shape(files[place.name])
+            view = from_ours(array[number, ...], path)
+            view = view.reshape(*view.shape, *[1] * place.ones)
+            if found != view.shape:
                 raise ValueError(
-                    f"{tensors.folder}: {place.name} has shape {found.shape}, config.json asks "
-                    f"for {published}"
+                    f"{tensors.folder}: {place.name} has shape {found}, config.json asks for "
+                    f"{view.shape}"
                 )
-            array[number, ...] = to_ours(
-                found.reshape(published[: found.ndim - place.ones]), shape, path
-            )
+            for rows, part in tensors.parts(files[place.name]):
+                view[rows] = part
         params[path] = array if stacked else array[0, ...]
     tensors.digests.keep()
     return traverse_util.unflatten_dict(params, sep="/")
@@ -406,7 +426,8 @@ def to_ours(array: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
 
 
 def from_ours(array: np.ndarray, path: str) -> np.ndarray:
-    """The parameter at `path` as it is published, without the axes of `Place.ones`."""
+    """The parameter at `path` as it is published, without the axes of `Place.ones`; a view of a
+    contiguous array."""
     if not path.endswith("/kernel"):
         return array.reshape(published_shape(array.shape, path))
     outputs, inputs, *spatial = published_shape(array.shape, path)
