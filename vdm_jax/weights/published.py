@@ -330,7 +330,7 @@ def read_params(
         for number, place in enumerate(places[path]):
             found = tensors.shape(files[place.name])
             view = from_ours(array[number, ...], path)
-            view = view.reshape(*view.shape, *[1] * place.ones)
+            view = view.reshape((*view.shape, *[1] * place.ones))
             if found != view.shape:
                 raise ValueError(
                     f"{tensors.folder}: {place.name} has shape {found}, config.json asks for "
