@@ -1,6 +1,7 @@
 """A published text-to-image pipeline, loaded from its folder, samples as in its own library."""
 
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -14,7 +15,9 @@ from einops import rearrange
 import vdm_jax
 from tests.weights import drawn_weights
 from vdm_jax import cli
+from vdm_jax.cli import compiling
 from vdm_jax.stage.sampler import Sampler
+from vdm_jax.systems import latent_image
 from vdm_jax.weights import fetch
 
 GOLDEN = Path(__file__).parents[1] / "weights" / "golden" / "pipeline.safetensors"
@@ -163,3 +166,24 @@ def test_the_folder_is_written_back_bit_by_bit(folder, tmp_path, capsys):
         cli.main(["convert", "--to=diffusers", "--model=moving_shapes", f"--out={tmp_path / 'b'}"])
     assert ended.value.code != 0
     assert "system = 'vdm'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["train", "sample"])
+def test_a_program_is_lowered_without_weights(model, what):
+    config = model.config.copy_and_resolve_references()
+    config.train.batch_size = 2
+    target = types.SimpleNamespace(devices=lambda: jax.devices()[:1])
+    lowered, figures = compiling.lower(config, target, what)
+    frozen = jax.tree.leaves(lowered.args_info[0][2 if what == "train" else 1])
+    wanted = jax.tree.leaves(model.frozen)
+    assert [leaf.shape for leaf in frozen] == [leaf.shape for leaf in wanted]
+    assert figures["batch"] == (2 if what == "train" else 1)
+
+
+def test_without_a_folder_the_autoencoder_is_stable_diffusions():
+    config = latent_image.default_config()
+    (network,) = latent_image.frozen_networks(config).values()
+    shapes = jax.tree.leaves(network.abstract_params())
+    assert sum(leaf.size for leaf in shapes) == 83_653_863
+    with pytest.raises(ValueError, match="model.autoencoder = ''"):
+        latent_image.read_frozen(config)

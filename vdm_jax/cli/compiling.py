@@ -193,10 +193,11 @@ def lower(config, target, what: str):
         plan.params,
     )
     figures = {"parameters": state.count_parameters(params)}
+    frozen = systems.abstract_frozen(config, config.mesh.to_dict(), target.devices())
     if what == "train":
         batch_size = config.train.batch_size
         tx = optimizer.make_optimizer(config.train)
-        update = step.make_train_step(stage, tx, config, plan)
+        update = step.make_train_step(stage, tx, config, plan, frozen)
         batch = stage.abstract_batch(batch_size, _images(config))
         lowered = update.lower(state.abstract_state(stage, tx, plan), _at(batch, plan.batch))
         # Forward, twice that backward; with everything computed again, forward once more.
@@ -208,7 +209,8 @@ def lower(config, target, what: str):
             "repeats": config.train.accumulate,
         }
     guided = what == "guided"
-    sampler = sampling.Sampler.from_config(stage, config.sample, plan=plan)
+    frozen = {name: part.params for name, part in frozen.items()}
+    sampler = sampling.Sampler.from_config(stage, config.sample, frozen=frozen, plan=plan)
     inputs = sampler.abstract_inputs(frames_known=guided)
     lowered = sampler.compiled.lower(params, *inputs)
     size = inputs[2].shape[0]

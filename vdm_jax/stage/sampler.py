@@ -344,7 +344,7 @@ class Sampler:
     def abstract_inputs(self, frames_known: bool = False) -> tuple[Any, ...]:
         """Shapes and places, on a mesh, of what `compiled` takes after the parameters.
 
-        These are the frozen parameters (none), the key, the numbers of a batch's samples, their
+        These are the frozen parameters, the key, the numbers of a batch's samples, their
         condition, where they start (None), and what is known of them: nothing, or frames.
         """
         size = self._size(self.batch_size)
@@ -356,7 +356,7 @@ class Sampler:
             known = Known(measurement=mask, y=jax.ShapeDtypeStruct(shape, jnp.float32))
         batch = (indices, self.stage.abstract_inputs(size), None, known)
         return (
-            NO_FROZEN,
+            self.frozen,
             jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.plan.everywhere),
             *jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.plan.batch),

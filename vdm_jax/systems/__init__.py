@@ -1,15 +1,16 @@
 """The systems of the field, one file each, composed of the library's parts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from vdm_jax.parallel import sharding
-from vdm_jax.stage.low_rank import LowRank
+from vdm_jax.stage.low_rank import BASE, LowRank
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import imagen_video, latent_image, lumiere, vdm
 from vdm_jax.training import step
@@ -24,6 +25,7 @@ SYSTEMS = {
 }
 # Of the systems with parameters that are not trained.
 _FROZEN = {latent_image.NAME: latent_image.read_frozen}
+_FROZEN_NETWORKS = {latent_image.NAME: latent_image.frozen_networks}
 _SCHEDULERS = {latent_image.NAME: latent_image.make_scheduler}
 # The systems that take and write published LoRA files.
 _LORAS = {latent_image.NAME: latent_image}
@@ -63,6 +65,31 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
     for name, part in {} if read is None else read(config).items():
         plan = frozen_plan(part, mesh)
         found[name] = step.Frozen(params=jax.device_put(part.params, plan.params), plan=plan)
+    return found
+
+
+def abstract_frozen(
+    config, mesh: Mapping[str, int], devices: Sequence[jax.Device]
+) -> dict[str, step.Frozen]:
+    """Shapes and places of the parameters beside the trained ones, also of a LoRA's base.
+
+    mesh: sizes of the axes of a mesh of `devices`. No weights are read. Raises ValueError,
+    FileNotFoundError, MeshError.
+    """
+    networks = _FROZEN_NETWORKS.get(config.system)
+    parts = {} if networks is None else dict(networks(config))
+    if isinstance(build(config), LowRank):
+        parts[BASE] = build_base(config)
+    found = {}
+    for name, part in parts.items():
+        plan = sharding.make_plan(part, mesh, devices)
+        shapes = nn.meta.unbox(part.abstract_params())
+        params = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            plan.params,
+        )
+        found[name] = step.Frozen(params=params, plan=plan)
     return found
 
 

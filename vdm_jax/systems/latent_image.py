@@ -23,6 +23,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import Process
+from vdm_jax.models.autoencoder import Autoencoder, AutoencoderKL
 from vdm_jax.stage.conditions.prompt import TextOrNull
 from vdm_jax.stage.space import AUTOENCODER, LatentSpace
 from vdm_jax.stage.stage import Stage
@@ -51,7 +52,7 @@ def build(config: ConfigDict) -> Stage:
     network = latent_unet.from_config(model.unet.to_dict(), _HERE).clone(
         time=schedule.time, dtype=DTYPES[model.dtype], remat=model.remat
     )
-    autoencoder = autoencoder_weights.read_config(_folder(model.autoencoder))
+    autoencoder = _autoencoder(config)
     encoder = make_text_encoder(config.text)
     if encoder is None or encoder.embedding_width != network.settings.text_width:
         raise ValueError(
@@ -82,6 +83,11 @@ def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
     FileNotFoundError."""
     network, params = autoencoder_weights.read_folder(_folder(config.model.autoencoder))
     return {AUTOENCODER: FrozenPart(params, network.abstract_params())}
+
+
+def frozen_networks(config: ConfigDict) -> dict[str, Autoencoder]:
+    """The networks of `read_frozen`. No weights are read."""
+    return {AUTOENCODER: _autoencoder(config)}
 
 
 def default_config() -> ConfigDict:
@@ -193,7 +199,7 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     network = latent_unet.from_config(config.model.unet.to_dict(), _HERE)
     latent_unet.write_folder(folder / "unet", network, params, jnp.dtype(dtype))
     # The published pipeline takes the size of its images from here.
-    factor = autoencoder_weights.read_config(_folder(config.model.autoencoder)).factor
+    factor = _autoencoder(config).factor
     values = {**latent_unet.config(network), "sample_size": config.data.image_size // factor}
     _write_json(folder / "unet" / "config.json", values)
     _write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
@@ -233,6 +239,13 @@ def published_digest(folder: Path) -> str:
     digests = published.Tensors(folder / "unet", published.DIFFUSERS).digests
     text = (folder / "scheduler" / scheduler.FILE).read_text(encoding="utf-8")
     return hashlib.sha256(f"{digests.name} {text}".encode()).hexdigest()
+
+
+def _autoencoder(config: ConfigDict) -> Autoencoder:
+    """That of the folder; without one Stable Diffusion's, so that shapes are known. Raises
+    ValueError, FileNotFoundError."""
+    folder = config.model.autoencoder
+    return autoencoder_weights.read_config(_folder(folder)) if folder else AutoencoderKL()
 
 
 def _folder(name: str) -> Path:
