@@ -134,6 +134,7 @@ ELSEWHERE = {
     "tile": "tests/stage/test_cascade.py: it needs a network of finite reach",
     "tile_overlap": "as tile",
     "remat": "below: it needs a network with blocks",
+    "frozen": "tests/stage/test_sampler_inputs.py: it is an argument of the program",
     "batch_size": "tests/stage/test_sampler.py: it is how many samples a call has",
     "plan": "tests/parallel/test_sharding.py: it needs devices",
 }

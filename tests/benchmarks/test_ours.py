@@ -15,6 +15,6 @@ def test_each_work_of_a_pair_runs(tmp_path):
     )
     worker = ours.Ours(pair, batch=2, dtype="float32", device="cpu", cache=str(tmp_path))
     for work in ("train", "denoise"):
-        assert worker.prepare(work, 1)["cold"]
+        assert worker.prepare(work, 1)["compile_s"] > 0
         assert len(worker.timed(work, 2, 10.0)["seconds"]) == 2
     assert worker.describe()["parameters"] > 0

@@ -184,7 +184,7 @@ SECTIONS = {
     "train": """
         init_from steps minutes batch_size seed learning_rate schedule warmup_steps beta1 beta2
         weight_decay moment_dtype clip_norm skip_nonfinite accumulate ema_decay cond_dropout
-        log_every sample_every sample_prompts""",
+        log_every sample_every sample_prompts lora""",
     "checkpoint": "every keep fallback",
     "sample": """
         sampler steps guidance oscillate_after grid corrector threshold augmentation tile

@@ -40,7 +40,7 @@ def test_configurations_build(name):
     [
         ("system", "vmd", "system = 'vmd': allowed are vdm"),
         ("model.dtype", "float8", "model.dtype = 'float8': allowed are float32, bfloat16"),
-        ("text.encoder", "clip", "text.encoder = 'clip': allowed are none, words, minilm"),
+        ("text.encoder", "gpt", "text.encoder = 'gpt': allowed are none, words, minilm"),
         ("process.schedule", "linear", "process.schedule='linear' is unknown"),
         ("process.prediction", "w", "prediction='w' is unknown"),
     ],

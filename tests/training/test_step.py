@@ -180,11 +180,17 @@ def test_random_bits_by_kernel_are_not_unrolled_for_a_gpu():
 
 
 def test_the_update_is_called_and_lowered_with_what_is_frozen():
+    seen = []
+
     class Compiled:
-        def __call__(self, *arguments):
-            return arguments
+        def __call__(self, old, *arguments):
+            seen.append((old, *arguments))
+            return old, {}
 
         lower = __call__
 
     update = step.TrainStep(compiled=Compiled(), frozen={"teacher": 3})
-    assert update(1, 2) == update.lower(1, 2) == (1, 2, {"teacher": 3})
+    old = object.__new__(state.TrainState)
+    update(old, 2)
+    update.lower(old, 2)
+    assert seen == [(old, 2, {"teacher": 3})] * 2

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import DTypeLike
 
 from vdm_jax.data.source import DataError
 from vdm_jax.models.text.words import TextEncoder
@@ -130,33 +131,42 @@ class StoredText:
     """A `TextEncoder` that looks captions up among stored embeddings.
 
     It is sent to worker processes by the name of its folder; each maps the files into memory.
+
+    Attributes:
+      states: the type of the embeddings that it gives, whatever that of the files.
     """
 
     vocab_size = 0
 
     def __init__(
-        self, folder: Path, max_length: int, embedding_width: int, null_text: str | None = None
+        self,
+        folder: Path,
+        max_length: int,
+        embedding_width: int,
+        null_text: str | None = None,
+        states: DTypeLike = _DTYPE,
     ):
         self.folder = Path(folder)
         self.max_length, self.embedding_width = max_length, embedding_width
-        self.null_text = null_text
+        self.null_text, self.states = null_text, np.dtype(states)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredText, (self.folder, self.max_length, self.embedding_width, self.null_text)
+        width, states = self.embedding_width, self.states
+        return StoredText, (self.folder, self.max_length, width, self.null_text, states)
 
     def example(self) -> dict[str, np.ndarray]:
         """See `TextEncoder`."""
         mask = np.zeros((1, self.max_length), bool)
         mask[:, 0] = True
         return {
-            "text_embeddings": np.zeros((*mask.shape, self.embedding_width), _DTYPE),
+            "text_embeddings": np.zeros((*mask.shape, self.embedding_width), self.states),
             "token_mask": mask,
         }
 
     def encode(self, captions: Sequence[str], *, strict: bool = False) -> dict[str, np.ndarray]:
         """See `TextEncoder`. Raises DataError for a caption that is not stored."""
         mask = np.zeros((len(captions), self.max_length), bool)
-        embeddings = np.zeros((*mask.shape, self.embedding_width), _DTYPE)
+        embeddings = np.zeros((*mask.shape, self.embedding_width), self.states)
         for row, caption in enumerate(captions):
             states = self._find(caption)
             embeddings[row, : len(states)] = states
@@ -215,7 +225,9 @@ def stored(
             f"{name!r} has {text_encoder.embedding_width}"
         )
     null_text = text_encoder.null_text
-    found = StoredText(meta["folder"], meta["max_length"], meta["embedding_width"], null_text)
+    states = text_encoder.example()["text_embeddings"].dtype
+    width = meta["embedding_width"]
+    found = StoredText(meta["folder"], meta["max_length"], width, null_text, states)
     found.check(with_null(captions, null_text))
     return found
 

@@ -102,7 +102,7 @@ def frozen_plan(part, mesh: Mapping[str, int] | None = None) -> sharding.Plan:
 
 def scheduler(config) -> Scheduler | None:
     """How a configuration's model is sampled where that is published; None = by `config.sample`."""
-    make = _SCHEDULERS.get(config.system)
+    make = _SCHEDULERS.get(config.get("system"))
     return None if make is None else make(config)
 
 
