@@ -6,6 +6,8 @@ classifier-free guidance by the ancestral sampler or DDIM. The defaults here are
 has in common for all its models of 16 x 64 x 64.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import make_process
@@ -85,32 +87,36 @@ def default_config() -> ConfigDict:
                 "augment": (),
                 "workers": 4,
             },
-            "train": {
-                "init_from": "",
-                # LoRA: rank 0 = none, alpha 0 = rank, targets a regular expression over paths of
-                # kernels ("" = all), base the model that is adapted. Training fills the digest.
-                "lora": {"rank": 0, "alpha": 0.0, "targets": "", "base": "", "digest": ""},
-                "steps": 100_000,
-                "minutes": 0.0,
-                "batch_size": 128,
-                "seed": 0,
-                "learning_rate": 3e-4,
-                "schedule": "constant",
-                "warmup_steps": 1000,
-                "beta1": 0.9,
-                "beta2": 0.99,
-                "weight_decay": 0.0,
-                "moment_dtype": "float32",
-                "clip_norm": 1.0,
-                "skip_nonfinite": 0,
-                "accumulate": 1,
-                "ema_decay": 0.9999,
-                "cond_dropout": 0.1,
-                "log_every": 100,
-                "sample_every": 10_000,
-                "sample_prompts": (),
-            },
+            "train": _train_section(),
             "checkpoint": {"every": 5000, "keep": 3, "fallback": False},
             "sample": sampler.default_section(),
         }
     ).lock()
+
+
+def _train_section() -> dict[str, Any]:
+    return {
+        "init_from": "",
+        # LoRA: rank 0 = none, alpha 0 = rank, targets a regular expression over paths of
+        # kernels ("" = all), base the model that is adapted. Training fills the digest.
+        "lora": {"rank": 0, "alpha": 0.0, "targets": "", "base": "", "digest": ""},
+        "steps": 100_000,
+        "minutes": 0.0,
+        "batch_size": 128,
+        "seed": 0,
+        "learning_rate": 3e-4,
+        "schedule": "constant",
+        "warmup_steps": 1000,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "weight_decay": 0.0,
+        "moment_dtype": "float32",
+        "clip_norm": 1.0,
+        "skip_nonfinite": 0,
+        "accumulate": 1,
+        "ema_decay": 0.9999,
+        "cond_dropout": 0.1,
+        "log_every": 100,
+        "sample_every": 10_000,
+        "sample_prompts": (),
+    }
