@@ -126,6 +126,7 @@ def test_the_defaults_are_those_of_the_folder(model):
         ("unet/config.json", {"dual_cross_attention": True}, r"unet/config.json: dual_cross"),
         ("vae/config.json", {"_class_name": "VQModel"}, "VQModel.*AutoencoderKL"),
         ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding = True"),
+        ("scheduler/scheduler_config.json", {"clip_sample": True}, "clip_sample = true"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
     ],
 )

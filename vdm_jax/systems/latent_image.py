@@ -144,6 +144,11 @@ def read_published(folder: Path) -> ConfigDict:
     unet = published.read_json(folder / "unet" / "config.json")
     latent_unet.from_config(unet, folder / "unet" / "config.json")  # errors name the file
     schedule = scheduler.read_folder(folder / "scheduler")
+    if schedule.clips:
+        raise ValueError(
+            f"{folder / 'scheduler' / scheduler.FILE}: clip_sample = true: latents have no limits "
+            "to clip them to; allowed is false"
+        )
     config = default_config()
     with config.unlocked():
         config.model.unet = ConfigDict(unet)
