@@ -24,7 +24,7 @@ from vdm_jax.evaluation.protocol import Features
 
 LOGITS, POOLED = "projection, logits", "projection, pooled features"
 HALVES = {"estimate": "corrected for the bias of few clips, by halves"}
-# Of each metric: what it needs (see below), better, its layer, further figures, options.
+# For each metric: its needs (see below), better, its layer, further figures, options.
 METRICS = {
     "fvd": ("rn", "lower", LOGITS, ("fvd_uncorrected", "fvd_infinity"), HALVES),
     "ffd": (

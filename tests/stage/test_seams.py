@@ -1,4 +1,4 @@
-"""What a stage says of itself is what it does: shapes, drop-out, null conditions, keys, cost."""
+"""A stage reports the shapes, drop-out, null conditions, keys and cost that it computes with."""
 
 import dataclasses
 

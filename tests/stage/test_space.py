@@ -168,11 +168,11 @@ def test_a_stage_of_latents_learns_what_the_stage_of_pixels_learns(params, same_
         return jax.jit(jax.value_and_grad(lambda p: stage.loss(p, make_batch(), KEY, FROZEN)[0]))
 
     pixels, gradients = loss(PIXEL_STAGE)(params[0])
-    latents, of_latents = loss(STAGE)(params[1])
+    latents, latent_metrics = loss(STAGE)(params[1])
     np.testing.assert_allclose(latents, pixels, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-        of_latents["pixels"],
+        latent_metrics["pixels"],
         gradients,
     )
 
@@ -186,9 +186,9 @@ def test_conditions_that_are_videos_enter_as_latents(same_noise):
         assert cond[name].shape == x.shape
         if name == "low_res":  # the noise has another shape where there is an image
             clean = dataclasses.replace(STAGE.find(LowResVideo), max_augmentation=0.0)
-            of_pixels = dataclasses.replace(PIXEL_STAGE.find(LowResVideo), max_augmentation=0.0)
+            in_pixels = dataclasses.replace(PIXEL_STAGE.find(LowResVideo), max_augmentation=0.0)
             found = make_stage(True, conditions=(clean,)).example(make_batch(), KEY, FROZEN)[1]
-            target = make_stage(False, conditions=(of_pixels,)).example(make_batch(), KEY)[1]
+            target = make_stage(False, conditions=(in_pixels,)).example(make_batch(), KEY)[1]
             np.testing.assert_allclose(to_pixels(found[name]), target[name], atol=1e-5)
         else:
             np.testing.assert_allclose(to_pixels(cond[name]), wanted[name], atol=1e-5)
