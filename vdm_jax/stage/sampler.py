@@ -37,8 +37,9 @@ PREVIEWS = 8  # a batch
 # What `from_config` takes, by the part that it becomes.
 _RULE_FIELDS = ("eta", "gamma", "churn", "churn_min", "churn_max", "churn_noise")
 _GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
-_SETTINGS = ("augmentation", "fps")
+_SETTINGS = ("augmentation", "fps", "motion_bucket")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
+_OTHERS += ("first_guidance",)
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
 _DIRECT = ("negative", "batch_size", "num_frames", "remat", "frozen", "plan")
 FIELDS = (*_RULE_FIELDS, *_GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
@@ -465,8 +466,12 @@ def _guidance(given: Mapping[str, Any]) -> tuple[Guidance, ...]:
             raise ValueError(
                 f"{name}_overlap = {given[f'{name}_overlap']} has no effect with {name} = 0"
             )
-    scale, after = given.get("guidance", 1.0), given.get("oscillate_after", 0)
-    return (*parts, ClassifierFree(scale=scale, oscillate_after=after))
+    guided = ClassifierFree(
+        scale=given.get("guidance", 1.0),
+        oscillate_after=given.get("oscillate_after", 0),
+        first=given.get("first_guidance"),
+    )
+    return (*parts, guided)
 
 
 def _threshold(name: str) -> Guidance | None:
