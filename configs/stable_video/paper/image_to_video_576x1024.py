@@ -1,7 +1,7 @@
 """Stable Video Diffusion, stage 3: image to video on high-quality clips of 14 x 576 x 1024
 (Blattmann et al. 2023, section 4.3 and appendix D).
 
-Command: vdm train --config=stable_video/paper/image_to_video_576x1024 --workdir=DIR/image_to_video \\
+Command: vdm train --config=stable_video/paper/image_to_video_576x1024 --workdir=DIR/stage_3 \\
     --config.train.init_from=DIR/video_256x384 --config.model.autoencoder=FOLDER/vae \\
     --config.model.image_encoder=FOLDER --config.data.data_dir=FOLDER_OF_VIDEOS
 Hardware: the paper's is 48 nodes of 8 A100. FOLDER is a published pipeline's: its vae/ has the
