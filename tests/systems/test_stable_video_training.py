@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from tests.systems import test_latent_image
 from vdm_jax import systems
@@ -15,7 +16,8 @@ from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.systems import stable_video
 from vdm_jax.training import optimizer, state, step
-from vdm_jax.weights import fetch, published
+from vdm_jax.weights import fetch, latent_unet
+from vdm_jax.weights import stable_video as weights
 
 FRAMES, SIDE = 3, 16  # of clips in pixels
 
@@ -32,22 +34,12 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make_config(image_folder):
     """A function from the fields of `model` to the configuration of a stage."""
-    unet = published.read_json(image_folder / "unet" / "config.json")
+    image = latent_unet.read_config(image_folder / "unet")
 
     def make(frames=FRAMES, **model):
         config = stable_video.default_config().unlock()
-        config.model.unet.update(
-            in_channels=8 if model.get("still") else 4,
-            block_out_channels=unet["block_out_channels"],
-            cross_attention_dim=unet["cross_attention_dim"],
-            num_attention_heads=unet["attention_head_dim"],
-            layers_per_block=unet["layers_per_block"],
-            norm_num_groups=unet["norm_num_groups"],
-            down_block_types=["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
-            up_block_types=["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=12,
-        )
+        config.model.unet = ConfigDict(weights.inflated_config(image))
+        config.model.unet.in_channels = 8 if model.get("still") else 4
         config.model.update({"context": "text", "still": False, "dtype": "float32", **model})
         config.model.autoencoder = str(image_folder / "vae")
         config.text.update({"encoder": "clip", "weights": str(image_folder), "max_length": 77})

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from vdm_jax.models import layers
 from vdm_jax.models.blocks.autoencoding import FrameConvolution
-from vdm_jax.models.blocks.slots import ClipContext, Place
+from vdm_jax.models.blocks.slots import ClipContext, Place, Slot
 from vdm_jax.models.blocks.temporal import apply_to_clip
 from vdm_jax.models.blocks.transformer import GatedMLP, TextAttention, layer_norm
 from vdm_jax.models.motion_module import FrameAttention
@@ -38,6 +38,33 @@ class FrameTransformers:
 
     def __call__(self, place: Place) -> nn.Module:
         return FrameTransformer(place, name=place.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blended:
+    """A slot whose modules' results are blended with their inputs (Blattmann et al. 2023, Align
+    your latents, section 3.1).
+
+    Attributes:
+      slot: makes the modules.
+    """
+
+    slot: Slot
+
+    def __call__(self, place: Place) -> nn.Module:
+        return _Blended(self.slot, place, name=place.name)
+
+
+class _Blended(nn.Module):
+    slot: Slot
+    place: Place
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n *rest"], context: ClipContext) -> Float[Array, "n *rest"]:
+        layer = self.slot(dataclasses.replace(self.place, name="layer"))
+        if layer is None:
+            return x
+        return x + _share(self).astype(x.dtype) * (layer(x, context) - x)
 
 
 class FrameResidual(nn.Module):

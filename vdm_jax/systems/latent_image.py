@@ -59,7 +59,7 @@ def build(config: ConfigDict) -> Stage:
             f"text.encoder = {config.text.encoder!r}: model.unet.cross_attention_dim = "
             f"{network.settings.text_width} asks for an encoder of that width"
         )
-    shape = (frames, size, size, autoencoder.in_channels)
+    shape = (frames, size, config.data.image_width or size, autoencoder.in_channels)
     return Stage(
         network=network,
         process=Process(

@@ -18,14 +18,9 @@ Samples are guided by a scale that rises over the frames. The null condition kee
 (section 4.3).
 """
 
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vdm_jax.data import frame_rate
@@ -42,11 +37,11 @@ from vdm_jax.stage.protocols import Condition
 from vdm_jax.stage.space import AUTOENCODER, LatentSpace
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
-from vdm_jax.systems import latent_image, vdm
+from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import FrozenPart
 from vdm_jax.systems.network import DTYPES, make_text_encoder
 from vdm_jax.weights import autoencoder as autoencoder_weights
-from vdm_jax.weights import clip, clip_inputs, lora, published, scheduler
+from vdm_jax.weights import clip, clip_inputs, scheduler
 from vdm_jax.weights import stable_video as weights
 
 NAME = "stable_video"
@@ -54,17 +49,14 @@ CONTEXTS = ("still", "text")
 # What a model of images, or of text and clips, lacks.
 NEW = "temporal|^condition/numbers_"
 WIDER = "^input_conv/kernel$"
-_PARTS = ("unet", "vae", "image_encoder", "feature_extractor", "scheduler")
-_HERE = Path("configuration")  # what errors name in the place of a file
-# Of the published pipeline, whose U-Nets' sample_size is 96 and which makes 576 x 1024 pixels.
-_PUBLISHED_SIZE, _PUBLISHED_PIXELS = 96, (576, 1024)
+HERE = Path("configuration")  # what errors name in the place of a file
 
 
 def build(config: ConfigDict) -> Stage:
     """The model: U-Net, process, latent space and conditions. Raises ValueError,
     FileNotFoundError."""
     model, data, schedule = config.model, config.data, make_scheduler(config)
-    autoencoder = _autoencoder(config)
+    autoencoder = make_autoencoder(config)
     network = make_network(config)
     shape = (
         data.num_frames,
@@ -106,7 +98,7 @@ def make_network(config: ConfigDict) -> LatentUNet:
         raise ValueError(f"model.context = {model.context!r}: allowed are {allowed}")
     if model.still and not model.temporal:
         raise ValueError("model.still = True: needs model.temporal = True")
-    network = weights.from_config(model.unet.to_dict(), _HERE)
+    network = weights.from_config(model.unet.to_dict(), HERE)
     videos = network.videos if model.still else ()
     if network.in_channels != (1 + len(videos)) * network.out_channels:
         raise ValueError(
@@ -165,7 +157,7 @@ def _conditions(
 
 def make_scheduler(config: ConfigDict) -> scheduler.Scheduler:
     """The sampler and the range of noise levels of a configuration. Raises ValueError."""
-    found = scheduler.from_config(config.model.scheduler.to_dict(), _HERE)
+    found = scheduler.from_config(config.model.scheduler.to_dict(), HERE)
     if not found.continuous or None in (found.sigma_min, found.sigma_max):
         raise ValueError(
             "model.scheduler: must have timestep_type = 'continuous', sigma_min and sigma_max"
@@ -176,11 +168,11 @@ def make_scheduler(config: ConfigDict) -> scheduler.Scheduler:
 def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
     """The parameters that are not trained: the autoencoder's and the image encoder's. Raises
     ValueError, FileNotFoundError."""
-    folder = _folder(config.model.autoencoder, "autoencoder")
+    folder = part_folder(config.model.autoencoder, "autoencoder")
     network, params = autoencoder_weights.read_folder(folder)
     found = {AUTOENCODER: FrozenPart(params, network.abstract_params())}
     if config.model.context == "still":
-        folder = _folder(config.model.image_encoder, "image_encoder") / "image_encoder"
+        folder = part_folder(config.model.image_encoder, "image_encoder") / "image_encoder"
         encoder, params = clip.read_folder(folder)
         found[IMAGE_ENCODER] = FrozenPart(params, clip.abstract_params(encoder))
     return found
@@ -188,7 +180,7 @@ def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
 
 def frozen_networks(config: ConfigDict) -> dict[str, Any]:
     """Shapes of `read_frozen`. No weights are read."""
-    found: dict[str, Any] = {AUTOENCODER: _autoencoder(config)}
+    found: dict[str, Any] = {AUTOENCODER: make_autoencoder(config)}
     if config.model.context == "still":
         encoder = _image_encoder(config).network
         found[IMAGE_ENCODER] = FrozenPart(None, clip.abstract_params(encoder))
@@ -204,7 +196,7 @@ def default_config() -> ConfigDict:
             **base,
             "system": NAME,
             "model": {
-                "unet": weights.config(weights.from_config({"_class_name": weights.CLASS}, _HERE)),
+                "unet": weights.config(weights.from_config({"_class_name": weights.CLASS}, HERE)),
                 "scheduler": dict(_SCHEDULER),
                 # The folder of the autoencoder, and one that holds image_encoder/ and
                 # feature_extractor/.
@@ -256,117 +248,7 @@ _SCHEDULER = {
 }
 
 
-def read_published(folder: Path) -> ConfigDict:
-    """The configuration of a published pipeline, a folder of model_index.json, unet/, vae/,
-    image_encoder/, feature_extractor/ and scheduler/. It is sampled with the defaults of the
-    published library.
-
-    Raises FileNotFoundError; ValueError naming a part or a value that is not understood.
-    """
-    index = published.read_json(folder / published.PIPELINE)
-    if unknown := sorted(n for n in index if n not in _PARTS and not n.startswith("_")):
-        raise ValueError(f"{folder / published.PIPELINE}: {', '.join(unknown)}: not understood")
-    for part in _PARTS:
-        if not (folder / part).is_dir():
-            raise FileNotFoundError(f"{folder / part}: no such folder; the pipeline needs it")
-    unet = published.read_json(folder / "unet" / "config.json")
-    weights.from_config(unet, folder / "unet" / "config.json")  # errors name the file
-    schedule = scheduler.read_folder(folder / "scheduler")
-    if schedule.kind != "euler" or not schedule.continuous:
-        raise ValueError(
-            f"{folder / 'scheduler' / scheduler.FILE}: allowed is EulerDiscreteScheduler with "
-            "timestep_type = 'continuous'"
-        )
-    config = default_config()
-    with config.unlocked():
-        config.model.unet = ConfigDict(unet)
-        settings = published.read_json(folder / "scheduler" / scheduler.FILE)
-        config.model.scheduler = ConfigDict(settings)
-    config.model.update({"autoencoder": str(folder / "vae"), "image_encoder": str(folder)})
-    config.model.dtype = "float32"
-    factor = autoencoder_weights.read_config(folder / "vae").factor
-    height, width = _pixels(unet.get("sample_size"), factor)
-    config.data.update({"image_size": height, "image_width": width, "fps": config.sample.fps})
-    config.data.update({"num_frames": unet.get("num_frames", 25), "name": "video_folder"})
-    return config
-
-
-def _pixels(sample_size: int | list[int] | None, factor: int) -> tuple[int, int]:
-    """Height and width of clips, of the latents' that a U-Net's config.json names."""
-    if sample_size in (None, _PUBLISHED_SIZE):
-        return _PUBLISHED_PIXELS
-    both = sample_size if isinstance(sample_size, list) else [sample_size] * 2
-    return both[0] * factor, both[1] * factor
-
-
-def read_published_params(folder: Path) -> PyTree:
-    """The parameters of a published pipeline's U-Net. Raises as `weights.stable_video`."""
-    return weights.read_folder(folder / "unet").params
-
-
-def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str) -> list[str]:
-    """Writes a published pipeline, and returns the names of its parts.
-
-    The autoencoder and the image encoder are copied from where the model reads them. dtype: of the
-    U-Net's tensors. Raises FileExistsError; ValueError for a model that takes text or no image.
-    """
-    model = config.model
-    if not (model.still and model.context == "still"):
-        raise ValueError(
-            f"model.still = {model.still}, model.context = {model.context!r}: the published "
-            "pipeline takes the image that a clip begins with, and no text"
-        )
-    factor, data = _autoencoder(config).factor, config.data
-    weights.write_folder(
-        folder / "unet",
-        weights.from_config(model.unet.to_dict(), _HERE),
-        params,
-        jnp.dtype(dtype),
-        sample_size=(data.image_size // factor, (data.image_width or data.image_size) // factor),
-        num_frames=data.num_frames,
-    )
-    latent_image.write_json(folder / "scheduler" / scheduler.FILE, model.scheduler.to_dict())
-    encoder = _folder(model.image_encoder, "image_encoder")
-    copied = {"vae": _folder(model.autoencoder, "autoencoder")}
-    copied |= {part: encoder / part for part in ("image_encoder", "feature_extractor")}
-    for part, source in copied.items():
-        keep = shutil.ignore_patterns(published.RECORD, "*.bin", "*.ckpt")
-        shutil.copytree(source, folder / part, ignore=keep)
-    latent_image.write_json(folder / published.PIPELINE, _INDEX)
-    return ["unet", "scheduler", *copied]
-
-
-_INDEX = {
-    "_class_name": "StableVideoDiffusionPipeline",
-    "feature_extractor": ["transformers", "CLIPImageProcessor"],
-    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-    "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
-    "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
-}
-published_digest = latent_image.published_digest
-
-
-def read_loras(
-    config: ConfigDict, loras: Mapping[str, float]
-) -> tuple[ConfigDict, dict[str, np.ndarray]]:
-    """The configuration, and what LoRA files, with their scales, add to the U-Net's parameters, by
-    path. Raises ValueError, FileNotFoundError."""
-    read = [(lora.read(file), scale) for file, scale in loras.items()]
-    network = weights.from_config(config.model.unet.to_dict(), _HERE)
-    names = weights.name_function(network)
-    return config, lora.changes(read, lora.UNET, weights.shapes(network), names)
-
-
-def write_lora(
-    file: Path, config: ConfigDict, pairs: Mapping[str, Any], scale: float, dtype: str
-) -> None:
-    """Writes low-rank changes of the U-Net as diffusers reads them; see `weights.lora.write`."""
-    network = weights.from_config(config.model.unet.to_dict(), _HERE)
-    lora.write(file, pairs, weights.name_function(network), scale=scale, dtype=jnp.dtype(dtype))
-
-
-def _autoencoder(config: ConfigDict) -> Autoencoder:
+def make_autoencoder(config: ConfigDict) -> Autoencoder:
     """That of the folder; without one the published model's, so that shapes are known. Raises
     ValueError, FileNotFoundError."""
     folder = config.model.autoencoder
@@ -376,7 +258,7 @@ def _autoencoder(config: ConfigDict) -> Autoencoder:
 
 
 def _image_encoder(config: ConfigDict) -> ImageEncoder:
-    """That of the folder; without one the published model's. Raises as `_autoencoder`."""
+    """That of the folder; without one the published model's. Raises as `make_autoencoder`."""
     if not config.model.image_encoder:
         return ImageEncoder(network=CLIPVisionEncoder(SIZES["h"]))
     folder = Path(config.model.image_encoder).expanduser()
@@ -388,7 +270,7 @@ def _image_encoder(config: ConfigDict) -> ImageEncoder:
     return ImageEncoder(network=network, prepare=prepare)
 
 
-def _folder(name: str, field: str) -> Path:
+def part_folder(name: str, field: str) -> Path:
     """The folder that a field of `model` names. Raises ValueError."""
     if not name:
         raise ValueError(f"model.{field} = '': must name a folder of published files")

@@ -189,7 +189,25 @@ def config(network: LatentUNet) -> dict[str, Any]:
     }
     if wrong := [name for name, is_wrong in cannot.items() if is_wrong]:
         raise ValueError(f"{', '.join(wrong)}: diffusers' class {CLASS} has no such value")
-    image = latent_unet.encoder_config(network.clone(conditions=()))
+    return _config(network.clone(conditions=()), numbers[0].width)
+
+
+def inflated_config(image: LatentUNet) -> dict[str, Any]:
+    """The config.json of the network over clips that an image network becomes: `from_config` reads
+    it. Its input is z alone. Raises ValueError for sizes that such a network cannot have."""
+    settings = image.settings
+    if {*settings.depth, settings.middle_depth} - {0, 1} or settings.epsilon != _EPSILON:
+        raise ValueError(
+            f"depth = {settings.depth}, middle_depth = {settings.middle_depth}, epsilon = "
+            f"{settings.epsilon}: must be at most 1, and {_EPSILON}"
+        )
+    groups = {"norm_num_groups": settings.norm_groups}
+    return {**_config(image, _VALUES["addition_time_embed_dim"]), **groups}
+
+
+def _config(network: LatentUNet, width: int) -> dict[str, Any]:
+    """width: of each embedded number."""
+    settings, image = network.settings, latent_unet.encoder_config(network)
     kept = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
     kinds = {True: "CrossAttnDownBlockSpatioTemporal", False: "DownBlockSpatioTemporal"}
     return {
@@ -198,8 +216,8 @@ def config(network: LatentUNet) -> dict[str, Any]:
         "out_channels": network.out_channels,
         "down_block_types": [kinds[bool(number)] for number in settings.depth],
         "up_block_types": _up_block_types(settings.depth),
-        "addition_time_embed_dim": numbers[0].width,
-        "projection_class_embeddings_input_dim": len(NUMBERS) * numbers[0].width,
+        "addition_time_embed_dim": width,
+        "projection_class_embeddings_input_dim": len(NUMBERS) * width,
         "transformer_layers_per_block": 1,
         "num_attention_heads": list(settings.heads),
     }

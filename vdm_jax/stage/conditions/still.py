@@ -115,7 +115,8 @@ class Still(Base):
         }
 
     def input_shapes(self, n: int) -> Shapes:
-        return {"still": shape(n, *self.shape, dtype=jnp.uint8)}
+        # The image lies where its latents will, so that it does not stay in `Cond` beside them.
+        return {"still_latents": shape(n, *self.shape, dtype=jnp.uint8)}
 
     def encode(self, given: UInt8[np.ndarray, "n h w c"] | None, n: int) -> dict[str, Any]:
         if given is None:
@@ -128,7 +129,7 @@ class Still(Base):
                 f"still: {given.dtype}{list(given.shape)} was given, this model takes uint8 "
                 f"{[n, *self.shape]}"
             )
-        return {"still": given}
+        return {"still_latents": given}
 
     def begin(
         self,
@@ -140,7 +141,8 @@ class Still(Base):
     ) -> dict[str, Array]:
         """The setting `augmentation` is the noise's standard deviation; the default is 0."""
         augmentation = jnp.full(n, settings.get("augmentation", 0.0))
-        return self._entries(from_uint8(cond["still"])[:, None], augmentation, key, encode)
+        image = from_uint8(cond["still_latents"])[:, None]
+        return self._entries(image, augmentation, key, encode)
 
     def null(self, cond: Cond) -> Cond:
         names = [name for name in ("still_latents", "still_embedding") if name in cond]
