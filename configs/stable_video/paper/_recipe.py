@@ -8,7 +8,8 @@ from vdm_jax.systems import stable_video
 def paper_config(height: int, width: int, frames: int) -> ConfigDict:
     """The settings that the paper's stages share (Blattmann et al. 2023, appendix D).
 
-    The mesh, workers and warm-up are ours. Clips are read from a folder of captioned videos.
+    The mesh and the warm-up are ours. Clips are read from a folder of captioned videos at one frame
+    rate; the paper's have several.
     """
     config = stable_video.default_config().unlock()
     config.mesh.data = 1
@@ -18,6 +19,7 @@ def paper_config(height: int, width: int, frames: int) -> ConfigDict:
     config.data.image_size = height
     config.data.image_width = width
     config.data.num_frames = frames
+    config.data.fps = config.sample.fps
     config.train.learning_rate = 1e-4
     config.train.ema_decay = 0.9999
     return config
