@@ -40,7 +40,7 @@ class Published:
         """The input, for the table."""
         if self.kind == "text":
             return f"{self.batch} × 77 tokens"
-        channels = 4 if self.kind in ("unet", "controlnet", "motion") else 3
+        channels = {"unet": 4, "controlnet": 4, "motion": 4, "stable_video": 8}.get(self.kind, 3)
         frames = f"{self.frames} × " if self.frames > 1 else ""
         return f"{self.batch} × {frames}{self.size} × {self.size} × {channels}"
 
@@ -133,6 +133,14 @@ NETWORKS = (
         options=_SD_1,
         motion={"use_motion_mid_block": False},
         frames=4,
+        batch=1,
+    ),
+    Published(
+        name="svd",
+        title="U-Net, SVD",
+        kind="stable_video",
+        options={},
+        frames=3,
         batch=1,
     ),
 )

@@ -15,7 +15,14 @@ from jaxtyping import PyTree
 
 from benchmarks import serving
 from benchmarks.parity_networks import INPUT, OUTPUT, RECORDED
-from vdm_jax.weights import autoencoder, clip, controlnet, latent_unet, motion_adapter
+from vdm_jax.weights import (
+    autoencoder,
+    clip,
+    controlnet,
+    latent_unet,
+    motion_adapter,
+    stable_video,
+)
 
 Arrays = dict[str, Any]
 
@@ -48,6 +55,14 @@ def _latent_inputs(network: Any, inputs: Arrays) -> tuple[Any, ...]:
     return inputs["z"], logsnr, {network.text: inputs["text"]}
 
 
+def _stable_video(network: Any, params: PyTree, inputs: Arrays) -> Arrays:
+    z, still = jnp.split(inputs["sample"], 2, axis=-1)
+    # The original has latents of the image for each frame; they are the same in all.
+    cond = {network.text: inputs["context"], stable_video.STILL: still[:, :1]}
+    cond |= {name: inputs["numbers"][:, i] for i, name in enumerate(stable_video.NUMBERS)}
+    return {"video": network.apply({"params": params}, z, -8 * inputs["time"], cond)}
+
+
 def _text(network: Any, params: PyTree, inputs: Arrays) -> Arrays:
     return network.apply({"params": params}, inputs["tokens"], method="encode")._asdict()
 
@@ -78,6 +93,9 @@ READERS = {
     "unet": Reader(lambda folder: latent_unet.read_folder(folder / "network"), _unet),
     "controlnet": Reader(lambda folder: controlnet.read_folder(folder / "network"), _controlnet),
     "motion": Reader(_with_motion, _unet),
+    "stable_video": Reader(
+        lambda folder: stable_video.read_folder(folder / "network"), _stable_video
+    ),
     "text": Reader(lambda folder: clip.read_folder(folder / "network"), _text),
     "vision": Reader(lambda folder: clip.read_folder(folder / "network"), _vision),
     "autoencoder": Reader(

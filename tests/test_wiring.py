@@ -117,6 +117,7 @@ SAMPLER = [
     ("corrector", 0.1, 0.2, {}),
     ("guidance", 1.0, 2.0, {}),
     ("guidance", 2.0, 3.0, {}),
+    ("first_guidance", 1.0, 1.5, {}),
     ("oscillate_after", 0, 2, {}),
     ("oscillate_after", 2, 3, {}),
     ("threshold", "none", "static", {}),
@@ -132,6 +133,7 @@ SAMPLER = [
 ELSEWHERE = {
     "augmentation": "below: it needs a low-resolution video",
     "fps": "below: it needs a frame rate",
+    "motion_bucket": "tests/systems/test_stable_video.py: it needs that number as a condition",
     "tile": "tests/stage/test_cascade.py: it needs a network of finite reach",
     "tile_overlap": "as tile",
     "remat": "below: it needs a network with blocks",

@@ -91,6 +91,28 @@ def motion(row: Published) -> Original:
     return saved, inputs, compute
 
 
+def stable_video(row: Published) -> Original:
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    network = UNetSpatioTemporalConditionModel(**row.options)
+    randomise(network)
+    still = torch.randn(row.batch, 1, row.size, row.size, 4).expand(-1, row.frames, -1, -1, -1)
+    z = torch.randn(row.batch, row.frames, row.size, row.size, 4)
+    inputs = {
+        "sample": torch.cat([z, still], dim=-1),
+        "time": torch.tensor([1.3] * row.batch),  # log σ / 4
+        "context": torch.randn(row.batch, 1, network.config.cross_attention_dim),
+        "numbers": torch.tensor([[6.0, 127.0, 0.02]] * row.batch),
+    }
+
+    def compute() -> Tensors:
+        sample = inputs["sample"].movedim(-1, 2)
+        given = (sample, inputs["time"], inputs["context"], inputs["numbers"])
+        return {"video": network(*given).sample.movedim(2, -1)}
+
+    return {"network": network}, inputs, compute
+
+
 def text(row: Published) -> Original:
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -171,6 +193,7 @@ ORIGINALS = {
     "unet": unet,
     "controlnet": controlnet,
     "motion": motion,
+    "stable_video": stable_video,
     "text": text,
     "vision": vision,
     "autoencoder": autoencoder,

@@ -37,3 +37,9 @@ def draw_all(
             if name.startswith(begin):
                 drawn[name] = drawn[name] * np.float32(factor)
     return drawn
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """An image, uint8 (height, width, 3), with detail at several scales."""
+    y, x, c = np.mgrid[:height, :width, :3]
+    return ((x * x // 7 + 13 * y + 5 * (x * y // 11) + 31 * c) % 256).astype(np.uint8)

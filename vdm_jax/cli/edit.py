@@ -13,7 +13,8 @@ JOB is one of
                  space or in time; a longer one in parts that share --context frames
   inpaint        makes --box anew
   outpaint       makes all but --box anew
-  animate        makes a clip that begins with the first frame
+  animate        makes a clip that begins with the first frame; with a model that was trained for
+                 it, such as Stable Video Diffusion, at --size, --fps and with --motion_bucket
   cinemagraph    makes a clip of the first frame in which only --box moves
   restyle        starts again from a noisy version, --strength of the way back, with prompt --then
   loop           appends a way back to the first frame, with prompt --then
@@ -48,6 +49,7 @@ _FLAGS = {
     "box": ("inpaint", "outpaint", "cinemagraph"),
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop"),
+    **dict.fromkeys(("size", *edit_inputs.STILL_FLAGS), ("animate",)),
     **dict.fromkeys(("input", "prompt", "method", "weight", *common.SAMPLER_FLAGS), _SAMPLING),
     **dict.fromkeys(("style", "amount"), ("stylise",)),
 }
@@ -71,13 +73,14 @@ def main(arguments: list[str]) -> int:
     from vdm_jax.data import frame_rate
     from vdm_jax.stage.conditions.video import MaskedVideo
 
-    model = common.load_model(options)
+    model = edit_inputs.fitted(options, common.load_model(options))
     masked = options.job in _MASKED and model.stage.find(MaskedVideo) is not None
     sampler = model.sampler(
         method=options.method or ("trained" if masked else "reconstruction"),
         weight=options.weight,
         remat=options.remat,
         **common.sampler_changes(options),
+        **{name: getattr(options, name) for name in edit_inputs.STILL_SETTINGS},
     )
     key, start_key = jax.random.split(jax.random.key(options.seed))
     found = edit_inputs.read(options, model, sampler)
@@ -201,6 +204,7 @@ def _parse(arguments: list[str]):
     )
     job.add_argument("--style", metavar="MODEL", help="stylise: a fine-tuned image model")
     job.add_argument("--amount", type=float, metavar="X", help="stylise: from 0 to 1 (default 0.7)")
+    edit_inputs.add_still_arguments(parser)
     parser.add_argument(
         "--method",
         metavar="NAME",
@@ -298,6 +302,8 @@ def _run(options, sampler, params, key, given, prompts, progress):
         return editing.restyle(
             sampler, params, key, given, texts, strength=strength, progress=progress
         )
+    if options.job == "animate" and edit_inputs.takes_still(sampler.stage):
+        return editing.animate(sampler, params, key, given[:, 0], prompts, progress=progress)
     known = _known(options, sampler)
     low_res = edit_inputs.low_res(options, sampler, clip)
     return editing.inpaint(

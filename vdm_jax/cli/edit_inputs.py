@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from vdm_jax.stage.stage import Stage
 
 FROM_A_STILL = ("animate", "cinemagraph")  # need no more than the first frame
+# Settings of models that take an image as a condition.
+STILL_SETTINGS = ("fps", "motion_bucket", "augmentation")
+STILL_FLAGS = (*STILL_SETTINGS, "decode_frames")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,86 @@ class _Read:
     prompt: str | None = None
 
 
+def add_still_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `animate` with a model that takes an image as a condition."""
+    from vdm_jax.cli import common
+
+    group = parser.add_argument_group("animate, with a model that takes an image as a condition")
+    group.add_argument(
+        "--size",
+        type=_size,
+        metavar="H,W",
+        help="pixels of a clip (default: the model's, turned for an upright picture); the picture "
+        "is scaled to cover them and cut around its middle",
+    )
+    for name, text in (
+        ("fps", "frames a second (Stable Video Diffusion: 7)"),
+        ("motion_bucket", "how much moves, 0 to 255 (127)"),
+        ("augmentation", "noise on the picture (0.02)"),
+    ):
+        group.add_argument(f"--{name}", type=float, metavar="X", help=text)
+    group.add_argument(
+        "--decode_frames",
+        type=common.positive,
+        metavar="N",
+        help="frames that are decoded at once: fewer take less memory (8)",
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, comma, width = text.partition(",")
+    if not (comma and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHT,WIDTH")
+    return int(height), int(width)
+
+
+def takes_still(stage: "Stage") -> bool:
+    """Whether a model was trained with the image that a clip begins with as a condition."""
+    from vdm_jax.stage.conditions.still import Still
+
+    return stage.find(Still) is not None
+
+
+def fitted(options: argparse.Namespace, model: "Model") -> "Model":
+    """The model in the size of `animate`'s flags, where it takes an image as a condition.
+
+    Raises FileNotFoundError; ValueError for flags that the model does not have, and for a size that
+    its layers cannot have.
+    """
+    if options.job != "animate" or not takes_still(model.stage):
+        for name in ("size", *STILL_FLAGS):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name}: this model takes no image as a condition")
+        return model
+    if not options.input:
+        raise ValueError("animate needs --input: this model makes clips of an image")
+    _, height, width, _ = model.stage.video_shape
+    if options.size:
+        height, width = options.size
+    elif (height - width) * _uprightness(options.input[0]) < 0:
+        height, width = width, height
+    step = model.stage.space.multiple * model.stage.network.multiple
+    if height % step or width % step:
+        raise ValueError(f"--size={height},{width}: must be multiples of {step}")
+    changes = {"data.image_size": height, "data.image_width": width}
+    if options.decode_frames:
+        changes["model.decode_frames"] = options.decode_frames
+    if options.fps:
+        changes["data.fps"] = options.fps
+    return model.changed(changes)
+
+
+def _uprightness(name: str) -> int:
+    """Height less width of a picture. Raises FileNotFoundError, ValueError."""
+    from vdm_jax.data import video_io
+
+    path = _existing("input", name)
+    if path.suffix == ".npz":
+        return 0
+    _, height, width, _ = video_io.read_video(path, frames=1)[0].shape
+    return height - width
+
+
 def read(options: argparse.Namespace, model: "Model", sampler: "Sampler") -> Inputs:
     """The inputs of a job. Raises FileNotFoundError and ValueError, naming the flag."""
     if options.job == "refine":
@@ -72,10 +155,18 @@ def _to_edit(options: argparse.Namespace, sampler: "Sampler", fps: float) -> Inp
     else:
         videos, notes = _retimed(videos, rates, fps)
     _check_lengths(videos, fps)
-    fitted = np.stack([source.fit(video, *size) for video in videos])
+    prompts = list(options.prompt)
+    if options.job == "animate" and takes_still(sampler.stage):
+        notes = [
+            f"--input: pictures are scaled to cover {size[0]} x {size[1]} pixels and cut around "
+            "their middle"
+        ]
+        if sampler.stage.text_encoder is None:
+            prompts = prompts or [""]
+    cut = np.stack([source.fit(video, *size) for video in videos])
     return Inputs(
-        videos=still(options, fitted, sampler),
-        prompts=_one_each(options.prompt, found),
+        videos=still(options, cut, sampler),
+        prompts=_one_each(prompts, found),
         fps=fps,
         rate=fps / factor,
         notes=notes,

@@ -25,15 +25,15 @@ def zero_null(cond: Any) -> Any:
 
 def classifier_free(
     denoiser: Denoiser,
-    scale: float | int | Float[Array, ""] | Float[Array, "b"],
+    scale: float | int | Float[Array, ""] | Float[Array, "b"] | Float[Array, "#b f"],
     null: Callable[[Any], Any] = zero_null,
 ) -> Denoiser:
     """ε_null + g (ε_cond − ε_null), one evaluation on the doubled batch (Ho & Salimans 2021).
 
     Args:
       denoiser: the conditional denoiser.
-      scale: g, a number or one for each example. The paper's (1+w) ε_cond − w ε_null is
-        g = 1 + w: 0 is unconditional, 1 conditional (the denoiser itself when given as a Python
+      scale: g, a number, or one for each example or each frame. The paper's (1+w) ε_cond − w ε_null
+        is g = 1 + w: 0 is unconditional, 1 conditional (the denoiser itself when given as a Python
         number: nothing is doubled), above 1 amplified.
       null: makes the null condition of the same structure and shapes from a condition, learned
         (`Stage.null`) or zero. Every array of both has the batch as its first axis.

@@ -18,7 +18,7 @@ from vdm_jax.models.blocks.resample import Downsample, Upsample
 from vdm_jax.models.blocks.settings import LatentSettings
 from vdm_jax.models.blocks.slots import ClipContext, Place, Slot, Slots, fill
 from vdm_jax.models.blocks.transformer import SpatialTransformer
-from vdm_jax.models.condition import Concatenated, Cond, Embedder
+from vdm_jax.models.condition import Cond, Embedder, VideoInput
 from vdm_jax.models.condition.base import Inputs, mlp
 from vdm_jax.models.condition.embedding import add_embedders
 from vdm_jax.models.network import Network, Section
@@ -106,7 +106,7 @@ class LatentEncoder(Network):
     time: Callable[[Array], Array] = Timestep()
     text: str = "text_embeddings"
     conditions: tuple[Embedder, ...] = ()
-    videos: tuple[Concatenated, ...] = ()
+    videos: tuple[VideoInput, ...] = ()
     slots: Slots = Slots()
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
@@ -287,12 +287,17 @@ class LatentBlocks:
     context: ClipContext
 
     def residual(self, h: Features, level: int, features: int, name: str) -> Features:
-        network = self.network
+        network, settings = self.network, self.network.settings
+        epsilon = settings.residual_epsilon(name.split("_")[0], level)
         block = layers.remat(LatentResidual, network.remat)(
-            features, network.settings, network.dtype, network.layout, name=name
+            features,
+            dataclasses.replace(settings, epsilon=epsilon),
+            network.dtype,
+            network.layout,
+            name=name,
         )
         h = network.layout.place(block(h, self.context))
-        place = self.place(f"{name}_temporal", level, h, network.settings.depth[level])
+        place = self.place(f"{name}_temporal", level, h, settings.depth[level])
         return self.fill(network.slots.after_residual, place, h)
 
     def mix(self, h: Features, level: int, name: str) -> Features:
@@ -333,14 +338,16 @@ class LatentBlocks:
 
     def place(self, name: str, level: int, h: Features, depth: int) -> Place:
         """The place called `name`, with `depth` transformer blocks."""
-        network = self.network
+        network, part = self.network, name.split("_")[0]
         return Place(
             name=name,
-            part=name.split("_")[0],
+            part=part,
             level=level,
             channels=h.shape[-1],
             heads=network.settings.heads[level],
             depth=depth,
+            norm_groups=network.settings.norm_groups,
+            epsilon=network.settings.residual_epsilon(part, level),
             dtype=network.dtype,
             layout=network.layout,
         )

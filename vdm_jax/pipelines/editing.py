@@ -19,6 +19,7 @@ from vdm_jax.diffusion import grids
 from vdm_jax.diffusion.conditional import ByReconstruction, ByReplacement
 from vdm_jax.diffusion.measurements import Downsample, Mask, MaskedMeans
 from vdm_jax.diffusion.samplers import Distilled
+from vdm_jax.stage.conditions.still import Still
 from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.stage.sampler import Known, Sampler
 from vdm_jax.stage.space import from_uint8
@@ -187,6 +188,26 @@ def inpaint(
     if known.all() or not known.any():
         raise ValueError(f"known: {'all' if known.all() else 'no'} pixels are, so nothing is to do")
     return _fill(sampler, params, key, videos, known[..., None], prompts, progress, low_res)
+
+
+def animate(
+    sampler: Sampler,
+    params: PyTree,
+    key: Key[Array, ""],
+    images: UInt8[np.ndarray, "n h w c"],
+    prompts: Sequence[str],
+    *,
+    progress: Progress | None = None,
+) -> Videos:
+    """Clips that begin with images, by a model that takes the image as a condition.
+
+    images: of the model's size. prompts: one for each, "" for a model without text. Raises
+    ValueError for another model.
+    """
+    if sampler.stage.find(Still) is None:
+        raise ValueError("this model takes no image as a condition; use inpaint")
+    _check_prompts(images, prompts)
+    return _sample(sampler, params, key, prompts, None, progress, inputs={Still.name: images})
 
 
 def predict(

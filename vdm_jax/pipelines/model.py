@@ -50,6 +50,21 @@ class Model:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    def changed(self, fields: Mapping[str, Any]) -> "Model":
+        """The same parameters in a stage of a changed configuration, such as of another size.
+
+        fields: values by dotted names. Raises ValueError where a value is not allowed.
+        """
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            for field, value in fields.items():
+                section, name = field.split(".")
+                config[section][name] = value
+        stage = systems.build(config)
+        return Model(
+            stage=stage, params=self.params, config=config, frozen=self.frozen, plan=self.plan
+        )
+
     @property
     def schedule(self) -> Any:
         """The noise schedule: t in [0, 1] to log-SNR."""
@@ -263,26 +278,56 @@ def initial_params(
 ) -> PyTree:
     """What a run of `stage` starts from: a model's parameters, and fresh ones where it has none.
 
+    Kernels that `stage.wider` matches may have more inputs than the model's; the further ones start
+    at zero.
+
     new: a regular expression. A parameter that the model lacks must match it, or `stage.new`; "" =
     the model may lack nothing. Raises as `read_params`.
     """
     abstract = _abstract_params(stage, plan)
     new = "|".join(f"(?:{part})" for part in (new, stage.new) if part)
-    if not new:
+    if not new and not stage.wider:
         return read_params(source, abstract)
     theirs = jax.eval_shape(systems.build(read_config(source)).init, jax.random.key(0))
-    names = {name for name, _ in _named_leaves(theirs)}
-    lacking = {name for name, _ in _named_leaves(abstract) if name not in names}
-    if bad := sorted(name for name in lacking if not re.search(new, name)):
+    shapes = {name: leaf.shape for name, leaf in _named_leaves(theirs)}
+    lacking = {name for name, _ in _named_leaves(abstract) if name not in shapes}
+    if bad := sorted(name for name in lacking if not (new and re.search(new, name))):
         raise ValueError(f"{source}: lacks {', '.join(bad[:5])}, which only a model can give")
-    if not lacking:
+
+    def as_theirs(path: tuple, leaf: Any) -> Any:
+        shape = shapes.get(_name(path), leaf.shape)
+        if not (stage.wider and re.search(stage.wider, _name(path))) or shape == leaf.shape:
+            return leaf
+        # A shape that the plan does not know lies whole on every device.
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=plan.everywhere)
+
+    wanted = jax.tree_util.tree_map_with_path(as_theirs, abstract)
+    if not lacking and wanted == abstract:
         return read_params(source, abstract)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(seed))
-    read = read_params(source, _without(abstract, lacking))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if _name(path) in lacking else _leaf(read, path), fresh
-    )
+    read = read_params(source, _without(wanted, lacking))
+
+    def chosen(path: tuple, leaf: jax.Array) -> jax.Array:
+        if _name(path) in lacking:
+            return leaf
+        found = _leaf(read, path)
+        return found if found.shape == leaf.shape else _widened(found, leaf, _name(path))
+
+    return jax.tree_util.tree_map_with_path(chosen, fresh)
+
+
+def _widened(kernel: jax.Array, like: jax.Array, name: str) -> jax.Array:
+    """A kernel with as many inputs as another; the further ones are zero. Raises ValueError."""
+    further = [after - before for before, after in zip(kernel.shape, like.shape, strict=True)]
+    inputs = further.pop(-2)
+    if any(further) or inputs < 0:
+        raise ValueError(
+            f"{name} has shape {kernel.shape}, and {like.shape} is asked for: only inputs, the "
+            "last axis but one, may be added"
+        )
+    pad = [(0, 0)] * (kernel.ndim - 2) + [(0, inputs), (0, 0)]
+    return jax.jit(lambda leaf: jnp.pad(leaf, pad), out_shardings=like.sharding)(kernel)
 
 
 def shipped_names() -> list[str]:

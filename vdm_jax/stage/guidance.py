@@ -4,9 +4,11 @@ a Denoiser. A sampler nests them in the order in which they are given, the first
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.diffusion import guidance, windows
+from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.stage.conditions.scalar import GuidanceScale
 from vdm_jax.stage.stage import Stage
@@ -33,13 +35,19 @@ class ClassifierFree:
       scale: g; 1 = no guidance.
       oscillate_after: steps with constant g, after which 1 and g take turns (Imagen Video, Ho et
         al. 2022, section 2.6); 0 = always g.
+      first: g of a clip's first frame, from which it rises linearly over the frames to `scale` at
+        the last (Stable Video Diffusion, Blattmann et al. 2023, section 4.3); None = `scale`.
     """
 
     scale: float = 1.0
     oscillate_after: int = 0
+    first: float | None = None
 
     def check(self, stage: Stage) -> None:
         """See `Guidance`."""
+        if self.first is not None and (self.oscillate_after or stage.takes_guidance):
+            other = "oscillate_after" if self.oscillate_after else "a distilled network"
+            raise ValueError(f"first_guidance = {self.first}: cannot be combined with {other}")
         if self.oscillate_after < 0:
             raise ValueError(f"oscillate_after = {self.oscillate_after}: must not be negative")
         if (condition := stage.find(GuidanceScale)) is not None:
@@ -47,6 +55,13 @@ class ClassifierFree:
                 condition.check_scale(scale)
 
     def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        if self.first not in (None, self.scale):
+
+            def rising(z: Array, logsnr: Array, cond: Any) -> Prediction:
+                scales = jnp.linspace(self.first, self.scale, z.shape[1])[None]
+                return guided(denoiser, stage, scales)(z, logsnr, cond)
+
+            return rising
         if not self.oscillate_after:
             return guided(denoiser, stage, self.scale)
         steps = logsnrs.shape[0] - 1
@@ -199,9 +214,9 @@ def _check_pixels(threshold: str, stage: Stage) -> None:
 THRESHOLDS = {"none": None, "static": StaticThreshold(), "dynamic": DynamicThreshold()}
 
 
-def guided(denoiser: Denoiser, stage: Stage, scale: float | Float[Array, "*b"]) -> Denoiser:
-    """Classifier-free guidance by `scale`, a number or one for each example, or the scale as an
-    input of a network that was distilled from a guided one."""
+def guided(denoiser: Denoiser, stage: Stage, scale: float | Float[Array, "*bf"]) -> Denoiser:
+    """Classifier-free guidance by `scale`, a number or one for each example or each frame, or the
+    scale as an input of a network that was distilled from a guided one."""
     if stage.takes_guidance:
         return guidance.distilled(denoiser, scale)
     return guidance.classifier_free(denoiser, scale, stage.null)

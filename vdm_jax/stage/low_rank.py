@@ -57,7 +57,7 @@ class LowRank(Stage):
     def adapt(cls, stage: Stage, *, rank: int, alpha: float, targets: str = "") -> "LowRank":
         """The stage with low-rank changes as its parameters. Raises ValueError."""
         fields = {field.name: getattr(stage, field.name) for field in dataclasses.fields(Stage)}
-        fields |= {"train_only": "", "new": ""}  # of the base's parameters
+        fields |= {"train_only": "", "new": "", "wider": ""}  # of the base's parameters
         return cls(**fields, rank=rank, alpha=alpha, targets=targets)
 
     @property

@@ -1,5 +1,6 @@
 """What a stage asks of its parts. Any object with these methods fits; nothing is subclassed."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -77,6 +78,21 @@ class Space(Protocol):
         self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen
     ) -> Float[Array, "b f3 h3 w3 c"]:
         """Videos in [-1, 1] of z, perhaps less exact and of another size, to look at meanwhile."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """A stage's `Space.encode` with its frozen parameters bound, without a key: an `Encode`.
+
+    Attributes:
+      frozen: of the stage, for conditions that have an encoder of their own.
+    """
+
+    space: Space
+    frozen: Frozen
+
+    def __call__(self, video: Float[Array, "b f h w c"]) -> Float[Array, "b f2 h2 w2 c2"]:
+        return self.space.encode(video, self.frozen)
 
 
 def same(array: Array) -> Array:

@@ -15,15 +15,17 @@ from vdm_jax.stage.guidance import ClassifierFree, Guidance, Tiles, Windows
 # What `read` takes, by the part that it becomes.
 RULE_FIELDS = ("eta", "gamma", "churn", "churn_min", "churn_max", "churn_noise")
 GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
-_SETTINGS = ("augmentation", "fps")
+_SETTINGS = ("augmentation", "fps", "motion_bucket")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
+_OTHERS += ("first_guidance",)
 _DIRECT = ("negative", "batch_size", "num_frames", "remat", "frozen", "plan")
 FIELDS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
 _INTEGERS = ("steps", "oscillate_after", "tile", "tile_overlap", "window", "window_overlap")
 _INTEGERS += ("batch_size", "num_frames")
 _NUMBERS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, "corrector", "guidance", "weight")
+_NUMBERS += ("first_guidance",)
 _TEXTS = ("sampler", "threshold", "method", "negative", "remat")
 
 
@@ -129,8 +131,12 @@ def _guidance(given: Mapping[str, Any]) -> tuple[Guidance, ...]:
             raise ValueError(
                 f"{name}_overlap = {given[f'{name}_overlap']} has no effect with {name} = 0"
             )
-    scale, after = given.get("guidance", 1.0), given.get("oscillate_after", 0)
-    return (*parts, ClassifierFree(scale=scale, oscillate_after=after))
+    guided = ClassifierFree(
+        scale=given.get("guidance", 1.0),
+        oscillate_after=given.get("oscillate_after", 0),
+        first=given.get("first_guidance"),
+    )
+    return (*parts, guided)
 
 
 def _threshold(name: str) -> Guidance | None:

@@ -25,6 +25,7 @@ from vdm_jax.stage.protocols import (
     Batch,
     Cond,
     Condition,
+    Encoding,
     Example,
     Frozen,
     Parametrisation,
@@ -54,6 +55,8 @@ class Stage:
         "down_0_block_0/conv_in/kernel", matches it are trained; "" = all.
       new: a regular expression. Parameters whose path matches it may be missing from the model that
         training starts from, and are then drawn; "" = none.
+      wider: a regular expression. Kernels whose path matches it may have more inputs than those of
+        the model that training starts from; the further inputs start at zero. "" = none.
     """
 
     network: Any
@@ -64,6 +67,7 @@ class Stage:
     parametrisation: Parametrisation = Plain()
     train_only: str = ""
     new: str = ""
+    wider: str = ""
 
     def __post_init__(self):
         if isinstance(self.parametrisation, Refinement) and self.process.prediction != "v":
@@ -245,7 +249,7 @@ class Stage:
         frames; the condition; and the number of images. Raises ValueError for another shape."""
         clip, images = self._pixels(batch)
         fps = batch.get("fps", jnp.full(len(clip), self.view.fps))
-        encode = functools.partial(self.space.encode, frozen=frozen)
+        encode = Encoding(self.space, frozen)
         example = Example(batch, clip, images, fps, encode, self.space.encode_mask)
         cond = {}
         for condition in self.conditions:
@@ -342,7 +346,7 @@ class Stage:
 
         settings: floats by name, of the conditions' `settings`.
         """
-        found, encode = dict(cond), functools.partial(self.space.encode, frozen=frozen)
+        found, encode = dict(cond), Encoding(self.space, frozen)
         for condition in self.conditions:
             found |= condition.begin(cond, n, key, settings, encode)
         return found

@@ -12,7 +12,15 @@ from jaxtyping import PyTree
 from vdm_jax.parallel import sharding
 from vdm_jax.stage.low_rank import BASE, LowRank
 from vdm_jax.stage.stage import Stage
-from vdm_jax.systems import imagen_video, latent_image, lumiere, vdm
+from vdm_jax.systems import (
+    imagen_video,
+    latent_image,
+    lumiere,
+    stable_video,
+    stable_video_folder,
+    vdm,
+    video_ldm,
+)
 from vdm_jax.training import step
 from vdm_jax.weights import published
 from vdm_jax.weights.scheduler import Scheduler
@@ -22,15 +30,32 @@ SYSTEMS = {
     "imagen_video": imagen_video.build,
     "lumiere": lumiere.build,
     latent_image.NAME: latent_image.build,
+    stable_video.NAME: stable_video.build,
+    video_ldm.NAME: video_ldm.build,
 }
 # Of the systems with parameters that are not trained.
-_FROZEN = {latent_image.NAME: latent_image.read_frozen}
-_FROZEN_NETWORKS = {latent_image.NAME: latent_image.frozen_networks}
-_SCHEDULERS = {latent_image.NAME: latent_image.make_scheduler}
+_FROZEN = {
+    latent_image.NAME: latent_image.read_frozen,
+    stable_video.NAME: stable_video.read_frozen,
+    video_ldm.NAME: video_ldm.read_frozen,
+}
+_FROZEN_NETWORKS = {
+    latent_image.NAME: latent_image.frozen_networks,
+    stable_video.NAME: stable_video.frozen_networks,
+    video_ldm.NAME: video_ldm.frozen_networks,
+}
+_SCHEDULERS = {
+    latent_image.NAME: latent_image.make_scheduler,
+    stable_video.NAME: stable_video.make_scheduler,
+    video_ldm.NAME: video_ldm.make_scheduler,
+}
 # The systems that take and write published LoRA files.
-_LORAS = {latent_image.NAME: latent_image}
+_LORAS = {latent_image.NAME: latent_image, stable_video.NAME: stable_video_folder}
 # The systems of published pipelines, by the class that model_index.json names.
-_PIPELINES = {"StableDiffusionPipeline": latent_image}
+_PIPELINES = {
+    "StableDiffusionPipeline": latent_image,
+    "StableVideoDiffusionPipeline": stable_video_folder,
+}
 
 
 def build(config) -> Stage:

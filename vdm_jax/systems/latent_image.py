@@ -59,7 +59,7 @@ def build(config: ConfigDict) -> Stage:
             f"text.encoder = {config.text.encoder!r}: model.unet.cross_attention_dim = "
             f"{network.settings.text_width} asks for an encoder of that width"
         )
-    shape = (frames, size, size, autoencoder.in_channels)
+    shape = (frames, size, config.data.image_width or size, autoencoder.in_channels)
     return Stage(
         network=network,
         process=Process(
@@ -206,8 +206,8 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     # The published pipeline takes the size of its images from here.
     factor = _autoencoder(config).factor
     values = {**latent_unet.config(network), "sample_size": config.data.image_size // factor}
-    _write_json(folder / "unet" / "config.json", values)
-    _write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
+    write_json(folder / "unet" / "config.json", values)
+    write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
     copied = {"vae": _folder(config.model.autoencoder)}
     weights = Path(config.text.weights).expanduser()
     has_clip = config.text.encoder.startswith("clip") and config.text.weights
@@ -218,11 +218,12 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
         shutil.copytree(source, folder / part, ignore=keep)
     if "tokenizer" in copied:
         index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
-        _write_json(folder / published.PIPELINE, index)
+        write_json(folder / published.PIPELINE, index)
     return ["unet", "scheduler", *copied]
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, and the folders to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -194,6 +194,11 @@ def _transformer(values: Mapping[str, Any], path: Path, where: str) -> Transform
 
 def shapes(network: Network) -> PyTree:
     """The shapes of the network's parameters. Nothing is computed."""
+    return nn.meta.unbox(abstract_params(network))
+
+
+def abstract_params(network: Network) -> PyTree:
+    """For each parameter a `layers.Named` of its shape. Nothing is computed."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     if isinstance(network, CLIPTextEncoder):
         inputs = (tokens,)
@@ -201,7 +206,7 @@ def shapes(network: Network) -> PyTree:
         config = network.vision if isinstance(network, CLIP) else network.config
         images = jnp.zeros((1, config.image_size, config.image_size, 3))
         inputs = (tokens, images) if isinstance(network, CLIP) else (images,)
-    return nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *inputs))["params"]
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
 
 
 def name(network: Network, path: str) -> str | list[str]:

@@ -80,15 +80,19 @@ class FrameConvolution(nn.Module):
 
     Its kernel has the five axes of a convolution over frames, rows and columns, as published. Each
     tap is a matrix product.
+
+    Attributes:
+      zero: whether it starts at zero.
     """
 
     features: int
     dtype: DTypeLike = jnp.float32
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w _"]:
         frames, channels = x.shape[1], x.shape[-1]
-        init = nn.initializers.lecun_normal()
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
         names = (None, None, None, layers.IN, layers.OUT)
         shape = (3, 1, 1, channels, self.features)
         kernel = self.param("kernel", layers.named(init, *names, dtype=self.dtype), shape)

@@ -33,6 +33,8 @@ class LatentSettings:
       text_width: features of a token of the text.
       norm_groups: groups of a normalisation, see `layers.group_norm`.
       epsilon: of the normalisations in residual blocks and before the output.
+      inner_epsilon: of those in the residual blocks of the way up and, on the way down, of levels
+        with attention; None = `epsilon`. Published Stable Video Diffusion files need it.
       norm_over_frames: whether these take mean and variance over all frames of a clip instead of
         over each frame. Published Tune-A-Video files need it. Without it only the layers in the
         slots mix frames.
@@ -47,6 +49,7 @@ class LatentSettings:
     text_width: int = 768
     norm_groups: int = 32
     epsilon: float = 1e-5
+    inner_epsilon: float | None = None
     norm_over_frames: bool = False
     dropout: float = 0.0
     linear_projections: bool = False
@@ -56,3 +59,8 @@ class LatentSettings:
             raise ValueError(
                 f"depth = {self.depth}, heads = {self.heads}: must have one number for each level"
             )
+
+    def residual_epsilon(self, part: str, level: int) -> float:
+        """The epsilon of the residual blocks of a level; part: down, middle or up."""
+        is_inner = part == "up" or (part == "down" and self.depth[level] > 0)
+        return self.inner_epsilon if is_inner and self.inner_epsilon is not None else self.epsilon

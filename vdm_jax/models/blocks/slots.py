@@ -46,6 +46,7 @@ class Place:
       channels: of the features.
       heads: of the attention at this level.
       depth: transformer blocks after the residual block; 0 = no attention.
+      norm_groups, epsilon: of the normalisations in the residual blocks there.
       dtype, layout: of the network.
     """
 
@@ -55,6 +56,8 @@ class Place:
     channels: int
     heads: int
     depth: int
+    norm_groups: int = 32
+    epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
     layout: layers.Layout = layers.ANYWHERE
 

@@ -81,11 +81,15 @@ class SelfAttention(nn.Module):
 
     Queries, keys and values are linear in each element, so a subclass that attends to other frames
     gathers their keys and values, and has the same parameters.
+
+    Attributes:
+      zero: whether the last map starts at zero.
     """
 
     heads: int
     dtype: DTypeLike = jnp.float32
     layout: layers.Layout = layers.ANYWHERE
+    zero: bool = False
     LABEL = "space"
 
     @classmethod
@@ -105,7 +109,7 @@ class SelfAttention(nn.Module):
             for name in ("query", "key", "value")
         )
         attended = self.attend(q, k, v, context)
-        return from_heads(h.shape[-1], dtype=self.dtype, zero=False)(attended)
+        return from_heads(h.shape[-1], dtype=self.dtype, zero=self.zero)(attended)
 
     @nn.nowrap
     def attend(self, q: Heads, k: Heads, v: Heads, context: ClipContext) -> Heads:
@@ -114,11 +118,16 @@ class SelfAttention(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Attention of pixels to the tokens of their clip's text, or of their image's."""
+    """Attention of pixels to the tokens of their clip's text, or of their image's.
+
+    Attributes:
+      zero: whether the last map starts at zero.
+    """
 
     heads: int
     dtype: DTypeLike = jnp.float32
     layout: layers.Layout = layers.ANYWHERE
+    zero: bool = False
     LABEL = "text"
 
     def attention_flops(self, h, context) -> int:
@@ -134,15 +143,20 @@ class TextAttention(nn.Module):
         )
         q = self.layout.unfold(q, frames)
         attended = attend_tokens(q, k, v, None, frames - context.num_images)
-        out = from_heads(h.shape[-1], dtype=self.dtype, zero=False)
+        out = from_heads(h.shape[-1], dtype=self.dtype, zero=self.zero)
         return out(self.layout.fold(attended))
 
 
 class GatedMLP(nn.Module):
     """A linear map of its input times the GELU of another, then a linear map (GEGLU, Shazeer
-    2020)."""
+    2020).
+
+    Attributes:
+      zero: whether the last map starts at zero.
+    """
 
     dtype: DTypeLike = jnp.float32
+    zero: bool = False
 
     @nn.compact
     def __call__(self, h: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
@@ -157,8 +171,14 @@ class GatedMLP(nn.Module):
             name="linear_in",
         )(h)
         hidden = both[..., 0, :] * nn.gelu(both[..., 1, :], approximate=False)
-        axes = (layers.HIDDEN, layers.OUT)
-        return layers.dense(h.shape[-1], dtype=self.dtype, axes=axes, name="linear_out")(hidden)
+        out = layers.dense(
+            h.shape[-1],
+            dtype=self.dtype,
+            zero=self.zero,
+            axes=(layers.HIDDEN, layers.OUT),
+            name="linear_out",
+        )
+        return out(hidden)
 
 
 def layer_norm(name: str) -> nn.LayerNorm:

@@ -1,10 +1,10 @@
 """How conditions enter a network: as a vector a frame, as tokens, or as further channels of z."""
 
 from vdm_jax.models.condition.base import Cond, Embedder, require
-from vdm_jax.models.condition.channels import Concatenated, KnownFrames
+from vdm_jax.models.condition.channels import Concatenated, KnownFrames, RepeatedImage, VideoInput
 from vdm_jax.models.condition.embedding import ConditionEmbedding
 from vdm_jax.models.condition.tokens import TextStates, Words
-from vdm_jax.models.condition.vector import FramePositions, Label, Number
+from vdm_jax.models.condition.vector import FramePositions, Label, Number, Numbers
 
 __all__ = [
     "Concatenated",
@@ -15,7 +15,10 @@ __all__ = [
     "KnownFrames",
     "Label",
     "Number",
+    "Numbers",
+    "RepeatedImage",
     "TextStates",
+    "VideoInput",
     "Words",
     "require",
 ]

@@ -1,12 +1,23 @@
 """Conditions that are videos of z's shape: further channels of the network's input."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.models.condition.base import Cond, require
+
+
+@runtime_checkable
+class VideoInput(Protocol):
+    """A video that enters a network with z: called with the condition and z, it returns channels of
+    z's frames, height and width. `keys` are the keys of the condition that it reads."""
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+
+    def __call__(self, cond: Cond, z: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c1"]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,32 @@ class Concatenated:
 
 
 LOW_RES = Concatenated(key="low_res")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepeatedImage:
+    """An image that is concatenated to every frame of z, such as the one that a clip begins with.
+
+    Attributes:
+      key: of the condition; the image has z's height and width, and one frame.
+    """
+
+    key: str
+    ADDED: ClassVar[bool] = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def __call__(self, cond: Cond, z: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c1"]:
+        (image,) = require(cond, self.key)
+        batch, frames, *size, _ = z.shape
+        if image.shape[:-1] != (batch, 1, *size):
+            raise ValueError(
+                f"cond: {self.key} {image.shape} must be images of one frame, of z's batch, height "
+                f"and width {z.shape}"
+            )
+        return jnp.broadcast_to(image, (batch, frames, *size, image.shape[-1]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

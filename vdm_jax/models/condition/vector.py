@@ -50,6 +50,35 @@ class Number:
         return Embedded(vector=mlp(module, self.name or self.key, h, zero=self.zero)[:, None])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Several numbers a clip: the sinusoids of each, cosines first, side by side, then a two-layer
+    MLP that starts at zero. A network that takes its weights from one without this condition starts
+    as that network.
+
+    Attributes:
+      numbers: the keys of the condition, in order.
+      width: sinusoids of a number.
+      name: of the parameters.
+    """
+
+    numbers: tuple[str, ...]
+    width: int = 256
+    name: str = "numbers"
+    PER_FRAME: ClassVar[bool] = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.numbers
+
+    def __call__(self, module: EmbeddingModule, inputs: Inputs) -> Embedded:
+        numbers = jnp.stack([jnp.asarray(n) for n in require(inputs.cond, *self.numbers)], axis=-1)
+        waves = layers.sinusoidal_embedding(numbers, self.width)
+        waves = jnp.roll(waves, self.width // 2, axis=-1).reshape(len(numbers), -1)
+        vector = mlp(module, self.name, waves.astype(module.dtype), zero=True)
+        return Embedded(vector=vector[:, None])
+
+
 # The guidance scale of a distilled network (Meng et al. 2023, section 3.1).
 GUIDANCE = Number(key="guidance", zero=True)
 # The log-SNR of a conditioning video's noise (noise conditioning augmentation, Ho et al. 2021).
