@@ -70,7 +70,7 @@ def test_motion_and_frames_are_the_published_networks(run, recorded, shapes, kin
 
 
 def test_tensors_without_a_place_are_refused_and_those_of_training_left_out(shapes):
-    tensors = drawn_weights.draw_all({name: (1,) for name in ("unet.up0.0.weight",)})
+    tensors = drawn_weights.draw_all(dict.fromkeys(("unet.up0.0.weight",), (1,)))
     assert weights.convert(tensors) == {}
     with pytest.raises(ValueError, match=r"block4\.lastconv2.* has no place"):
         weights.convert({"module.block4.lastconv2.weight": np.zeros(1)})
@@ -98,8 +98,7 @@ def test_any_size_is_filled_up_and_cut():
 
 
 def test_the_flow_through_the_middle_is_taken_back_to_its_start(monkeypatch):
-    """The motion through p in the middle is p / 2, so the start q of it is at p - p / 4.
-    """
+    """The motion through p in the middle is p / 2, so the start q of it is at p - p / 4."""
     middle = jnp.broadcast_to(0.5 * jnp.arange(16.0)[None, None, :, None], (1, 16, 16, 1))
     flow = jnp.concatenate([middle, jnp.zeros_like(middle)], -1)
     found = rife.Motion(-flow / 2, flow / 2, middle, jnp.zeros((), bool))

@@ -1,4 +1,4 @@
-"""RIFE (Huang et al. 2022): the frame between two others, from the optical flow between it and them.
+"""RIFE (Huang et al. 2022): the frame between two others, from the flow between it and them.
 
 Four blocks, from coarse to fine, refine the flows from the new frame to both given ones, and a mask
 that says which of the two to take. The network is that of the published weights "3.9": any time
@@ -62,9 +62,7 @@ class MotionNetwork(nn.Module):
         return _STRIDE * max(self.scales)
 
     @nn.compact
-    def __call__(
-        self, first: Images, second: Images, time: float | Float[Array, ""]
-    ) -> Motion:
+    def __call__(self, first: Images, second: Images, time: float | Float[Array, ""]) -> Motion:
         """first, second: in [0, 1]. time: from 0, the first, to 1. Raises ValueError for a size
         that is no multiple of `multiple`."""
         if any(size % self.multiple for size in first.shape[1:3]):
@@ -178,9 +176,7 @@ def between(
     return share * warp(first, found.to_first) + (1 - share) * warp(second, found.to_second)
 
 
-def optical_flow(
-    network: MotionNetwork, params: PyTree, first: Images, second: Images
-) -> Flow:
+def optical_flow(network: MotionNetwork, params: PyTree, first: Images, second: Images) -> Flow:
     """The flow (x, y) in pixels from the first images to the second.
 
     The network was trained for times between the images, so the flow through the image in the

@@ -23,7 +23,15 @@ from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import heap, sharding
 from vdm_jax.stage import guidance as guidance_lib
 from vdm_jax.stage.conditions.video import MaskedVideo
-from vdm_jax.stage.guidance import ClassifierFree, Guidance, Nested, StaticThreshold, Tiles, Windows
+from vdm_jax.stage.guidance import (
+    ClassifierFree,
+    Guidance,
+    Nested,
+    StaticThreshold,
+    Tiles,
+    UsesFrozen,
+    Windows,
+)
 from vdm_jax.stage.protocols import Frozen, Space
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.stage import NO_FROZEN, Stage
@@ -113,7 +121,7 @@ class Sampler:
     stage: Stage
     rule: samplers.Rule = samplers.DDIM()
     grid: grids.Spaced | grids.Explicit = grids.Spaced()
-    guidance: tuple[Guidance, ...] = ()
+    guidance: tuple[Guidance | UsesFrozen, ...] = ()
     threshold: Guidance | None = StaticThreshold()
     method: conditional.Method = conditional.ByReconstruction()
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -268,6 +276,8 @@ class Sampler:
             stage = dataclasses.replace(stage, network=stage.network.clone(remat=self.remat))
         denoiser, rule, logsnrs = stage.denoiser(params, frozen), self.rule, self.logsnrs()
         for part in self.guidance:
+            if isinstance(part, UsesFrozen):
+                part = part.bind(frozen)
             denoiser = part(denoiser, stage, logsnrs)
         if known is not None:
             denoiser, rule = self.method(denoiser, rule, known.measurement, known.y)
