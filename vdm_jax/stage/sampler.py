@@ -100,6 +100,7 @@ class Sampler:
         low-resolution video (α²/σ² of the noise on it) or fps.
       negative: a prompt that guidance leads away from, in the place of the null condition.
       start: standard deviation of the noise that sampling begins with.
+      shared_noise: whether sampling begins with the noise of one frame in all frames.
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames: frames of a sample; None = as trained.
       remat: of the network, where a method differentiates it: "none", or "dots" or "full" to keep
@@ -118,6 +119,7 @@ class Sampler:
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     negative: str | None = None
     start: float = 1.0
+    shared_noise: bool = False
     batch_size: int = 16
     num_frames: int | None = None
     remat: str = "none"
@@ -395,7 +397,9 @@ class Sampler:
         ) -> tuple[UInt8[Array, "f h w c"], Array]:
             key = jax.random.fold_in(key, index)
             start_key, steps_key = jax.random.split(key)
-            z = jax.random.normal(start_key, (1, *self.z_shape))
+            frames, *rest = self.z_shape
+            z = jax.random.normal(start_key, (1, 1 if self.shared_noise else frames, *rest))
+            z = jnp.broadcast_to(z, (1, frames, *rest))
             cond, start, known = jax.tree.map(lambda leaf: leaf[None], (cond, start, known))
             if start is not None:
                 clean = space.encode(from_uint8(start), frozen)
