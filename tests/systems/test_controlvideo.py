@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
 
 import vdm_jax
 from tests.systems.test_latent_image import write_folder
@@ -22,6 +23,7 @@ from vdm_jax.weights import rife as rife_weights
 
 FRAMES, STEPS, GUIDANCE, REMAINING = 5, 4, 3.0, (3, 2)
 PROMPT = "a cat"
+CHANGES = {"steps": STEPS, "guidance": GUIDANCE}
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +82,11 @@ class PlainAttention(SelfAttention):
 
     @nn.nowrap
     def attend(self, q, k, v, context):
-        clips = []
-        for clip in range(len(q) // context.frames):
-            rows = [clip * context.frames + place % context.frames for place in self.places]
-            keys, values = (jnp.concatenate([x[row] for row in rows]) for x in (k, v))
-            for frame in range(context.frames):
-                logits = jnp.einsum("phd,lhd->hpl", q[clip * context.frames + frame], keys)
-                weights = jax.nn.softmax(logits / np.sqrt(q.shape[-1]), axis=-1)
-                clips.append(jnp.einsum("hpl,lhd->phd", weights, values))
-        return jnp.stack(clips)
+        q, k, v = (rearrange(x, "(b f) p h d -> b f p h d", f=context.frames) for x in (q, k, v))
+        keys, values = (jnp.concatenate([x[:, i] for i in self.places], axis=1) for x in (k, v))
+        logits = jnp.einsum("bfphd,blhd->bfhpl", q, keys) / np.sqrt(q.shape[-1])
+        attended = jnp.einsum("bfhpl,blhd->bfphd", jax.nn.softmax(logits, axis=-1), values)
+        return rearrange(attended, "b f p h d -> (b f) p h d")
 
 
 def plainly(stage, places, frames):
@@ -173,25 +171,26 @@ def test_the_smoother_acts_at_the_papers_steps():
     assert (actions[30], actions[31], actions.sum()) == (1, 2, 3)
 
 
+@pytest.fixture(scope="module")
+def smoothing(model, controlnet, interpolator):
+    smoother = controlvideo.Smoother(remaining=REMAINING)
+    return pipeline.adapt(model, controlnet, FRAMES, smoother=smoother, interpolator=interpolator)
+
+
 def test_sampling_is_ddim_from_one_frames_noise_with_smoothed_estimates(
-    model, controlnet, interpolator, hints
+    smoothing, interpolator, hints
 ):
     """The loop written out: guidance, DDIM's step, and two steps whose estimates are decoded,
     interpolated frame by frame, and encoded."""
-    smoother = controlvideo.Smoother(remaining=REMAINING)
-    adapted = pipeline.adapt(
-        model, controlnet, FRAMES, smoother=smoother, interpolator=interpolator
-    )
+    adapted = smoothing
     stage, params, frozen = adapted.model.stage, adapted.model.params, adapted.model.frozen
-    hints = hints[:, :FRAMES]
-    sampler = adapted.sampler(steps=STEPS, guidance=GUIDANCE)
-    (found,) = adapted.sample(jax.random.key(3), hints, [PROMPT], steps=STEPS, guidance=GUIDANCE)
+    hints, levels = hints[:, :FRAMES], adapted.sampler(**CHANGES).logsnrs()
+    (found,) = adapted.sample(jax.random.key(3), hints, [PROMPT], **CHANGES)
     key = jax.random.fold_in(jax.random.key(3), 0)
     noise = jax.random.normal(jax.random.split(key)[0], (1, 1, 8, 8, 4))
     z = jnp.repeat(noise, FRAMES, axis=1)
     run = plainly(stage, range(FRAMES), FRAMES)
     conds = [part_of(condition(stage, hints, prompt), range(FRAMES)) for prompt in (PROMPT, "")]
-    levels = sampler.logsnrs()
     decode = jax.jit(lambda z: stage.space.decode(z, frozen))
     encode = jax.jit(lambda video: stage.space.encode(video, frozen))
     between = jax.jit(lambda a, b: rife.between(*interpolator, a, b))
@@ -215,16 +214,14 @@ def test_sampling_is_ddim_from_one_frames_noise_with_smoothed_estimates(
     assert min(smoothed) > 0.05  # of 1: without the smoother the comparison would fail
 
 
-def test_the_video_follows_prompt_and_control(model, controlnet, hints):
-    adapted = pipeline.adapt(model, controlnet, FRAMES)
-
+def test_the_video_follows_prompt_and_control(smoothing, hints):
     def sample(prompt, hints):
-        changes = {"steps": 2, "guidance": GUIDANCE}
-        return adapted.sample(jax.random.key(0), hints, [prompt], **changes).astype(int)
+        return smoothing.sample(jax.random.key(3), hints, [prompt], **CHANGES).astype(int)
 
     plain = sample(PROMPT, hints[:, :FRAMES])
     assert np.abs(plain - sample("a dog", hints[:, :FRAMES])).max() > 2
     assert np.abs(plain - sample(PROMPT, 255 - hints[:, :FRAMES])).max() > 2
+    assert smoothing.sampler(**CHANGES) is smoothing.sampler(**CHANGES)  # compiled once
 
 
 @pytest.mark.parametrize(
@@ -254,11 +251,13 @@ def test_what_does_not_fit_is_refused(model, controlnet, change, options, messag
         ({"num_frames": 7}, r"num_frames = 7: ControlVideo has the control video's frames"),
     ],
 )
-def test_samplers_that_do_not_fit_are_refused(model, controlnet, interpolator, changes, message):
-    smoother = controlvideo.Smoother(remaining=REMAINING)
-    adapted = pipeline.adapt(model, controlnet, 5, smoother=smoother, interpolator=interpolator)
+def test_samplers_that_do_not_fit_are_refused(smoothing, changes, message):
     with pytest.raises(ValueError, match=message):
-        adapted.sampler(**changes)
+        smoothing.sampler(**changes)
+
+
+def test_two_frames_have_none_between_two_others(model, controlnet, interpolator):
+    smoother = controlvideo.Smoother()
     with pytest.raises(ValueError, match="a video of 2 frames has none between two"):
         pipeline.adapt(model, controlnet, 2, smoother=smoother, interpolator=interpolator)
 
