@@ -1,5 +1,6 @@
 """Control videos: each kind, and what is refused."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,7 +40,7 @@ def test_hed_is_the_networks_edges_in_grey(monkeypatch):
     }
     monkeypatch.setattr(hed, "load", lambda: hed.Loaded(network, params))
     found = controls.make("hed", SQUARE)
-    expected = network.apply({"params": params}, SQUARE.astype(np.float32))
+    expected = network.apply({"params": params}, jnp.asarray(SQUARE, jnp.float32))
     np.testing.assert_array_equal(found[..., :1], np.rint(255 * expected))
     np.testing.assert_array_equal(found[..., 0], found[..., 2])
     assert found.dtype == np.uint8 and found.shape == SQUARE.shape
