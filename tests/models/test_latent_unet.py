@@ -13,10 +13,11 @@ from einops import rearrange
 
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
 from vdm_jax.models import layers
+from vdm_jax.models.blocks.cross_frame import CrossFrame, attending
 from vdm_jax.models.blocks.latent_residual import LatentResidual
 from vdm_jax.models.blocks.settings import LatentSettings
 from vdm_jax.models.blocks.slots import ClipContext, Place, Slots
-from vdm_jax.models.blocks.transformer import GatedMLP, SelfAttention
+from vdm_jax.models.blocks.transformer import GatedMLP
 from vdm_jax.models.condition import Concatenated, Number
 from vdm_jax.models.controlnet import Control, ControlNet, copy_encoder
 from vdm_jax.models.cost import level_table
@@ -171,20 +172,8 @@ def test_a_longer_clip_than_the_motion_modules_were_trained_on_is_refused():
         jax.eval_shape(VIDEO.init, jax.random.key(0), *inputs)
 
 
-class FirstFrameAttention(SelfAttention):
-    """Pixels attend to those of the clip's first frame."""
-
-    @nn.nowrap
-    def attend(self, q, k, v, context):
-        def first(folded):
-            clip = self.layout.unfold(folded, context.frames)
-            return self.layout.fold(jnp.broadcast_to(clip[:, :1], clip.shape))
-
-        return super().attend(q, first(k), first(v), context)
-
-
 def test_cross_frame_attention_has_the_image_networks_parameters():
-    crossing = NETWORK.clone(slots=Slots(self_attention=FirstFrameAttention.at))
+    crossing = attending(NETWORK, CrossFrame(frames="first"))
     params = random_params(NETWORK)
     assert jax.tree.structure(random_params(crossing)) == jax.tree.structure(params)
     z, logsnr, cond = make_inputs()
@@ -197,6 +186,23 @@ def test_cross_frame_attention_has_the_image_networks_parameters():
     close(other[:, [0, 2]], output[:, [0, 2]])
     changed = np.concatenate([z[:, :1] + 1, z[:, 1:]], axis=1)
     assert np.abs(apply((changed, logsnr, cond), crossing, params) - output)[:, 2].max() > 1e-2
+
+
+def test_cross_frame_attention_in_the_network_and_in_its_controlnet_are_chosen_apart():
+    params, inputs = random_params(CONTROLLED), make_inputs()
+    first = CrossFrame(frames="first")
+    networks = {
+        "neither": CONTROLLED,
+        "network": attending(CONTROLLED, first),
+        "control": attending(CONTROLLED, CrossFrame(frames="own"), controls=first),
+        "both": attending(CONTROLLED, first, controls=first),
+    }
+    outputs = {name: apply(inputs, network, params) for name, network in networks.items()}
+    for name, output in outputs.items():
+        close(output[:, 0], outputs["neither"][:, 0])
+        others = [other for key, other in outputs.items() if key != name]
+        assert all(np.abs(output - other)[:, 1:].max() > 1e-3 for other in others)
+    assert networks["network"].controls == CONTROLLED.controls
 
 
 class Marked(nn.Module):

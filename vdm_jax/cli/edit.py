@@ -18,6 +18,8 @@ JOB is one of
   cinemagraph    makes a clip of the first frame in which only --box moves
   restyle        starts again from a noisy version, --strength of the way back, with prompt --then
   loop           appends a way back to the first frame, with prompt --then
+  control        makes a video that follows the edges, depth or poses of another (--control), with
+                 an image model and its ControlNet (docs/controlvideo.md)
   stylise        writes a model: a space-time U-Net whose image layers are --amount of the way to
                  those of --style, an image model that its own image model was fine-tuned to (vdm
                  train with --config.train.init_from=IMAGE_MODEL on images of the style; Lumiere,
@@ -29,18 +31,19 @@ frame rate by time (interpolate keeps its frames), and needs one --prompt, or on
 OUT receives the files of vdm sample, and the known pixels as given.gif and given.npz. Every batch
 is written when it is drawn (OUT/samples_parts/NUMBER.npy), and the same command goes on behind the
 last batch after it was interrupted. --method chooses how known pixels guide sampling
-(docs/conditional.md). --low_res=FILE is what all frames of the result are at a lower resolution:
-the new ones follow it.
+(docs/conditional.md); interpolate --method=rife takes the optical flow and no model.
+--low_res=FILE is what all frames of the result are at a lower resolution: the new ones follow it.
 """
 
 from pathlib import Path
 
-from vdm_jax.cli import common, edit_inputs, outputs
+from vdm_jax.cli import common, edit_control, edit_inputs, edit_rife, outputs
 from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
-JOBS = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle", "loop", "stylise")
-_SAMPLING = JOBS[:-1]
+_KNOWING = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle", "loop")
+_SAMPLING = (*_KNOWING, "control")
+JOBS = (*_SAMPLING, "stylise")
 _FLAGS = {
     "frames": ("extend",),
     "context": ("extend", "loop", "refine"),
@@ -50,7 +53,9 @@ _FLAGS = {
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop"),
     **dict.fromkeys(("size", *edit_inputs.STILL_FLAGS), ("animate",)),
-    **dict.fromkeys(("input", "prompt", "method", "weight", *common.SAMPLER_FLAGS), _SAMPLING),
+    **dict.fromkeys(("method", "weight"), _KNOWING),
+    **dict.fromkeys(("input", "prompt", *common.SAMPLER_FLAGS), _SAMPLING),
+    **dict.fromkeys(edit_control.FLAGS, ("control",)),
     **dict.fromkeys(("style", "amount"), ("stylise",)),
 }
 
@@ -59,6 +64,10 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     if options.job == "stylise":
         return _stylise(options)
+    if options.job == "control":
+        return edit_control.run(options)
+    if options.method == "rife":
+        return edit_rife.run(options)
     for flag in ("prompt", "then"):
         prompts_lib.check(getattr(options, flag), f"--{flag}")
     prompts_lib.check([options.negative or ""], "--negative")
@@ -106,7 +115,7 @@ def main(arguments: list[str]) -> int:
     if not first:
         return 0
     outputs.write_samples(out, videos, prompts, found.fps, sampler.parts)
-    _show_given(out, _shown(options, given, sampler), videos.shape[2] * 4, found.rate)
+    outputs.write_given(out, _shown(options, given, sampler), videos.shape[2] * 4, found.rate)
     return 0
 
 
@@ -146,18 +155,6 @@ def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
         "prompts": found.prompts,
         "given": given,
     }
-
-
-def _show_given(out: Path, shown, size: int, fps: float) -> None:
-    """Writes what was known, uint8 `n f h w c`, as given.gif, and names it and given.npz."""
-    from vdm_jax.data import video_io
-
-    path = out / "given.gif"
-    watchable = video_io.enlarge(shown[: outputs.AT_A_GLANCE], size)
-    with outputs.Pictures() as pictures:
-        if pictures.write(path, lambda: video_io.write_gif(path, video_io.grid(watchable), fps)):
-            print(path)
-    print(out / "given.npz")
 
 
 def _parse(arguments: list[str]):
@@ -202,6 +199,7 @@ def _parse(arguments: list[str]):
     job.add_argument(
         "--strength", type=float, metavar="X", help="restyle: above 0, at most 1 (default 0.6)"
     )
+    edit_control.add_arguments(parser)
     job.add_argument("--style", metavar="MODEL", help="stylise: a fine-tuned image model")
     job.add_argument("--amount", type=float, metavar="X", help="stylise: from 0 to 1 (default 0.7)")
     edit_inputs.add_still_arguments(parser)
@@ -209,7 +207,8 @@ def _parse(arguments: list[str]):
         "--method",
         metavar="NAME",
         help="reconstruction, replacement, pigdm, projection, or trained, for models that take "
-        "masked videos (default: trained for such models, else reconstruction)",
+        "masked videos (default: trained for such models, else reconstruction); interpolate also: "
+        "rife, by optical flow",
     )
     parser.add_argument("--weight", type=float, metavar="X", help="for reconstruction and pigdm")
     parser.add_argument(
@@ -228,7 +227,10 @@ def _parse(arguments: list[str]):
     for name, jobs in _FLAGS.items():
         if getattr(options, name) not in (None, []) and options.job not in jobs:
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
-    if options.job == "stylise":
+    edit_control.check(parser, options)
+    if options.method == "rife":
+        edit_rife.check(parser, options)
+    elif options.job == "stylise":
         if not options.model or not options.style:
             parser.error("stylise needs --model, a space-time U-Net, and --style, an image model")
         if not (options.out or "").endswith(".safetensors"):

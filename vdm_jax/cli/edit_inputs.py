@@ -272,6 +272,46 @@ def still(options: argparse.Namespace, videos: "np.ndarray", sampler: "Sampler")
     return videos[:, :1].repeat(sampler.video_shape[0], axis=1)
 
 
+def first_frames(
+    flag: str, names: Sequence[str], size: tuple[int, int], frames: int | None
+) -> tuple["list[np.ndarray]", float]:
+    """The first frames, or all, of the videos of a flag, uint8 `f h w c` of a size, and their frame
+    rate, 0 = not known. Raises FileNotFoundError; ValueError for videos of several lengths or
+    rates."""
+    from vdm_jax.data import source
+
+    found = _files(flag, names, size, frames)
+    videos = [source.fit(one.video[:frames], *size) for one in found]
+    return _alike(flag, videos, found)
+
+
+def whole(names: Sequence[str]) -> tuple["list[np.ndarray]", float]:
+    """The videos of --input as they are, and their frame rate. Raises as `first_frames`."""
+    found = _files("input", names)
+    return _alike("input", [one.video for one in found], found)
+
+
+def _alike(
+    flag: str, videos: "list[np.ndarray]", found: Sequence[_Read]
+) -> tuple["list[np.ndarray]", float]:
+    shapes = sorted({video.shape[:3] for video in videos})
+    rates = sorted({round(one.fps, 2) for one in found})
+    if len(shapes) > 1 or len(rates) > 1:
+        raise ValueError(
+            f"--{flag}: videos of {', '.join(map(str, shapes))} (frames, height, width) at "
+            f"{', '.join(f'{rate:g}' for rate in rates)} fps; must be alike"
+        )
+    return videos, found[0].fps
+
+
+def one_each(prompts: Sequence[str], count: int) -> list[str]:
+    """A prompt for each video. Raises ValueError."""
+    prompts = list(prompts) * (count if len(prompts) == 1 else 1)
+    if len(prompts) != count:
+        raise ValueError(f"{len(prompts)} prompts, {count} videos: must be one, or as many")
+    return prompts
+
+
 def _existing(flag: str, name: str) -> Path:
     path = Path(name)
     if not path.is_file():
@@ -311,12 +351,8 @@ def _files(
 
 def _one_each(prompts: Sequence[str], found: Sequence[_Read]) -> list[str]:
     """A prompt for each video that was read. Raises ValueError."""
-    prompts = list(prompts) or [one.prompt for one in found if one.prompt is not None]
-    if len(prompts) == 1:
-        prompts = prompts * len(found)
-    if len(prompts) != len(found):
-        raise ValueError(f"{len(prompts)} prompts, {len(found)} videos: must be one, or as many")
-    return prompts
+    texts = list(prompts) or [one.prompt for one in found if one.prompt is not None]
+    return one_each(texts, len(found))
 
 
 def _check_lengths(videos: Sequence["np.ndarray"], fps: float) -> None:

@@ -300,6 +300,21 @@ def write_samples(
         parts.remove()
 
 
+def write_given(out: Path, shown: "np.ndarray", size: int, fps: float) -> None:
+    """Writes what was known, uint8 `n f h w c`, as given.gif, and names it and given.npz.
+
+    size: the least of a frame's sides in the picture.
+    """
+    from vdm_jax.data import video_io
+
+    path = out / "given.gif"
+    watchable = video_io.enlarge(shown[:AT_A_GLANCE], size)
+    with Pictures() as pictures:
+        if pictures.write(path, lambda: video_io.write_gif(path, video_io.grid(watchable), fps)):
+            print(path)
+    print(out / "given.npz")
+
+
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:

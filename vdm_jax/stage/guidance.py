@@ -11,6 +11,7 @@ from vdm_jax.diffusion import guidance, windows
 from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.stage.conditions.scalar import GuidanceScale
+from vdm_jax.stage.protocols import Frozen
 from vdm_jax.stage.stage import Stage
 
 LogSNRs = Float[Array, "steps_plus_1"]
@@ -25,6 +26,17 @@ class Guidance(Protocol):
 
     def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
         """The guided Denoiser."""
+
+
+@runtime_checkable
+class UsesFrozen(Protocol):
+    """What becomes a guidance with parameters that are not trained, such as an interpolator's."""
+
+    def check(self, stage: Stage) -> None:
+        """See `Guidance`."""
+
+    def bind(self, frozen: Frozen) -> Guidance:
+        """The guidance with the parameters. Raises ValueError where they are missing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

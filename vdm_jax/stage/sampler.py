@@ -22,7 +22,14 @@ from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import heap, sharding
 from vdm_jax.stage import sampler_fields
 from vdm_jax.stage.conditions.video import MaskedVideo
-from vdm_jax.stage.guidance import ClassifierFree, Guidance, Nested, StaticThreshold, Windows
+from vdm_jax.stage.guidance import (
+    ClassifierFree,
+    Guidance,
+    Nested,
+    StaticThreshold,
+    UsesFrozen,
+    Windows,
+)
 from vdm_jax.stage.protocols import Frozen, Space
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.stage import NO_FROZEN, Stage
@@ -64,6 +71,7 @@ class Sampler:
         low-resolution video (α²/σ² of the noise on it) or fps.
       negative: a prompt that guidance leads away from, in the place of the null condition.
       start: standard deviation of the noise that sampling begins with.
+      shared_noise: whether sampling begins with the noise of one frame in all frames.
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames: frames of a sample; None = as trained.
       remat: of the network, where a method differentiates it: "none", or "dots" or "full" to keep
@@ -76,12 +84,13 @@ class Sampler:
     stage: Stage
     rule: samplers.Rule = samplers.DDIM()
     grid: grids.Spaced | grids.Explicit = grids.Spaced()
-    guidance: tuple[Guidance, ...] = ()
+    guidance: tuple[Guidance | UsesFrozen, ...] = ()
     threshold: Guidance | None = StaticThreshold()
     method: conditional.Method = conditional.ByReconstruction()
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     negative: str | None = None
     start: float = 1.0
+    shared_noise: bool = False
     batch_size: int = 16
     num_frames: int | None = None
     remat: str = "none"
@@ -199,6 +208,8 @@ class Sampler:
             stage = dataclasses.replace(stage, network=stage.network.clone(remat=self.remat))
         denoiser, rule, logsnrs = stage.denoiser(params, frozen), self.rule, self.logsnrs()
         for part in self.guidance:
+            if isinstance(part, UsesFrozen):
+                part = part.bind(frozen)
             denoiser = part(denoiser, stage, logsnrs)
         if known is not None:
             denoiser, rule = self.method(denoiser, rule, known.measurement, known.y)
@@ -328,7 +339,9 @@ class Sampler:
         ) -> tuple[UInt8[Array, "f h w c"], Array]:
             key = jax.random.fold_in(key, index)
             start_key, steps_key = jax.random.split(key)
-            z = jax.random.normal(start_key, (1, *self.z_shape))
+            frames, *rest = self.z_shape
+            z = jax.random.normal(start_key, (1, 1 if self.shared_noise else frames, *rest))
+            z = jnp.broadcast_to(z, (1, frames, *rest))
             cond, start, known = jax.tree.map(lambda leaf: leaf[None], (cond, start, known))
             if start is not None:
                 clean = space.encode(from_uint8(start), frozen)

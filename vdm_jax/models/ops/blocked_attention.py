@@ -41,7 +41,7 @@ def _attend(q: _Sequences, k: _Keys, v: _Keys) -> _Sequences:
 
 def _forward(
     q: _Sequences, k: _Keys, v: _Keys
-) -> tuple[_Sequences, tuple[_Sequences | Float[Array, "s p 1"], ...]]:
+) -> tuple[_Sequences, tuple[_Sequences | _Keys | Float[Array, "s p 1"], ...]]:
     def one(sequence: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         q, k, v = sequence
         logits = q @ k.T
