@@ -40,7 +40,8 @@ class Published:
         """The input, for the table."""
         if self.kind == "text":
             return f"{self.batch} × 77 tokens"
-        channels = {"unet": 4, "controlnet": 4, "motion": 4, "stable_video": 8}.get(self.kind, 3)
+        channels = {"unet": 4, "controlnet": 4, "motion": 4, "stable_video": 8, "wan": 16}
+        channels = channels.get(self.kind, 3)
         frames = f"{self.frames} × " if self.frames > 1 else ""
         return f"{self.batch} × {frames}{self.size} × {self.size} × {channels}"
 
@@ -140,6 +141,23 @@ NETWORKS = (
         title="U-Net, SVD",
         kind="stable_video",
         options={},
+        frames=3,
+        batch=1,
+    ),
+    Published(
+        name="wan-autoencoder",
+        title="AutoencoderKLWan, Wan 2.1",
+        kind="wan-autoencoder",
+        options={},
+        size=64,
+        frames=9,
+        batch=1,
+    ),
+    Published(
+        name="wan-1.3b",
+        title="Transformer, Wan 2.1 of 1.3 B",
+        kind="wan",
+        options={"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
         frames=3,
         batch=1,
     ),

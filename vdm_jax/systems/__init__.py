@@ -19,10 +19,12 @@ from vdm_jax.systems import (
     stable_video,
     stable_video_folder,
     vdm,
+    video_dit,
     video_ldm,
 )
 from vdm_jax.training import step
 from vdm_jax.weights import published
+from vdm_jax.weights.flow_scheduler import FlowScheduler
 from vdm_jax.weights.scheduler import Scheduler
 
 SYSTEMS = {
@@ -32,29 +34,20 @@ SYSTEMS = {
     latent_image.NAME: latent_image.build,
     stable_video.NAME: stable_video.build,
     video_ldm.NAME: video_ldm.build,
+    video_dit.NAME: video_dit.build,
 }
-# Of the systems with parameters that are not trained.
-_FROZEN = {
-    latent_image.NAME: latent_image.read_frozen,
-    stable_video.NAME: stable_video.read_frozen,
-    video_ldm.NAME: video_ldm.read_frozen,
-}
-_FROZEN_NETWORKS = {
-    latent_image.NAME: latent_image.frozen_networks,
-    stable_video.NAME: stable_video.frozen_networks,
-    video_ldm.NAME: video_ldm.frozen_networks,
-}
-_SCHEDULERS = {
-    latent_image.NAME: latent_image.make_scheduler,
-    stable_video.NAME: stable_video.make_scheduler,
-    video_ldm.NAME: video_ldm.make_scheduler,
-}
+# The systems with parameters that are not trained, and with a published scheduler.
+_LATENT = {system.NAME: system for system in (latent_image, stable_video, video_ldm, video_dit)}
+_FROZEN = {name: system.read_frozen for name, system in _LATENT.items()}
+_FROZEN_NETWORKS = {name: system.frozen_networks for name, system in _LATENT.items()}
+_SCHEDULERS = {name: system.make_scheduler for name, system in _LATENT.items()}
 # The systems that take and write published LoRA files.
 _LORAS = {latent_image.NAME: latent_image, stable_video.NAME: stable_video_folder}
 # The systems of published pipelines, by the class that model_index.json names.
 _PIPELINES = {
     "StableDiffusionPipeline": latent_image,
     "StableVideoDiffusionPipeline": stable_video_folder,
+    "WanPipeline": video_dit,
 }
 
 
@@ -125,7 +118,7 @@ def frozen_plan(part, mesh: Mapping[str, int] | None = None) -> sharding.Plan:
     return sharding.make_plan(part, {"data": 1} if mesh is None else mesh, devices)
 
 
-def scheduler(config) -> Scheduler | None:
+def scheduler(config) -> Scheduler | FlowScheduler | None:
     """How a configuration's model is sampled where that is published; None = by `config.sample`."""
     make = _SCHEDULERS.get(config.get("system"))
     return None if make is None else make(config)

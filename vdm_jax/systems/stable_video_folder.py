@@ -1,6 +1,5 @@
 """Stable Video Diffusion in and out of folders as it is published, and its LoRA files."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from vdm_jax.systems import latent_image
+from vdm_jax.systems.pipeline_folder import copy_parts, write_json
 from vdm_jax.systems.stable_video import (
     HERE,
     NAME,
@@ -106,14 +105,12 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
         sample_size=(data.image_size // factor, (data.image_width or data.image_size) // factor),
         num_frames=data.num_frames,
     )
-    latent_image.write_json(folder / "scheduler" / scheduler.FILE, model.scheduler.to_dict())
+    write_json(folder / "scheduler" / scheduler.FILE, model.scheduler.to_dict())
     encoder = part_folder(model.image_encoder, "image_encoder")
     copied = {"vae": part_folder(model.autoencoder, "autoencoder")}
     copied |= {part: encoder / part for part in ("image_encoder", "feature_extractor")}
-    for part, source in copied.items():
-        keep = shutil.ignore_patterns(published.RECORD, "*.bin", "*.ckpt")
-        shutil.copytree(source, folder / part, ignore=keep)
-    latent_image.write_json(folder / published.PIPELINE, _INDEX)
+    copy_parts(folder, copied)
+    write_json(folder / published.PIPELINE, _INDEX)
     return ["unet", "scheduler", *copied]
 
 

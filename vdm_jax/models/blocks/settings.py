@@ -64,3 +64,53 @@ class LatentSettings:
         """The epsilon of the residual blocks of a level; part: down, middle or up."""
         is_inner = part == "up" or (part == "down" and self.depth[level] > 0)
         return self.inner_epsilon if is_inner and self.inner_epsilon is not None else self.epsilon
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerSettings:
+    """The sizes that the blocks of a video transformer share. The defaults are Wan 2.1's of 1.3
+    billion parameters.
+
+    Attributes:
+      heads, head_dim: of attention; their product is the width of a token.
+      hidden: features inside of an MLP.
+      epsilon: of all normalisations.
+      qk_norm: what queries and keys are normalised over before attention: "width", all heads
+        together; "head", each head; or "none".
+      text_norm: whether tokens are normalised before they attend to the text.
+      modulation: what the noise level modulates blocks by: "shared", one vector for all blocks
+        plus a learned bias of each (adaLN-single, Chen et al. 2023), or "block", a linear map of
+        each block that starts at zero (adaLN-zero, Peebles & Xie 2022).
+      attention: "full", of all tokens of a clip to one another, or "factorised", of the tokens of a
+        frame in one block and of a place in the next (Ma et al. 2024, Latte).
+      positions: "rotary", or "sines" that are added to the tokens.
+    """
+
+    heads: int = 12
+    head_dim: int = 128
+    hidden: int = 8960
+    epsilon: float = 1e-6
+    qk_norm: str = "width"
+    text_norm: bool = True
+    modulation: str = "shared"
+    attention: str = "full"
+    positions: str = "rotary"
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("qk_norm", ("width", "head", "none")),
+            ("modulation", ("shared", "block")),
+            ("attention", ("full", "factorised")),
+            ("positions", ("rotary", "sines")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}"
+                )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim}: must be even, for rotary positions")
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.heads * self.head_dim
