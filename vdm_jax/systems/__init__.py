@@ -11,8 +11,9 @@ from jaxtyping import PyTree
 
 from vdm_jax.parallel import sharding
 from vdm_jax.stage.low_rank import BASE, LowRank
+from vdm_jax.stage.reconstruction import Reconstruction
 from vdm_jax.stage.stage import Stage
-from vdm_jax.systems import imagen_video, latent_image, lumiere, vdm
+from vdm_jax.systems import autoencoder, imagen_video, latent_image, lumiere, vdm
 from vdm_jax.training import step
 from vdm_jax.weights import published
 from vdm_jax.weights.scheduler import Scheduler
@@ -22,6 +23,7 @@ SYSTEMS = {
     "imagen_video": imagen_video.build,
     "lumiere": lumiere.build,
     latent_image.NAME: latent_image.build,
+    autoencoder.NAME: autoencoder.build,
 }
 # Of the systems with parameters that are not trained.
 _FROZEN = {latent_image.NAME: latent_image.read_frozen}
@@ -31,10 +33,13 @@ _SCHEDULERS = {latent_image.NAME: latent_image.make_scheduler}
 _LORAS = {latent_image.NAME: latent_image}
 # The systems of published pipelines, by the class that model_index.json names.
 _PIPELINES = {"StableDiffusionPipeline": latent_image}
+# The systems whose models are written in a published format.
+_WRITTEN = {system.NAME: system for system in (latent_image, autoencoder)}
 
 
-def build(config) -> Stage:
-    """The stage that a configuration describes; `config.system` names the system.
+def build(config) -> Stage | Reconstruction:
+    """The stage that a configuration describes, or the training of an autoencoder; `config.system`
+    names the system.
 
     With `train.lora.rank` above 0 its parameters are low-rank changes of those of `build_base`.
     Raises ValueError where a field's value is not allowed.
@@ -47,7 +52,7 @@ def build(config) -> Stage:
     )
 
 
-def build_base(config) -> Stage:
+def build_base(config) -> Stage | Reconstruction:
     """`build` without low-rank changes. Raises as `build`."""
     if config.system not in SYSTEMS:
         raise ValueError(f"system = {config.system!r}: allowed are {', '.join(SYSTEMS)}")
@@ -124,15 +129,14 @@ def read_published_params(folder: Path) -> PyTree:
 
 
 def write_published(folder: Path, config, params: PyTree, dtype: str) -> list[str]:
-    """Writes a model as a published pipeline, and returns the names of the parts. Raises
-    FileExistsError; ValueError where no published pipeline is of the model's system."""
-    systems = {system.NAME: system for system in _PIPELINES.values()}
-    if config.system not in systems:
+    """Writes a model in its published format, and returns the names of the parts. Raises
+    FileExistsError; ValueError where there is no published format of the model's system."""
+    if config.system not in _WRITTEN:
         raise ValueError(
-            f"system = {config.system!r}: no published pipeline is of this kind; allowed are "
-            f"{', '.join(systems)}"
+            f"system = {config.system!r}: no published format is of this kind; allowed are "
+            f"{', '.join(_WRITTEN)}"
         )
-    return systems[config.system].write_published(folder, config, params, dtype)
+    return _WRITTEN[config.system].write_published(folder, config, params, dtype)
 
 
 def read_loras(config, loras: Mapping[str, float]) -> tuple[Any, dict[str, np.ndarray]]:
