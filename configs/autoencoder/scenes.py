@@ -22,6 +22,8 @@ def get_config():
     config.loss.l1 = 1.0
     config.loss.l2 = 1.0
     config.loss.kl = 5e-3
+    config.loss.foreground = 4.0  # objects are a tenth of the pixels
+    config.data.extras = ("mask",)
     config.data.name = "scenes"
     config.data.config = "64x64x16"
     config.data.image_size = 64

@@ -17,7 +17,7 @@ def get_config():
     config = latent_image.default_config()
     with config.model.unlocked():
         config.model.unet.update(
-            block_out_channels=[64, 128],
+            block_out_channels=[48, 112],
             down_block_types=["CrossAttnDownBlock2D"] * 2,
             up_block_types=["CrossAttnUpBlock2D"] * 2,
             layers_per_block=1,
@@ -42,8 +42,8 @@ def get_config():
     config.data.config = "64x64x16"
     config.data.image_size = 64
     config.data.workers = 0
-    config.train.steps = 5000
-    config.train.batch_size = 32
+    config.train.steps = 7000
+    config.train.batch_size = 16
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 200

@@ -27,21 +27,27 @@ class Reconstructed(NamedTuple):
       images: in [-1, 1].
       posterior: of the images' latents.
       decoded: the images decoded from latents that were drawn from the posterior.
+      weights: of each pixel's errors; None = 1.
     """
 
     images: Float[Array, "n h w c"]
     posterior: Posterior
     decoded: Float[Array, "n h w c"]
+    weights: Float[Array, "n h w 1"] | None = None
+
+    def mean(self, errors: Float[Array, "n h w c"]) -> Float[Array, ""]:
+        """The mean of weighted errors."""
+        return (errors if self.weights is None else self.weights * errors).mean()
 
 
 def absolute_error(seen: Reconstructed) -> Float[Array, ""]:
-    """The mean absolute error of a pixel's value."""
-    return jnp.abs(seen.decoded - seen.images).mean()
+    """The mean absolute error of a pixel's value, weighted."""
+    return seen.mean(jnp.abs(seen.decoded - seen.images))
 
 
 def squared_error(seen: Reconstructed) -> Float[Array, ""]:
-    """The mean squared error of a pixel's value."""
-    return jnp.square(seen.decoded - seen.images).mean()
+    """The mean squared error of a pixel's value, weighted."""
+    return seen.mean(jnp.square(seen.decoded - seen.images))
 
 
 def kl_divergence(seen: Reconstructed) -> Float[Array, ""]:
@@ -82,12 +88,15 @@ class Reconstruction:
       network: one of `models.autoencoder`.
       view: how clips are made from the data's.
       terms: of the loss, which is their weighted sum.
+      foreground: added to the weight of errors, 1, where the batch's "mask" is not 0: small objects
+        else count little beside their background. 0 = the batch has no mask.
       train_only, new: as in `Stage`.
     """
 
     network: Autoencoder
     view: View
     terms: tuple[Term, ...]
+    foreground: float = 0.0
     train_only: str = ""
     new: str = ""
     text_encoder = None
@@ -142,7 +151,11 @@ class Reconstruction:
     def abstract_batch(self, batch_size: int, image_frames: int = 0) -> Batch:
         """Shapes and dtypes of a training batch."""
         del image_frames
-        return {"video": jax.ShapeDtypeStruct((batch_size, *self.clip_shape), np.uint8)}
+        batch = {"video": jax.ShapeDtypeStruct((batch_size, *self.clip_shape), np.uint8)}
+        if self.foreground:
+            shape = (batch_size, *self.clip_shape[:3], 1)
+            batch["mask"] = jax.ShapeDtypeStruct(shape, np.uint8)
+        return batch
 
     def train_flops(self, image_frames: int = 0) -> int:
         """0: operations of autoencoders are not counted."""
@@ -159,11 +172,12 @@ class Reconstruction:
         posterior = self._apply(params, images, method="encode")
         latents = posterior.sample(key)
         decoded = self._apply(params, latents, method="decode").astype(jnp.float32)
-        seen = Reconstructed(images, posterior, decoded)
+        seen = Reconstructed(images, posterior, decoded, self._weights(batch))
         values = {term.name: term.function(seen) for term in self.terms}
         loss = sum(term.weight * values[term.name] for term in self.terms)
         # Of an error of all values together; a peak of 2, from -1 to 1.
-        psnr = 10 * jnp.log10(4.0 / jnp.maximum(squared_error(seen), 1e-10))
+        squares = jnp.square(decoded - images).mean()
+        psnr = 10 * jnp.log10(4.0 / jnp.maximum(squares, 1e-10))
         moments = {"latent_mean": latents.mean(), "latent_std": latents.std()}
         return loss, {**values, "psnr": psnr, **moments}
 
@@ -174,6 +188,16 @@ class Reconstruction:
         latents = self._apply(params, self._images(video), method="encode").mode()
         decoded = self._apply(params, latents, method="decode")
         return rearrange(to_uint8(decoded), "(b f) h w c -> b f h w c", b=len(video))
+
+    def _weights(self, batch: Batch) -> Float[Array, "n h w 1"] | None:
+        if not self.foreground:
+            return None
+        if "mask" not in batch:
+            raise ValueError(
+                f"loss.foreground = {self.foreground}: the batch lacks 'mask'; set data.extras"
+            )
+        mask = rearrange(jnp.asarray(batch["mask"]) != 0, "b f h w 1 -> (b f) h w 1")
+        return 1.0 + self.foreground * mask
 
     def _images(self, video: UInt8[Array, "b f h w c"]) -> Float[Array, "n h w c"]:
         if video.shape[1:] != self.clip_shape:

@@ -50,6 +50,7 @@ def build(config: ConfigDict) -> Reconstruction:
         network=network,
         view=View(shape=shape),
         terms=tuple(term for term in terms if term.weight),
+        foreground=config.loss.foreground,
         train_only=model.train_only,
     )
 
@@ -57,8 +58,8 @@ def build(config: ConfigDict) -> Reconstruction:
 def default_config() -> ConfigDict:
     """Every field of a configuration, with the values of Stable Diffusion's autoencoder.
 
-    loss.l1, loss.l2 and loss.kl are the weights of the terms, 0 = without. model.train_only is
-    `Reconstruction.train_only`.
+    loss.l1, loss.l2 and loss.kl are the weights of the terms, 0 = without. loss.foreground and
+    model.train_only are those of `Reconstruction`.
     """
     base = vdm.default_config().to_dict()
     config = ConfigDict(
@@ -70,12 +71,13 @@ def default_config() -> ConfigDict:
                 "dtype": "float32",
                 "train_only": "",
             },
-            "loss": {"l1": 1.0, "l2": 0.0, "kl": 1e-6},
+            "loss": {"l1": 1.0, "l2": 0.0, "kl": 1e-6, "foreground": 0.0},
         }
     )
     del config["process"]
     del config["sample"]
-    config.data.update({"num_frames": 1, "image_size": 256})
+    with config.unlocked():
+        config.data.update({"num_frames": 1, "image_size": 256, "extras": ()})
     return config.lock()
 
 
