@@ -201,6 +201,23 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(cap
     assert 'pip install -e ".[tpu]"' in message
 
 
+def test_the_cpu_of_a_machine_with_gpus_is_used_only_if_it_is_asked_for(monkeypatch, capsys):
+    from vdm_jax.parallel import gpus
+
+    monkeypatch.setattr(gpus, "listed", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    common.setup("any")  # JAX_PLATFORMS is cpu in tests
+    common.setup("cpu")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(config_lib.ConfigError, match="lists 8 GPUs, but JAX finds none") as error:
+        common.setup("any")
+    assert "gpu12" in str(error.value) and "--config.device=cpu" in str(error.value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    common.setup("any")
+    assert "no accelerator found" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc only")
 def test_temporaries_on_the_cpu_are_not_mapped_anew_by_every_call(environment):
     program = """

@@ -124,6 +124,7 @@ class World:
         (self.clone / "launch").mkdir(parents=True)
         for file in ROOT.glob("launch/*.sh"):
             shutil.copy(file, self.clone / "launch")
+        shutil.copy(ROOT / "launch" / "constraints.txt", self.clone / "launch")
         shutil.copy(ROOT / "setup.py", self.clone)
         (self.clone / "launch" / "train.py").touch()
 
