@@ -177,11 +177,16 @@ def write_durably(path: Path, text: str) -> None:
 def sync_files(directory: Path) -> None:
     """Returns when every file and directory below `directory` is on the disk. Raises OSError."""
     for path in [directory, *directory.rglob("*")]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the list of a directory's files, is on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _wrong_file(path: Path, name: str, entry: Mapping[str, int], read: bool = True) -> str:

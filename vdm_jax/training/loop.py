@@ -118,6 +118,7 @@ def train(
             stop=stack.enter_context(_stop_on_signals()),
             say=progress.message,
             check_lock=lambda: processes.first_does(own.check),
+            close_logs=writer.close,
             write_samples=lambda current: _write_samples(
                 sampler, config, current, workdir, writer, fps, saves.report
             ),
@@ -178,6 +179,7 @@ class _Turns:
     stop: "_Stop"
     say: Callable[[str], object]
     check_lock: Callable[[], object]
+    close_logs: Callable[[], object]
     write_samples: Callable[[state.TrainState], None]
     started: float
 
@@ -238,6 +240,7 @@ class _Turns:
         with self.watch.paused():
             if saving:
                 with self.clock.measure("checkpoint_wait"):
+                    self.close_logs()
                     self.check_lock()
                     self.saves.save(current, iterator.get_state(), self.config)
             if sampling:
