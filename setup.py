@@ -1,5 +1,5 @@
-"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), gpu12 (CUDA 12), compile,
-eval, text and test.
+"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), gpu12 (CUDA 12),
+pathways, compile, eval, text and test.
 
 The bounds here are the oldest versions that work. `launch/constraints.txt` pins one version of
 every package, for the environments that launch/setup_env.sh makes."""
@@ -90,6 +90,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda13]{JAX}"],
         "gpu12": [f"jax[cuda12]{JAX}"],
+        "pathways": ["pathwaysutils>=0.1.10"],
         "eval": ["opencv-python-headless>=4.10"],
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],

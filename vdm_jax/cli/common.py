@@ -92,6 +92,8 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
       processes: has the flags of `add_process_arguments`.
       quiet: print nothing; else the first process prints one line that names the devices.
 
+    With JAX_PLATFORMS=proxy it connects to Pathways, whose address is JAX_BACKEND_TARGET.
+
     Raises ConfigError when the accelerator `device` is missing, or where JAX would compute on the
     CPU of a machine with GPUs without being asked to.
     """
@@ -106,6 +108,8 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS([sys.argv[0]])  # the data workers read absl flags
     cpu_is_asked_for = device == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "")
+    if "proxy" in os.environ.get("JAX_PLATFORMS", ""):
+        _connect_to_pathways()
     if device == "cpu" or (device == "any" and _only_cpu()):
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
@@ -143,6 +147,19 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
         count = jax.process_count()
         hosts = f" in {count} processes" if count > 1 else ""
         print(f"device: {len(devices)} x {backend}{kind}{hosts}{note}", flush=True)
+
+
+def _connect_to_pathways() -> None:
+    """Makes the devices of Pathways JAX's. Raises ConfigError where its client is not installed."""
+    from vdm_jax.config import ConfigError
+
+    try:
+        import pathwaysutils
+    except ImportError as error:
+        raise ConfigError(
+            "JAX_PLATFORMS=proxy needs the client of Pathways: pip install '.[pathways]'"
+        ) from error
+    pathwaysutils.initialize()
 
 
 def _refuse_idle_gpus() -> None:
