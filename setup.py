@@ -1,5 +1,8 @@
-"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), compile, eval, text, docs
-and test."""
+"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), gpu12 (CUDA 12),
+pathways, compile, eval, text, docs and test.
+
+The bounds here are the oldest versions that work. `launch/constraints.txt` pins one version of
+every package, for the environments that launch/setup_env.sh makes."""
 
 from pathlib import Path
 
@@ -91,6 +94,8 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda13]{JAX}"],
+        "gpu12": [f"jax[cuda12]{JAX}"],
+        "pathways": ["pathwaysutils>=0.1.10"],
         "eval": ["opencv-python-headless>=4.10", "h5py>=3.10"],
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],

@@ -13,7 +13,8 @@
 # and whenever they end with 75 (preempted and saved), the job is put into the queue again, to go on
 # from there. scancel ends it for good. The repository, its .venv (bash launch/setup_env.sh gpu) and
 # --workdir must be in the same place on all nodes. What sbatch is given before the script overrides
-# the defaults below: one node, all of it, with 8 GPUs.
+# the defaults below: one node, all of it, with all of its memory. A cluster that knows GPUs as
+# generic resources needs --gpus-per-node=8 or the like; on others nvidia-smi counts the GPUs.
 #
 #   --processes_per_node=N  N processes a machine, each with its share of the GPUs (default 1)
 #   --port=PORT             where these find each other on one machine (default 8476)
@@ -25,8 +26,8 @@
 #SBATCH --job-name=vdm_jax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=8
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -114,8 +115,15 @@ esac
 cd "$root"
 export PATH="$root/.venv/bin:$PATH"
 
+# How many GPUs this machine has.
+count_gpus() {
+  nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true
+}
+
 if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
-  nodes="${SLURM_JOB_NUM_NODES:-1}" gpus="${SLURM_GPUS_ON_NODE:-1}"
+  nodes="${SLURM_JOB_NUM_NODES:-1}" gpus="${SLURM_GPUS_ON_NODE:-$(count_gpus)}"
+  [ "$gpus" != 0 ] ||
+    die "nvidia-smi finds no GPU on $(uname -n): another --partition, or --gpus-per-node=N of sbatch"
   if [ "$processes" != 1 ] && [ "$processes" != "$gpus" ]; then
     die "--processes_per_node=$processes: on Slurm 1 or the number of GPUs of a node, $gpus"
   fi
@@ -163,7 +171,7 @@ fi
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
   IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"
 else
-  count="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)"
+  count="$(count_gpus)"
   [ "$dry" = 0 ] || [ "$count" != 0 ] || count="$processes" # a plan for another machine
   [ "$count" != 0 ] || die "nvidia-smi finds no GPU here"
   gpus=()

@@ -1,13 +1,19 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository and installs vdm_jax there, editable.
+# Makes .venv in the repository and installs vdm_jax there, editable, with the versions of
+# launch/constraints.txt.
 #
-#   bash launch/setup_env.sh [EXTRA...]      extras of setup.py: tpu, gpu, eval, test
+#   bash launch/setup_env.sh [EXTRA...]      extras of setup.py: tpu, gpu, gpu12, eval, test
 #   bash launch/setup_env.sh --find-python   only prints the Python that it would use
+#   bash launch/setup_env.sh --find-gpu      only prints the extra for the GPUs of this machine, or ""
 #
-# A second call returns at once unless setup.py changed, the repository moved or an extra is new.
+# A second call returns at once unless setup.py or the versions changed, the repository moved or an
+# extra is new. An extra gpu becomes gpu12 (CUDA 12) where the driver is too old for CUDA 13. It ends
+# with 75 where packages could not be fetched: a later call may succeed.
 #   PYTHON=/path/to/python3.12   the Python to use (default: the first of python3, python3.11 to
 #                                python3.14 that is 3.11 or newer)
-#   VDM_JAX_EXTRAS="gpu"         further extras; unset: gpu where nvidia-smi finds one; "": none
+#   VDM_JAX_EXTRAS="gpu"         further extras; unset: gpu where nvidia-smi lists one; "": none
+#   VDM_JAX_CONSTRAINTS=FILE     other versions; "": the newest that setup.py allows
+#   VDM_JAX_TRIES=3              how often fetching packages is tried, after pauses that double
 set -euo pipefail
 
 case "${1:-}" in
@@ -20,6 +26,7 @@ esac
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 stamp="$venv/vdm_jax.stamp"
+constraints="${VDM_JAX_CONSTRAINTS-$root/launch/constraints.txt}"
 
 # Prints the version (3.12) of the Python given, or fails where it is older than 3.11 or none.
 python_version() {
@@ -42,20 +49,54 @@ find_python() {
   return 1
 }
 
-if [ "${1:-}" = --find-python ]; then
-  find_python
-  exit
-fi
+# Prints the extra for the GPUs that nvidia-smi lists: gpu, or gpu12 where the driver is too old for
+# CUDA 13; nothing where there is no GPU. Fails where the driver is too old for either.
+find_gpu() {
+  local driver
+  command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 || return 0
+  driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null |
+    sed -n '1s/\..*//p')"
+  case "$driver" in
+    "" | *[!0-9]*) echo gpu ;; # no known version: the wheels say themselves what they need
+    *)
+      if [ "$driver" -ge 580 ]; then
+        echo gpu
+      elif [ "$driver" -ge 525 ]; then
+        echo gpu12
+      else
+        echo "JAX needs NVIDIA driver 525 or newer; this machine has $driver." >&2
+        return 1
+      fi
+      ;;
+  esac
+}
 
+case "${1:-}" in
+  --find-python)
+    find_python
+    exit
+    ;;
+  --find-gpu)
+    find_gpu
+    exit
+    ;;
+esac
+
+wanted=("$@")
 if [ -z "${VDM_JAX_EXTRAS+set}" ]; then
-  VDM_JAX_EXTRAS=""
-  if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-    VDM_JAX_EXTRAS="gpu"
-  fi
+  # Without a word about extras, a machine with too old a driver gets JAX for the CPU, and is told.
+  VDM_JAX_EXTRAS="$(find_gpu)" || VDM_JAX_EXTRAS=""
 fi
-read -r -a wanted <<<"$* $VDM_JAX_EXTRAS"
+read -r -a more <<<"$VDM_JAX_EXTRAS"
+wanted+=(${more[@]+"${more[@]}"})
+for i in ${wanted[@]+"${!wanted[@]}"}; do
+  if [ "${wanted[i]}" = gpu ]; then
+    fitting="$(find_gpu)"
+    wanted[i]="${fitting:-gpu}" # a login node has no GPU: CUDA 13 unless gpu12 is asked for
+  fi
+done
 
-identity="$root $(cksum <"$root/setup.py")"
+identity="$root $(cat "$root/setup.py" ${constraints:+"$constraints"} | cksum)"
 installed=" "
 version=""
 if [ -x "$venv/bin/python" ] && version="$(python_version "$venv/bin/python")"; then
@@ -82,10 +123,34 @@ if [ -z "$version" ]; then
   fi
 fi
 
+pip() {
+  "$venv/bin/python" -m pip --disable-pip-version-check "$@"
+}
+
+# JAX loads one CUDA: the extra $1, where it is wanted, takes the place of $2, which is CUDA $3.
+replace_cuda() {
+  case " ${wanted[*]-} " in *" $1 "*) ;; *) return 0 ;; esac
+  case "$installed" in *" $2 "*) ;; *) return 0 ;; esac
+  installed="${installed/ $2 / }"
+  pip uninstall --quiet --yes "jax-cuda$3-plugin" "jax-cuda$3-pjrt"
+}
+replace_cuda gpu gpu12 12
+replace_cuda gpu12 gpu 13
+
 # What an earlier call installed stays: its extras are asked for again.
 extras="$(echo "$installed ${wanted[*]-}" | tr ' ' '\n' | sort -u | sed '/^$/d')"
 listed="$(printf '%s' "$extras" | tr '\n' ',')"
 target="${root}${listed:+[$listed]}"
 echo "Installing vdm_jax${listed:+ with $listed} into .venv (a minute or two, once)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$target"
+pause=10
+for ((try = 1; ; try++)); do
+  if pip install --quiet ${constraints:+--constraint "$constraints"} -e "$target"; then break; fi
+  if [ "$try" -ge "${VDM_JAX_TRIES:-3}" ]; then
+    echo "Could not install vdm_jax: $try tries failed." >&2
+    exit 75
+  fi
+  echo "Could not install vdm_jax: trying again in $pause s" >&2
+  sleep "$pause"
+  pause=$((pause * 2))
+done
 printf '%s\n%s\n' "$identity" "$extras" >"$stamp"

@@ -10,15 +10,18 @@
 #            background, under launch/supervise.sh, which restarts it
 #   status   the state of the machine and of the run on each worker
 #   logs     the last lines of the run's log on --worker
+#   collect  copies the last --lines of every worker's log to --logs, a file a worker
 #   ssh      runs the command ARGUMENTS in ~/vdm_jax on every worker; without any, opens a shell on
 #            --worker
 #   stop     tells the run to save and to stop, and waits for that
 #   delete   deletes the machine, and what is on its disks
+#   cost     prints what --type costs in --hours at --price; needs no name, zone or network
 #
 # A spot machine of 16 workers, from nothing to training that outlives preemptions:
 #
 #   bash launch/tpu_vm.sh run --name=vdm --zone=us-east5-a --type=v5p-128 --spot --retry \
-#       --mount=gs://BUCKET:/mnt/vdm -- --config=configs/vdm/ucf101.py --workdir=/mnt/vdm/ucf101
+#       --delete_when_done --mount=gs://BUCKET:/mnt/vdm \
+#       -- --config=configs/vdm/ucf101.py --workdir=/mnt/vdm/ucf101
 #
 # --workdir, and the data, must be in a directory that all workers share: a Filestore (NFS) or a
 # bucket that --mount mounts. The trainer itself knows no gs:// paths. ARGUMENTS that begin with a
@@ -29,7 +32,9 @@
 #   --name=NAME           of the machine, or of the request for several slices
 #   --zone=ZONE           such as us-east5-a
 #   --project=PROJECT     default: gcloud's
-#   --type=TYPE           accelerator type, such as v5p-128 or v6e-16 (create; run with --retry)
+#   --type=TYPE           accelerator type, such as v5p-128, v6e-16 or v5e-16 (create; run with
+#                         --retry)
+#   --topology=AxBxC      chips of a slice, such as 4x4x8; --type is then a family, such as v5p
 #   --version=VERSION     software of the machine (default: the usual one for --type)
 #   --spot                cheaper, and preempted at any time
 #   --slices=N            N slices of --type that train as one (default 1). More than one are a
@@ -42,13 +47,25 @@
 #   --ref=REF             branch, tag or commit of --repo (default: its HEAD)
 #   --mount=gs://BUCKET[/FOLDER]:/DIR
 #                         mounts the bucket on every worker with gcsfuse
+#   --env=NAME=VALUE      a variable of the run's environment, such as LIBTPU_INIT_ARGS; may be
+#                         repeated
 #   --max_restarts=N      restarts after failures in a row without progress (default 3)
 #   --retry               run stays and watches: it makes the machine where there is none, deletes
-#                         and makes it again when it was preempted, and starts the same command
-#                         there; create tries again until there is capacity
+#                         and makes it again when it was preempted or workers no longer answer, and
+#                         starts the same command there; create tries again until there is capacity
+#   --delete_when_done    run --retry deletes the machine when the run has finished or failed
 #   --poll=SECONDS        how often it looks (default 60)
+#   --patience=N          looks in a row that may miss a worker before the machine is made again
+#                         (default 5)
+#   --ssh_timeout=SECONDS for which a look waits for the workers (default 300)
+#   --rebuilds=N          machines made again in a row because workers do not answer (default 3), or
+#                         creations in a row that fail for another reason than capacity
+#   --price=DOLLARS       of a chip and hour: run and create print what the machine costs
+#   --hours=HOURS         for cost
 #   --worker=N            for logs and ssh (default 0; ssh with a command: all)
-#   --lines=N             of logs (default 50)
+#   --lines=N             of logs (default 50) and collect (default 10000)
+#   --logs=DIR            for collect, which run --retry does too (default
+#                         ~/.cache/vdm_jax/NAME/logs)
 #   --follow              logs goes on printing
 #   --dry-run             prints the commands and runs nothing
 #   --help                this text
@@ -68,7 +85,7 @@ number() {
   case "$2" in "" | *[!0-9]*) die "$1=$2: not a whole number" ;; esac
 }
 
-verbs="create, install, run, status, logs, ssh, stop, delete"
+verbs="create, install, run, status, logs, collect, ssh, stop, delete, cost"
 case " $* " in
   *" -- "*) ;;
   *" --help "* | *" -h "*) set -- --help ;;
@@ -78,20 +95,23 @@ case "${1:-}" in
     sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" # the comment above
     exit
     ;;
-  create | install | run | status | logs | ssh | stop | delete) verb="$1" && shift ;;
+  create | install | run | status | logs | collect | ssh | stop | delete | cost)
+    verb="$1" && shift
+    ;;
   "" | -*) die "a command comes first, one of $verbs; see --help" ;;
   *) die "unknown command $1: not one of $verbs" ;;
 esac
 
-name="" zone="" project="" type="" version="" spot=0 slices=1 queued=0 repo="" ref=HEAD mount=""
-max_restarts=3 retry=0 poll=60 worker="" lines=50 follow=0 dry=0
-create_flags=() ssh_flags=()
+name="" zone="" project="" type="" topology="" version="" spot=0 slices=1 queued=0 repo="" ref=HEAD
+mount="" max_restarts=3 retry=0 delete_when_done=0 poll=60 patience=5 ssh_timeout=300 rebuilds=3 price="" hours=""
+worker="" lines="" logs="" follow=0 dry=0 create_flags=() ssh_flags=() variables=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --name=*) name="${1#*=}" ;;
     --zone=*) zone="${1#*=}" ;;
     --project=*) project="${1#*=}" ;;
     --type=*) type="${1#*=}" ;;
+    --topology=*) topology="${1#*=}" ;;
     --version=*) version="${1#*=}" ;;
     --spot) spot=1 ;;
     --slices=*) slices="${1#*=}" && number --slices "$slices" ;;
@@ -101,11 +121,19 @@ while [ $# -gt 0 ]; do
     --repo=*) repo="${1#*=}" ;;
     --ref=*) ref="${1#*=}" ;;
     --mount=*) mount="${1#*=}" ;;
+    --env=*) variables+=("${1#*=}") ;;
     --max_restarts=*) max_restarts="${1#*=}" && number --max_restarts "$max_restarts" ;;
     --retry) retry=1 ;;
+    --delete_when_done) delete_when_done=1 ;;
     --poll=*) poll="${1#*=}" && number --poll "$poll" ;;
+    --patience=*) patience="${1#*=}" && number --patience "$patience" ;;
+    --ssh_timeout=*) ssh_timeout="${1#*=}" && number --ssh_timeout "$ssh_timeout" ;;
+    --rebuilds=*) rebuilds="${1#*=}" && number --rebuilds "$rebuilds" ;;
+    --price=*) price="${1#*=}" ;;
+    --hours=*) hours="${1#*=}" ;;
     --worker=*) worker="${1#*=}" ;;
     --lines=*) lines="${1#*=}" && number --lines "$lines" ;;
+    --logs=*) logs="${1#*=}" ;;
     --follow) follow=1 ;;
     --dry-run) dry=1 ;;
     --)
@@ -117,12 +145,14 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-[ -n "$name" ] || die "--name=NAME is missing"
-[ -n "$zone" ] || die "--zone=ZONE is missing"
+if [ "$verb" != cost ]; then
+  [ -n "$name" ] || die "--name=NAME is missing"
+  [ -n "$zone" ] || die "--zone=ZONE is missing"
+fi
 [ "$slices" -ge 1 ] || die "--slices=$slices: not at least 1"
 [ "$slices" = 1 ] || queued=1
 case "$verb $retry" in
-  create* | "run 1") [ -n "$type" ] || die "--type=TYPE is missing, such as --type=v5p-128" ;;
+  create* | cost* | "run 1") [ -n "$type" ] || die "--type=TYPE is missing, such as --type=v5p-128" ;;
 esac
 if [ "$verb" = run ] && [ $# = 0 ]; then
   die "the arguments of training are missing: ... -- --config=FILE --workdir=DIR"
@@ -140,6 +170,12 @@ case "$verb" in
   ssh) ;;
   *) [ $# = 0 ] || die "$verb takes no arguments after --" ;;
 esac
+for variable in ${variables[@]+"${variables[@]}"}; do
+  case "$variable" in
+    [A-Za-z_]*=*) ;;
+    *) die "--env=$variable: not of the form NAME=VALUE" ;;
+  esac
+done
 bucket="" folder="" directory=""
 if [ -n "$mount" ]; then
   case "$mount" in
@@ -150,22 +186,77 @@ if [ -n "$mount" ]; then
   bucket="${bucket%%:/*}"
   case "$bucket" in */*) folder="${bucket#*/}" bucket="${bucket%%/*}" ;; esac
 fi
+
+# What people call v5e, the API calls v5litepod.
+case "$type" in v5e | v5e-*) type="v5litepod${type#v5e}" ;; esac
+family="${type%%-*}" chips=""
+case "$type" in
+  "") ;;
+  *-*)
+    [ -z "$topology" ] || die "--topology=$topology: goes with a family, such as --type=$family"
+    chips="${type#*-}"
+    case "$chips" in
+      "" | *[!0-9]*) die "--type=$type: not a family and a number, such as v5p-128" ;;
+    esac
+    # These count cores, of which a chip has two; the others count chips.
+    case "$family" in v2 | v3 | v4 | v5p) chips=$((chips / 2)) ;; esac
+    ;;
+  *)
+    case "$topology" in
+      "" | *[!0-9x]* | x* | *x | *xx*)
+        die "--topology=$topology: not sizes such as 4x4x8, which --type=$type needs"
+        ;;
+    esac
+    chips=$((${topology//x/*}))
+    ;;
+esac
 if [ -z "$version" ]; then
-  case "$type" in
-    v6e-*) version=v2-alpha-tpuv6e ;;
-    v5p-*) version=v2-alpha-tpuv5 ;;
-    v5litepod-* | v5e-*) version=v2-alpha-tpuv5-lite ;;
-    v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
+  case "$family" in
+    v6e) version=v2-alpha-tpuv6e ;;
+    v5p) version=v2-alpha-tpuv5 ;;
+    v5litepod) version=v2-alpha-tpuv5-lite ;;
+    v2 | v3 | v4) version=tpu-ubuntu2204-base ;;
     "") ;;
-    *) die "--version=VERSION is missing: none is known for --type=$type" ;;
+    *)
+      [ "$verb" = cost ] || die "--version=VERSION is missing: none is known for --type=$type"
+      ;;
   esac
 fi
+
+# Prints a decimal number of at most three places in thousandths.
+thousandths() {
+  local whole="${2%%.*}" places=""
+  case "$2" in *.*) places="${2#*.}" ;; esac
+  case "$whole$places" in "" | *[!0-9]*) die "$1=$2: not a number" ;; esac
+  [ "${#places}" -le 3 ] || die "$1=$2: at most three places"
+  places="${places}000"
+  echo $((10#${whole:-0} * 1000 + 10#${places:0:3}))
+}
+
+# Prints what the machine costs in so many thousandths of an hour.
+cost() {
+  local cents
+  cents=$((chips * slices * $1 * $(thousandths --price "$price") / 10000))
+  printf '$%d.%02d\n' $((cents / 100)) $((cents % 100))
+}
+
+if [ "$verb" = cost ]; then
+  [ -n "$price" ] || die "--price=DOLLARS of a chip and hour is missing"
+  [ -n "$hours" ] || die "--hours=HOURS is missing"
+  thousandths --price "$price" >/dev/null
+  time="$(thousandths --hours "$hours")"
+  echo "$slices x $type${topology:+ $topology}, $chips chips each, $hours h at \$$price: $(cost "$time")"
+  exit
+fi
+[ -z "$price" ] || thousandths --price "$price" >/dev/null
 if [ "$dry" = 0 ] && ! command -v gcloud >/dev/null; then
   die "gcloud is not installed: see https://cloud.google.com/sdk/docs/install"
 fi
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-upload="$HOME/.cache/vdm_jax/$name.tar.gz"
+kept="$HOME/.cache/vdm_jax/$name"
+upload="$kept.tar.gz"
+logs="${logs:-$kept/logs}"
 
 # One line that a shell reads as these words.
 quoted() {
@@ -186,30 +277,23 @@ call() {
   if [ "$dry" = 1 ]; then quoted "$@"; else "$@"; fi
 }
 
-# gcloud's commands about this machine: VERB, its positional arguments and flags.
+# gcloud's commands about this machine: GROUP, VERB, positional arguments and flags.
+gcloud_tpus() {
+  call gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}
+}
+
 tpu() {
-  local group="tpu-vm"
-  [ "$queued" = 0 ] || group="queued-resources"
-  call gcloud compute tpus "$group" "$@" "--zone=$zone" ${project:+"--project=$project"}
-}
-
-# Runs a shell command on every worker; its output is theirs.
-everywhere() {
-  on all "$1"
-}
-
-# Runs a shell command on this worker of every slice, or of the first one.
-on() {
-  local where=("--worker=$1") node=0
-  [ "$1" != all ] || node=all
-  [ "$queued" = 0 ] || where+=("--node=$node")
-  tpu ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "--command=$2"
+  if [ "$queued" = 0 ]; then gcloud_tpus tpu-vm "$@"; else gcloud_tpus queued-resources "$@"; fi
 }
 
 # --- the machine ---
 
 create() {
-  local flags=("--accelerator-type=$type")
+  local flags=("--accelerator-type=$type") track=()
+  if [ -n "$topology" ]; then
+    flags=("--type=$type" "--topology=$topology")
+    case "$type" in v2 | v3 | v4) ;; *) track=(alpha) ;; esac # the others are not in gcloud's GA
+  fi
   if [ "$queued" = 0 ]; then
     flags+=("--version=$version")
   else
@@ -221,7 +305,10 @@ create() {
     fi
   fi
   [ "$spot" = 0 ] || flags+=(--spot)
-  tpu create "$name" "${flags[@]}" ${create_flags[@]+"${create_flags[@]}"}
+  local group=tpu-vm
+  [ "$queued" = 0 ] || group="queued-resources"
+  call gcloud ${track[@]+"${track[@]}"} compute tpus "$group" create "$name" "${flags[@]}" \
+    ${create_flags[@]+"${create_flags[@]}"} "--zone=$zone" ${project:+"--project=$project"}
 }
 
 delete() {
@@ -230,38 +317,86 @@ delete() {
   tpu delete "$name" "${flags[@]}"
 }
 
-describe() {
-  local field=state
-  [ "$queued" = 0 ] || field=state.state
-  tpu describe "$name" "--format=value($field)"
+# Prints state and number of workers of a slice.
+describe_node() {
+  gcloud_tpus tpu-vm describe "$1" "--format=value(state,networkEndpoints.len())"
 }
 
-# Prints the state of the machine; MISSING where there is none, UNKNOWN where gcloud does not tell.
-machine_state() {
+# Runs its arguments, whose last line it prints; MISSING where gcloud finds nothing, SILENT where it
+# gives no answer.
+asked() {
   local output
-  if output="$(describe 2>&1)"; then
+  if output="$("$@" 2>&1)"; then
     echo "${output##*$'\n'}"
-  else
-    case "$output" in
-      *NOT_FOUND* | *"not found"*) echo MISSING ;;
-      *)
-        say "gcloud: ${output##*$'\n'}"
-        echo UNKNOWN
-        ;;
-    esac
+    return
   fi
+  case "$output" in
+    *NOT_FOUND* | *"not found"*) echo MISSING ;;
+    *)
+      say "gcloud: ${output##*$'\n'}"
+      echo SILENT
+      ;;
+  esac
+}
+
+# The names of the slices.
+nodes() {
+  local i
+  if [ "$slices" = 1 ]; then echo "$name"; fi
+  if [ "$slices" = 1 ]; then return; fi
+  for ((i = 0; i < slices; i++)); do echo "$name-$i"; done
+}
+
+# Sets state, of the machine: MISSING where there is none, SILENT where gcloud gives no answer; and
+# workers, how many it has. A queued resource may be active while slices of it are not: their state
+# counts.
+look() {
+  local answer node
+  workers=0
+  if [ "$queued" = 1 ]; then
+    state="$(asked tpu describe "$name" "--format=value(state.state)")"
+    [ "$state" = ACTIVE ] || return 0
+    for node in $(nodes); do
+      answer="$(asked describe_node "$node")"
+      case "$answer" in
+        READY*[0-9]) workers=$((workers + ${answer##*[!0-9]})) ;;
+        MISSING) state=INCOMPLETE && return ;;
+        *) state="${answer%%[!A-Z_]*}" && return ;;
+      esac
+    done
+  else
+    answer="$(asked describe_node "$name")"
+    state="${answer%%[!A-Z_]*}"
+    case "$answer" in *[0-9]) workers="${answer##*[!0-9]}" ;; esac
+  fi
+}
+
+# Prints the commands of `look` in a dry run.
+plan_look() {
+  local node
+  if [ "$queued" = 1 ]; then
+    tpu describe "$name" "--format=value(state.state)"
+    for node in $(nodes); do describe_node "$node"; done
+  else
+    describe_node "$name"
+  fi
+}
+
+# Says what an hour costs, where --price is given.
+say_price() {
+  [ -z "$price" ] || say "$name costs $(cost 1000) an hour: $chips chips x $slices at \$$price"
 }
 
 # Returns when the machine is ready. make: whether it is made where there is none.
 until_ready() {
-  local make="$1" state before="" tries=0
+  local make="$1" before="" tries=0 failures=0 incomplete=0 output
   if [ "$dry" = 1 ]; then
-    describe
+    plan_look
     [ "$make" = 0 ] || create
     return
   fi
   while :; do
-    state="$(machine_state)"
+    look
     [ "$state" = "$before" ] || say "$name is $state"
     before="$state"
     case "$state" in
@@ -269,28 +404,118 @@ until_ready() {
       MISSING)
         [ "$make" = 1 ] || die "there is no $name in $zone: make it with create, or add --retry" 1
         say "making $name"
-        if create; then continue; fi
+        if output="$(create 2>&1)"; then
+          say_price
+          continue
+        fi
+        say "gcloud: ${output##*$'\n'}"
         [ "$retry" = 1 ] || die "$name could not be made; --retry tries until it can" 1
+        case "$output" in
+          *uota*) failures=$((failures + 1)) ;;
+          *apacity* | *RESOURCE_EXHAUSTED* | *UNAVAILABLE* | *"code\": 14"*) ;; # later, perhaps
+          *) failures=$((failures + 1)) ;;
+        esac
+        [ "$failures" -lt "$rebuilds" ] ||
+          die "$name could not be made $failures times, and not for want of capacity" 1
         say "$name could not be made: trying again in $poll s"
         ;;
-      PREEMPTED | TERMINATED | SUSPENDED | FAILED)
+      FAILED)
+        # A request that is refused again and again, not one that waits.
+        failures=$((failures + 1))
         [ "$retry" = 1 ] || die "$name is $state: delete it and make it again, or add --retry" 1
-        say "deleting $name"
-        if delete; then continue; fi
+        [ "$failures" -lt "$rebuilds" ] || leave 1 "$name has failed $failures times"
+        make_again
+        continue
         ;;
-      STOPPED | STOPPING | HIDDEN | HIDING)
+      INCOMPLETE) # perhaps only until the slices are listed
+        incomplete=$((incomplete + 1))
+        if [ "$incomplete" -ge "$patience" ]; then
+          [ "$retry" = 1 ] || die "$name lacks slices: delete it and make it again, or add --retry" 1
+          make_again
+          continue
+        fi
+        ;;
+      PREEMPTED | TERMINATED | SUSPENDED | UNKNOWN)
+        [ "$retry" = 1 ] || die "$name is $state: delete it and make it again, or add --retry" 1
+        make_again
+        continue
+        ;;
+      STOPPED)
+        [ "$spot" = 1 ] || die "$name is $state, and not by preemption: start it, or delete it" 1
+        [ "$retry" = 1 ] || die "$name is $state: delete it and make it again, or add --retry" 1
+        make_again
+        continue
+        ;;
+      STOPPING)
+        [ "$spot" = 1 ] || die "$name is $state, and not by preemption: start it, or delete it" 1
+        ;;
+      HIDDEN | HIDING)
         die "$name is $state, and not by preemption: start it, or delete it" 1
         ;;
-      UNKNOWN)
+      SILENT)
         tries=$((tries + 1))
-        [ "$retry" = 1 ] && [ "$tries" -lt 10 ] || die "the state of $name is not to be had" 1
+        [ "$retry" = 1 ] && [ "$tries" -lt 10 ] || die "gcloud does not give the state of $name" 1
         ;;
     esac
     sleep "$poll"
   done
 }
 
+# Deletes the machine, so that it is made again.
+make_again() {
+  say "deleting $name"
+  delete || sleep "$poll"
+}
+
 # --- the workers: ~/vdm_jax is the repository, ~/vdm_jax_run what supervise.sh keeps ---
+
+# Runs a shell command on this worker of every slice, or of the first one; its output is theirs.
+on() {
+  local where=("--worker=$1") node=0
+  [ "$1" != all ] || node=all
+  [ "$queued" = 0 ] || where+=("--node=$node")
+  tpu ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "--command=$2"
+}
+
+# Runs a command for at most so many seconds.
+bounded() {
+  local seconds="$1" child code=0 i
+  shift
+  if [ "$dry" = 1 ]; then
+    "$@"
+    return
+  fi
+  set -m # a process group of its own, with gcloud's ssh
+  "$@" </dev/null &
+  child=$!
+  set +m
+  for ((i = 0; i < seconds; i++)); do
+    kill -0 "$child" 2>/dev/null || break
+    sleep 1
+  done
+  if kill -0 "$child" 2>/dev/null; then kill -s TERM -- "-$child" 2>/dev/null || true; fi
+  wait "$child" 2>/dev/null || code=$?
+  return "$code"
+}
+
+# Runs a shell command on every worker, prints their output, and fails unless all say that it
+# succeeded: gcloud leaves out slices that are not ready, and reports success.
+everywhere() {
+  local output succeeded
+  # shellcheck disable=SC2016 # expands on the worker
+  local command="{ $1; } && echo \"\$(uname -n): succeeded\""
+  if [ "$dry" = 1 ]; then
+    on all "$command"
+    return
+  fi
+  [ -n "$workers" ] || look
+  output="$(bounded "$installing" on all "$command")" || true
+  printf '%s\n' "$output" | grep -v -e ': succeeded$' -e '^$' || true
+  succeeded="$(printf '%s\n' "$output" | grep -c ': succeeded$' || true)"
+  [ "$succeeded" = "$workers" ] && return
+  say "$succeeded of $workers workers answered that it succeeded"
+  return 1
+}
 
 # Packs what is to run, once: a machine that is made again gets the same.
 pack() {
@@ -317,7 +542,7 @@ install() {
       git checkout --quiet --force --detach FETCH_HEAD")" || return
   else
     [ "$queued" = 0 ] || flags+=(--node=all)
-    tpu scp "$upload" "$name:vdm_jax.tar.gz" "${flags[@]}" \
+    bounded "$installing" tpu scp "$upload" "$name:vdm_jax.tar.gz" "${flags[@]}" \
       ${ssh_flags[@]+"${ssh_flags[@]}"} || return
     # Files of an earlier upload go; what else is there stays.
     everywhere "$(joined 'mkdir -p vdm_jax && cd vdm_jax &&
@@ -331,51 +556,55 @@ install() {
       python3 -m uv python install --quiet 3.12 &&
       PYTHON=$(python3 -m uv python find 3.12); fi &&
     export PYTHON && bash vdm_jax/launch/setup_env.sh tpu')" || return
-  mount_bucket
-}
-
-mount_bucket() {
   [ -n "$mount" ] || return 0
-  local where flags fetch
-  where="$(quoted "$directory")"
-  # Checkpoints are directories that get their names by renaming; what one worker has written the
-  # others must see at once.
-  flags="--implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0"
-  [ -z "$folder" ] || flags="$flags $(quoted "--only-dir=$folder")"
-  # shellcheck disable=SC2016 # expands on the worker
-  fetch='curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg |
-      sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null &&
-    echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc]
-      https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -c -s) main" |
-      sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null &&
-    sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse'
-  everywhere "$(joined "if ! mountpoint -q $where; then
-    if ! command -v gcsfuse >/dev/null; then $fetch; fi &&
-    sudo mkdir -p $where && sudo chown \"\$(id -u):\$(id -g)\" $where &&
-    gcsfuse $flags $(quoted "$bucket") $where; fi")"
+  everywhere "$(quoted bash vdm_jax/launch/mount_bucket.sh "--bucket=$bucket" \
+    "--directory=$directory" ${folder:+"--folder=$folder"})"
 }
 
 start() {
-  local command
+  local command environment=()
   case "$1" in
     -*) command="$(quoted python -m launch.train "$@")" ;;
     *) command="$(quoted "$@")" ;;
   esac
+  [ ${#variables[@]} = 0 ] || environment=(env "${variables[@]}")
   # shellcheck disable=SC2016 # expands on the worker
   everywhere "$(joined 'cd vdm_jax && PATH="$PWD/.venv/bin:$PATH"
     bash launch/supervise.sh --state=../vdm_jax_run --background') \
---max_restarts=$max_restarts -- $command"
+--max_restarts=$max_restarts -- $(quoted ${environment[@]+"${environment[@]}"})${environment:+ }$command"
 }
 
-# One line a worker: "HOST: STATE". further: a command that is added.
+# Prints one line a worker that answers: "HOST: STATE". further: a command that is added.
 states() {
   # shellcheck disable=SC2016 # expands on the worker
-  everywhere "$(joined 'bash vdm_jax/launch/supervise.sh --state=vdm_jax_run --status 2>/dev/null ||
+  bounded "$ssh_timeout" on all "$(joined 'bash vdm_jax/launch/supervise.sh --state=vdm_jax_run --status 2>/dev/null ||
     echo "$(uname -n): not started"')$1"
+}
+
+# How many lines of this output of `states` are answers.
+answers() {
+  printf '%s\n' "$1" | grep -c -E ': (running|ended with|stopped with|gone|not started)' || true
 }
 
 stop() {
   everywhere 'bash vdm_jax/launch/supervise.sh --state=vdm_jax_run --stop'
+}
+
+# Copies the end of every worker's log to a file of its name in --logs.
+collect() {
+  local output host
+  # Lines of several workers arrive mixed.
+  # shellcheck disable=SC2016 # expands on the worker
+  local command="tail -n ${lines:-10000} vdm_jax_run/log"' | sed "s/^/$(uname -n): /"'
+  if [ "$dry" = 1 ]; then
+    on all "$command"
+    return
+  fi
+  output="$(bounded "$ssh_timeout" on all "$command" 2>/dev/null)" || true
+  mkdir -p "$logs"
+  for host in $(printf '%s\n' "$output" | sed -n 's/^\([A-Za-z0-9_.-]*\): .*/\1/p' | sort -u); do
+    printf '%s\n' "$output" | sed -n "s/^$host: //p" >"$logs/$host.log"
+  done
 }
 
 # Whether a run goes on on a worker.
@@ -386,44 +615,71 @@ going_on() {
 
 # --- run ---
 
+# Ends this script with this code, once the logs are here.
+leave() {
+  collect
+  say "$2; the workers' logs: $logs"
+  if [ "$delete_when_done" = 1 ]; then
+    say "deleting $name"
+    delete || say "$name could not be deleted, and costs money"
+  else
+    say "$name is still there and costs money: bash launch/tpu_vm.sh delete --name=$name --zone=$zone"
+  fi
+  exit "$1"
+}
+
 # Returns when the machine or the run is to be made again; ends this script when the run has ended.
 watch() {
-  local state all code
+  local all code missed=0 looks=0 count
   say "watching; Ctrl-C ends only the watching, the same command takes it up again"
   while :; do
     sleep "$poll"
-    state="$(machine_state)"
+    look
     case "$state" in
       READY | ACTIVE) ;;
-      UNKNOWN) continue ;;
+      SILENT) continue ;;
       *) say "$name is $state" && return ;;
     esac
-    if ! all="$(states "" 2>/dev/null)" || [ -z "$all" ]; then
-      say "not all workers answer: asking again in $poll s"
-      continue
+    all="$(states "" 2>/dev/null)" || true
+    count="$(answers "$all")"
+    if [ "$count" -lt "$workers" ]; then
+      missed=$((missed + 1))
+      say "$count of $workers workers answer ($missed of $patience times)"
+      [ "$missed" -ge "$patience" ] || continue
+      rebuilt=$((rebuilt + 1))
+      [ "$rebuilt" -le "$rebuilds" ] ||
+        leave 1 "workers of $name did not answer, $rebuilt times in a row"
+      collect
+      make_again
+      return
     fi
+    missed=0 looks=$((looks + 1))
+    [ $((looks % 10)) != 0 ] || collect # what a preemption would take
     case "$all" in
       *": stopped with"*)
         case "$all" in *": running"*) continue ;; esac
-        say "stopped; the same command goes on from there"
-        exit 75
+        delete_when_done=0 # by somebody who may go on
+        leave 75 "stopped; the same command goes on from there"
         ;;
       *": gone"* | *": not started"*)
         say "a worker was restarted: starting the run again on all of them"
         stop || true
         return
         ;;
-      *": running"*) continue ;;
+      *": running"*)
+        [ "$looks" -lt "$patience" ] || rebuilt=0 # this machine works
+        continue
+        ;;
     esac
     # All have ended: with 75 if one did, or else with the highest code.
     code="$(printf '%s\n' "$all" | sed -n 's/.*: ended with //p' | sort -n | tail -n 1)"
     case "$all" in *": ended with 75"*) code=75 ;; esac
     case "$code" in
-      0) say "done" && exit 0 ;;
+      0) leave 0 "done" ;;
       75) say "preempted and saved: starting again" && return ;;
     esac
     echo "$all" >&2
-    die "the run failed: bash launch/tpu_vm.sh logs --name=$name --zone=$zone shows how" "$code"
+    leave "$code" "the run failed"
   done
 }
 
@@ -437,11 +693,13 @@ run() {
     start "$@"
     [ "$retry" = 1 ] || return 0
     echo "# every $poll s, until the run has ended:"
-    describe
+    plan_look
     states ""
+    echo "# at every tenth look and at the end:"
+    collect
     echo "# when a worker was restarted (and then the above again, from the installation on):"
     stop
-    echo "# when $name was preempted (and then the above again, from create on):"
+    echo "# when $name was preempted (and then the above again, from create on), or is done with:"
     delete
     return
   fi
@@ -460,9 +718,8 @@ run() {
       say "started on $name"
     else
       failures=$((failures + 1))
-      if [ "$retry" = 0 ] || [ "$failures" -ge 3 ]; then
-        die "could not be installed and started on $name" 1
-      fi
+      [ "$retry" = 1 ] || die "could not be installed and started on $name" 1
+      [ "$failures" -lt 3 ] || leave 1 "could not be installed and started on $name"
       say "could not be installed and started: trying again in $poll s"
       sleep "$poll"
       continue
@@ -472,6 +729,8 @@ run() {
   done
 }
 
+state="" workers="" rebuilt=0
+installing=1800 # seconds; stopping waits up to ten minutes for the run to save
 case "$verb" in
   create) until_ready 1 ;;
   install)
@@ -481,13 +740,24 @@ case "$verb" in
     ;;
   run) run "$@" ;;
   status)
-    describe
-    states '; tail -n 1 vdm_jax_run/log 2>/dev/null | tr "\r" "\n" | tail -n 1'
+    if [ "$dry" = 1 ]; then
+      plan_look
+    else
+      look
+      echo "$state"
+    fi
+    all="$(states '; tail -n 1 vdm_jax_run/log 2>/dev/null | tr "\r" "\n" | tail -n 1')" || true
+    printf '%s\n' "$all"
+    [ "$dry" = 1 ] || echo "$(answers "$all") of $workers workers answer"
     ;;
   logs)
-    how="-n $lines"
+    how="-n ${lines:-50}"
     [ "$follow" = 0 ] || how="$how -F"
     on "${worker:-0}" "tail $how vdm_jax_run/log"
+    ;;
+  collect)
+    collect
+    [ "$dry" = 1 ] || echo "$logs"
     ;;
   ssh)
     if [ $# -gt 0 ]; then

@@ -33,6 +33,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from tests import tiny
+from vdm_jax.training import step_folders
 
 ROOT = Path(__file__).parents[1]
 EVERY = 5  # updates from checkpoint to checkpoint
@@ -129,8 +130,7 @@ class Run:
 
     def latest(self) -> int:
         """The last complete checkpoint's step, 0 when there is none."""
-        names = [path.name for path in self.checkpoints.glob("*")]
-        return max((int(name) for name in names if name.isdigit()), default=0)
+        return max(step_folders.complete_steps(self.checkpoints), default=0)
 
     def finish(self) -> None:
         """Waits for the end of the run."""
@@ -163,7 +163,7 @@ class Run:
                 self.begun = self.begun or time.monotonic() - self._started
 
     def _is_saving(self) -> bool:
-        return any(self.checkpoints.glob("*.orbax-checkpoint-tmp*"))
+        return any(self.checkpoints.glob(f"*/{step_folders.UNFINISHED}"))
 
     def _until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import chex
@@ -199,6 +200,35 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_says_how_to_go_on(cap
     message = str(error.value)
     assert "'tpu' is asked for" in message and "--config.device=cpu" in message
     assert 'pip install -e ".[tpu]"' in message
+
+
+def test_jax_platforms_proxy_connects_to_pathways(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "proxy,cpu")
+    monkeypatch.setitem(sys.modules, "pathwaysutils", None)  # not installed
+    with pytest.raises(config_lib.ConfigError, match=r"pip install '\.\[pathways\]'"):
+        common.setup("any")
+    calls = []
+    client = types.SimpleNamespace(initialize=lambda: calls.append("initialize"))
+    monkeypatch.setitem(sys.modules, "pathwaysutils", client)
+    common.setup("any", quiet=True)
+    assert calls == ["initialize"]
+
+
+def test_the_cpu_of_a_machine_with_gpus_is_used_only_if_it_is_asked_for(monkeypatch, capsys):
+    from vdm_jax.parallel import gpus
+
+    monkeypatch.setattr(gpus, "listed", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    common.setup("any")  # JAX_PLATFORMS is cpu in tests
+    common.setup("cpu")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(config_lib.ConfigError, match="lists 8 GPUs, but JAX finds none") as error:
+        common.setup("any")
+    assert "gpu12" in str(error.value) and "--config.device=cpu" in str(error.value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    common.setup("any")
+    assert "no accelerator found" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc only")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("supervise.sh", "tpu_vm.sh", "gpu.sh", "xpk.sh")
+SCRIPTS = ("supervise.sh", "tpu_vm.sh", "mount_bucket.sh", "gpu.sh", "xpk.sh")
 TOOLS = (
     *("bash", "cat", "chmod", "cksum", "date", "dirname", "env", "git", "grep", "gzip", "head"),
     *("mkdir", "rm", "sed", "seq", "setsid", "sort", "tail", "tar", "touch", "tr", "xargs"),
@@ -29,22 +29,33 @@ echo "$line" >>"$world/calls.log"
 UNRECORDED = ("uname", "id", "sleep", "python3")
 STAND_INS = {
     # A machine of two workers, whose homes are the directories worker0 and worker1. Its states are
-    # the lines of "states", one after another; the last one stays.
+    # the lines of "states", one after another; the last one stays. As a queued resource it has the
+    # slices vdm-0 and vdm-1, whose states are in files of these names, READY without. Workers in
+    # "unreachable" do not answer: of a queued resource gcloud leaves them out and reports success.
     "gcloud": """
-    verb="$4" worker="" command=""
+    [ "$1" != alpha ] || shift
+    group="$3" verb="$4" worker="" command=""
     for word in "$@"; do
       case "$word" in --worker=*) worker="${word#*=}" ;; --command=*) command="${word#*=}" ;; esac
     done
     [ "$worker" = all ] && workers="0 1" || workers="$worker"
     case "$verb" in
       describe)
-        state="$(head -n 1 "$world/states")"
-        if [ "$(grep -c . "$world/states")" -gt 1 ]; then sed -i 1d "$world/states"; fi
+        case "$5" in
+          vdm-*) state="$(cat "$world/$5" 2>/dev/null || echo READY)" count=1 ;;
+          *)
+            state="$(head -n 1 "$world/states")" count=2
+            if [ "$(grep -c . "$world/states")" -gt 1 ]; then sed -i 1d "$world/states"; fi ;;
+        esac
         if [ "$state" = MISSING ]; then echo "ERROR: (gcloud) NOT_FOUND: vdm" >&2; exit 1; fi
         if [ "$state" = OFFLINE ]; then echo "ERROR: no network" >&2; exit 1; fi
-        echo "$state" ;;
+        [ "$group" = queued-resources ] && echo "$state" || printf '%s\\t%s\\n' "$state" "$count" ;;
       create)
-        if [ -f "$world/no_capacity" ]; then rm "$world/no_capacity"; exit 1; fi
+        if [ -s "$world/refusals" ]; then
+          head -n 1 "$world/refusals" >&2
+          sed -i 1d "$world/refusals"
+          exit 1
+        fi
         echo "${AFTER_CREATE:-READY}" >"$world/states" ;;
       delete)
         for each in 0 1; do
@@ -53,11 +64,18 @@ STAND_INS = {
           done
           rm -rf "$world/worker$each" && mkdir "$world/worker$each"
         done 2>/dev/null
+        rm -f "$world/vdm-0" "$world/vdm-1"
+        [ -f "$world/stays_unreachable" ] || rm -f "$world/unreachable"
         echo MISSING >"$world/states" ;;
       scp) for each in $workers; do cat "$5" >"$world/worker$each/vdm_jax.tar.gz"; done ;;
       ssh)
         result=0
         for each in $workers; do
+          if grep -qsx "$each" "$world/unreachable"; then
+            [ "$group" = queued-resources ] || result=255
+            [ ! -f "$world/hangs" ] || {sleep} 60
+            continue
+          fi
           export WORKER="worker$each"
           (cd "$world/$WORKER" && HOME="$PWD" bash -c "$command") || result=$?
         done
@@ -67,9 +85,79 @@ STAND_INS = {
     "uname": 'echo "${WORKER:-here}"',
     "mountpoint": "exit 1",
     "gcsfuse": "",
-    "sudo": "",
+    # apt-get finds its locks held so often as "apt_locked" has lines, as after a first boot.
+    "sudo": """
+    if [ "$1" = tee ]; then cat >/dev/null; fi
+    [ "$1" = apt-get ] || exit 0
+    if [ -s "$world/apt_locked" ]; then
+      sed -i 1d "$world/apt_locked"
+      echo "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 911 (apt-get)" >&2
+      exit 100
+    fi
+    if [ -f "$world/apt_broken" ]; then echo "E: Unable to locate package gcsfuse" >&2; exit 100; fi
+    case "$*" in
+      *install*)
+        printf '#!%s\\necho "gcsfuse $*" >>"%s/calls.log"\\n' "$BASH" "$world" \\
+          >"$world/bin/gcsfuse"
+        chmod +x "$world/bin/gcsfuse" ;;
+    esac
+    """,
+    "curl": "echo key",
+    "lsb_release": "echo jammy",
     "id": "echo 1",
-    "xpk": "",
+    # Does what the Dockerfile says in the directory "image", with the stand-ins' Python.
+    "docker": """
+    [ "$1" = build ] || exit 0
+    file="" context="${@: -1}" image="$world/image"
+    while [ $# -gt 0 ]; do case "$1" in -f) file="$2" ;; esac; shift; done
+    rm -rf "$image"; mkdir "$image"
+    sed -e ':a' -e '/\\\\$/{N;s/\\\\\\n//;ba' -e '}' "$file" | grep -E '^(ARG|COPY|RUN) ' |
+      while read -r step rest; do
+        case "$step" in
+          ARG) export "$rest" ;;
+          COPY)
+            read -r -a words <<<"$rest"
+            for source in "${words[@]::${#words[@]}-1}"; do
+              mkdir -p "$image/${words[@]: -1}"
+              if [ -d "$context/$source" ]; then source="$source/."; fi
+              cp -R "$context/$source" "$image/${words[@]: -1}" || exit 1
+            done ;;
+          RUN) (cd "$image" && PATH="$image/.venv/bin:$PATH" bash -ec "$rest") || exit 1 ;;
+        esac
+      done
+    """,
+    # A JobSet of two pods with XPK's policy: with 42, 127 to 255 and the codes of the flag all pods
+    # are started again, --max-restarts times; any other code ends the run.
+    "xpk": """
+    codes=" 42 $(seq -s ' ' 127 255) " left=0 command=""
+    for word in "$@"; do
+      case "$word" in
+        --restart-on-exit-codes=*) codes="$codes${word#*=} " ;;
+        --max-restarts=*) left="${word#*=}" ;;
+        --command=*) command="${word#*=}" ;;
+      esac
+    done
+    [ -d "$world/image" ] || exit 0
+    cd "$world/image"
+    while :; do
+      pids="" again=0 ended=0
+      for pod in pod0 pod1; do
+        WORKER=$pod PATH="$world/image/.venv/bin:$PATH" bash -c "($command) & wait \\$!" &
+        pids="$pids $!"
+      done
+      for pid in $pids; do
+        code=0
+        wait "$pid" || code=$?
+        case " 0 $codes" in *" $code "*) ;; *) ended=$code ;; esac
+        [ "$code" = 0 ] || again=1
+      done
+      echo "pods ended: again $again, failed $ended" >>"$world/jobset.log"
+      [ "$ended" = 0 ] || exit 1
+      [ "$again" = 1 ] || exit 0
+      [ "$left" -gt 0 ] || exit 1
+      left=$((left - 1))
+    done
+    """,
     "nvidia-smi": 'for i in 0 1 2 3; do echo "GPU $i: a stand-in"; done',
     # Runs its command once, wherever the flags end.
     "srun": """
@@ -124,6 +212,7 @@ class World:
         (self.clone / "launch").mkdir(parents=True)
         for file in ROOT.glob("launch/*.sh"):
             shutil.copy(file, self.clone / "launch")
+        shutil.copy(ROOT / "launch" / "constraints.txt", self.clone / "launch")
         shutil.copy(ROOT / "setup.py", self.clone)
         (self.clone / "launch" / "train.py").touch()
 
@@ -164,7 +253,7 @@ class World:
             env=self.environment(**variables),
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=100,
         )
 
     def start(self, script, *arguments, **variables):
@@ -207,7 +296,7 @@ def kill(process, number):
         os.kill(process, number)
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -215,7 +304,7 @@ def until(condition, seconds=10):
 
 
 def finished(process):
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=100)
     return process.returncode, errors
 
 
@@ -461,11 +550,12 @@ def slurm(world):
     shutil.copy(world.clone / "launch" / "gpu.sh", spool / "slurm_script")
     variables = {"SLURM_JOB_ID": "31", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"}
 
-    def start(*arguments):
+    def start(*arguments, without=()):
+        chosen = {name: value for name, value in variables.items() if name not in without}
         return subprocess.Popen(
             [shutil.which("bash"), spool / "slurm_script", *arguments],
             cwd=world.directory,
-            env=world.environment(**variables),
+            env=world.environment(**chosen),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -482,6 +572,15 @@ def test_slurm_starts_one_process_a_node_that_sees_all_its_gpus(world, slurm):
     assert world.read("shown.log") == ["0,1,2,3"]
     assert world.read("starts.log") == [f"here: {TRAINED}"]
     assert not world.calls("scontrol requeue")
+
+
+def test_without_gpus_as_generic_resources_nvidia_smi_counts_them(world, slurm):
+    world.trainer('echo "$JAX_LOCAL_DEVICE_IDS" >>"$world/shown.log"')
+    code, errors = finished(slurm(*TRAINING, without=["SLURM_GPUS_ON_NODE"]))
+    assert code == 2 and "nvidia-smi finds no GPU on here" in errors  # and not the CPU in silence
+    world.stand_in("nvidia-smi")
+    assert finished(slurm(*TRAINING, without=["SLURM_GPUS_ON_NODE"]))[0] == 0
+    assert world.read("shown.log") == ["0,1,2,3"]
 
 
 def test_slurm_starts_one_process_a_gpu(world, slurm):
@@ -537,12 +636,15 @@ def test_slurm_reads_its_defaults_from_the_script():
     lines = (ROOT / "launch" / "gpu.sh").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     defaults = [line.removeprefix("#SBATCH ") for line in lines[:first] if "#SBATCH" in line]
-    assert {"--signal=B:TERM@120", "--requeue", "--nodes=1", "--gpus-per-node=8"} <= set(defaults)
+    assert {"--signal=B:TERM@120", "--requeue", "--nodes=1"} <= set(defaults)
+    # All of the node; Slurm counts memory apart. GPUs are no resource of every cluster.
+    assert {"--exclusive", "--mem=0"} <= set(defaults) and "gpus" not in " ".join(defaults)
     assert not [line for line in lines[first:] if line.startswith("#SBATCH")]
 
 
 # --- tpu_vm.sh ---
 
+TYPED = ["create", "--name=vdm", "--zone=z"]
 MACHINE = ["--name=vdm", "--zone=us-east5-a", "--type=v5p-16", "--spot"]
 RETRY = [*MACHINE, "--retry", "--poll=0"]
 
@@ -565,10 +667,10 @@ def test_tpu_dry_run_needs_no_gcloud_and_prints_exactly_what_is_run(pod):
     plan = [shlex.split(line) for line in planned.stdout.splitlines() if not line.startswith("#")]
     plan = [words for words in plan if words[0] == "gcloud"]
     done = [shlex.split(call) for call in pod.calls("gcloud")]
-    while done[-4:-2] == done[-2:]:  # it looks as often as the run takes
-        del done[-2:]
+    while done[-5:-3] == done[-3:-1]:  # it looks as often as the run takes
+        del done[-3:-1]
     verbs = " ".join(words[4] for words in done)
-    assert verbs == "describe create describe ssh scp ssh ssh ssh ssh describe ssh"
+    assert verbs == "describe create describe ssh scp ssh ssh ssh ssh describe ssh ssh"
     assert done[:2] + done[3:] == plan[: len(done) - 1]
     # Afterwards, the plan for restarts and preemptions.
     assert [words[4] for words in plan[len(done) - 1 :]] == ["ssh", "delete"]
@@ -660,7 +762,7 @@ def test_a_machine_that_is_preempted_stays_without_retry(pod):
 
 def test_retry_waits_for_capacity_and_for_the_network(pod):
     pod.write("states", "OFFLINE\nMISSING\nMISSING\n")
-    pod.write("no_capacity", "")
+    pod.write("refusals", "ERROR: There is no more capacity in the zone\n")
     done = pod.run("tpu_vm.sh", "run", *RETRY, *TRAINING)
     assert done.returncode == 0, done.stderr
     assert pod.verbs().count("create") == 2
@@ -720,7 +822,9 @@ def test_slices_are_a_queued_resource_for_every_command(pod):
     assert pod.run("tpu_vm.sh", "run", *flags, *TRAINING).returncode == 0
     assert pod.run("tpu_vm.sh", "delete", *flags).returncode == 0
     calls = [shlex.split(call) for call in pod.calls("gcloud")]
-    assert {call[3] for call in calls} == {"queued-resources"}
+    # gcloud describes slices as machines of their own.
+    slices = [call for call in calls if call[3] == "tpu-vm"]
+    assert {(call[4], call[5]) for call in slices} == {("describe", "vdm-0"), ("describe", "vdm-1")}
     for call in calls:
         if call[4] in ("ssh", "scp"):
             assert {"--worker=all", "--node=all", "--internal-ip", "--project=p"} < set(call)
@@ -743,8 +847,42 @@ def test_mount_mounts_the_bucket_on_every_worker(pod):
     mounts = [shlex.split(call) for call in pod.calls("gcsfuse")]
     assert len(mounts) == 2
     assert mounts[0][-2:] == ["bucket", "/mnt/vdm"]
-    assert {"--only-dir=a folder", "--rename-dir-limit=1000000"} < set(mounts[0])
+    assert {"--only-dir=a folder", "--metadata-cache-ttl-secs=0"} < set(mounts[0])
     assert pod.calls("sudo")[:2] == ["sudo mkdir -p /mnt/vdm", "sudo chown 1:1 /mnt/vdm"]
+
+
+@pytest.fixture
+def worker(world):
+    """A worker without gcsfuse, which `sudo apt-get install` brings."""
+    (world.bin / "tee").symlink_to(shutil.which("tee"))
+    return world.stand_in("mountpoint", "sudo", "id", "curl", "lsb_release")
+
+
+MOUNT = ["--bucket=b", "--directory=/mnt/vdm"]
+
+
+def test_mounting_waits_for_the_locks_that_apt_has_after_a_first_boot(worker):
+    worker.write("apt_locked", "busy\n" * 3)
+    done = worker.run("mount_bucket.sh", *MOUNT, "--apt_pause=7")
+    assert done.returncode == 0, done.stderr
+    assert worker.read("pauses.log") == ["7"] * 3
+    assert done.stderr.count("waiting for apt's lock") == 1
+    update, install = (call for call in worker.calls("sudo apt-get")[-2:])
+    assert " update" in update and " install -y gcsfuse" in install
+    assert worker.calls("gcsfuse")[0].endswith(" b /mnt/vdm")
+
+
+def test_mounting_gives_up_on_apt_after_a_bound_and_at_other_errors_at_once(worker):
+    worker.write("apt_locked", "busy\n" * 30)
+    done = worker.run("mount_bucket.sh", *MOUNT, "--apt_tries=4")
+    assert done.returncode == 1 and "held by another program" in done.stderr
+    assert len(worker.calls("sudo apt-get")) == 4
+    worker.write("apt_locked", "")
+    worker.write("apt_broken", "")
+    done = worker.run("mount_bucket.sh", *MOUNT)
+    assert done.returncode == 1 and "Unable to locate package" in done.stderr
+    assert len(worker.calls("sudo apt-get")) == 5
+    assert worker.calls("gcsfuse") == []
 
 
 def test_a_python_that_is_new_enough_is_fetched_where_there_is_none(pod):
@@ -760,38 +898,243 @@ def test_a_python_that_is_new_enough_is_fetched_where_there_is_none(pod):
     assert (pod.directory / "worker1" / "vdm_jax" / ".venv" / "bin" / "python").exists()
 
 
+# --- tpu_vm.sh where machines, slices and gcloud fail ---
+
+SLICES = [*RETRY, "--slices=2"]
+
+
+def test_a_worker_that_does_not_answer_makes_the_machine_again_after_a_bound(pod):
+    pod.trainer('[ "$starts" = 2 ] && exit 0\n' + SAVES)
+    process = pod.start("tpu_vm.sh", "run", *RETRY, "--patience=3", *TRAINING)
+    until(lambda: len(pod.read("ready.log")) == 2)
+    pod.write("unreachable", "1\n")
+    code, errors = finished(process)
+    assert code == 0, errors
+    assert "1 of 2 workers answer (3 of 3 times)" in errors
+    verbs = [verb for verb in pod.verbs() if verb in ("create", "delete", "scp")]
+    assert verbs == ["scp", "delete", "create", "scp"]
+
+
+def test_machines_whose_workers_never_answer_are_not_made_for_ever(pod):
+    pod.trainer(SAVES)
+    process = pod.start("tpu_vm.sh", "run", *RETRY, "--patience=1", "--rebuilds=0", *TRAINING)
+    until(lambda: len(pod.read("ready.log")) == 2)
+    pod.write("unreachable", "0\n1\n")
+    code, errors = finished(process)
+    assert code == 1 and "workers of vdm did not answer, 1 times in a row" in errors
+    assert "create" not in pod.verbs()
+    assert "still there and costs money" in errors
+
+
+def test_a_gcloud_that_hangs_is_ended_after_a_bound(pod):
+    pod.trainer(SAVES)
+    flags = ["--patience=1", "--rebuilds=0", "--ssh_timeout=5"]
+    process = pod.start("tpu_vm.sh", "run", *RETRY, *flags, *TRAINING)
+    until(lambda: len(pod.read("ready.log")) == 2)
+    pod.write("hangs", "")
+    pod.write("unreachable", "1\n")
+    code, errors = finished(process)
+    assert code == 1 and "1 of 2 workers answer (1 of 1 times)" in errors
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "STOPPING\nSTOPPED", "PREEMPTED"])
+def test_a_spot_machine_that_google_stops_is_made_again(pod, state):
+    pod.trainer('[ "$starts" = 2 ] && exit 0\n' + SAVES)
+    process = pod.start("tpu_vm.sh", "run", *RETRY, *TRAINING)
+    until(lambda: len(pod.read("ready.log")) == 2)
+    pod.write("states", f"{state}\n")
+    code, errors = finished(process)
+    assert code == 0, errors
+    assert [verb for verb in pod.verbs() if verb in ("create", "delete")] == ["delete", "create"]
+    on_demand = [flag for flag in RETRY if flag != "--spot"]
+    pod.write("states", "STOPPED\n")
+    done = pod.run("tpu_vm.sh", "run", *on_demand, *TRAINING)
+    assert done.returncode == 1 and "and not by preemption" in done.stderr
+
+
+def test_a_slice_that_is_not_ready_counts_though_the_request_is_active(pod):
+    pod.write("states", "ACTIVE\n")
+    pod.write("vdm-1", "CREATING\n")
+    process = pod.start("tpu_vm.sh", "run", *SLICES, *TRAINING)
+    until(lambda: len(pod.read("pauses.log")) > 3)
+    assert "scp" not in pod.verbs()  # it waits for the slice
+    (pod.directory / "vdm-1").unlink()
+    code, errors = finished(process)
+    assert code == 0, errors
+    assert "vdm is CREATING" in errors and "vdm is ACTIVE" in errors
+    assert len(pod.read("starts.log")) == 2
+
+
+def test_a_preempted_slice_makes_all_of_the_request_again(pod):
+    pod.trainer('[ "$starts" = 2 ] && exit 0\n' + SAVES)
+    pod.write("states", "ACTIVE\n")
+    process = pod.start("tpu_vm.sh", "run", *SLICES, *TRAINING, AFTER_CREATE="ACTIVE")
+    until(lambda: len(pod.read("ready.log")) == 2)
+    pod.write("vdm-1", "PREEMPTED\n")
+    code, errors = finished(process)
+    assert code == 0, errors
+    assert [verb for verb in pod.verbs() if verb in ("create", "delete")] == ["delete", "create"]
+
+
+def test_a_command_that_reached_some_workers_only_has_failed(pod):
+    """gcloud leaves out slices that it cannot reach, and reports success."""
+    pod.write("states", "ACTIVE\n")
+    pod.write("unreachable", "1\n")
+    slices = [*MACHINE, "--slices=2"]
+    done = pod.run("tpu_vm.sh", "run", *slices, *TRAINING)
+    assert done.returncode == 1
+    assert "1 of 2 workers answered that it succeeded" in done.stderr
+    assert pod.read("starts.log") == []
+    status = pod.run("tpu_vm.sh", "status", *slices).stdout.splitlines()
+    assert status[0] == "ACTIVE" and status[-1] == "1 of 2 workers answer"
+    done = pod.run("tpu_vm.sh", "stop", *slices)
+    assert done.returncode == 1 and "1 of 2 workers" in done.stderr
+
+
+def test_creation_that_fails_for_ever_ends_and_want_of_capacity_does_not(pod):
+    pod.write("states", "MISSING\n")
+    pod.write(
+        "refusals",
+        "ERROR: There is no more capacity in the zone\n" * 6 + "ERROR: PERMISSION_DENIED\n" * 3,
+    )
+    done = pod.run("tpu_vm.sh", "create", *RETRY)
+    assert done.returncode == 1
+    assert "gcloud: ERROR: PERMISSION_DENIED" in done.stderr
+    assert "could not be made 3 times, and not for want of capacity" in done.stderr
+    assert pod.verbs().count("create") == 9
+    pod.write("refusals", "")
+    done = pod.run("tpu_vm.sh", "create", *RETRY, "--queued", AFTER_CREATE="FAILED")
+    assert done.returncode == 1 and "vdm has failed 3 times" in done.stderr
+
+
+@pytest.mark.parametrize("code", [0, 4])
+def test_when_done_the_logs_are_here_and_the_machine_is_deleted(pod, code):
+    pod.trainer(f'echo "the last words of $WORKER"; exit {code}')
+    flags = ["--delete_when_done", "--max_restarts=0", f"--logs={pod.directory}/my logs"]
+    done = pod.run("tpu_vm.sh", "run", *RETRY, *flags, *TRAINING)
+    assert done.returncode == code, done.stderr
+    assert pod.verbs()[-1] == "delete"
+    for worker in ("worker0", "worker1"):
+        assert pod.read(f"my logs/{worker}.log")[0] == f"the last words of {worker}"
+
+
+def test_without_the_flag_the_machine_stays_and_that_is_said(pod):
+    done = pod.run("tpu_vm.sh", "run", *RETRY, *TRAINING)
+    assert done.returncode == 0 and "delete" not in pod.verbs()
+    assert "bash launch/tpu_vm.sh delete --name=vdm --zone=us-east5-a" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--type=v5e-16"], ["gcloud", "--accelerator-type=v5litepod-16", "v2-alpha-tpuv5-lite"]),
+        (["--type=v4", "--topology=2x2x4"], ["gcloud", "--type=v4", "--topology=2x2x4"]),
+        (["--type=v5e", "--topology=4x4"], ["alpha", "--type=v5litepod", "--topology=4x4"]),
+        (["--type=v5p", "--topology=4x4x8", "--slices=2"], ["alpha", "queued-resources"]),
+    ],
+)
+def test_types_are_what_the_api_knows(pod, flags, words):
+    planned = pod.run("tpu_vm.sh", "create", "--name=vdm", "--zone=z", *flags, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    create = shlex.split(planned.stdout.splitlines()[-1])
+    assert all(any(word == each.removeprefix("--version=") for each in create) for word in words)
+
+
+def test_variables_reach_the_run(pod):
+    pod.trainer('echo "$WORKER $LIBTPU_INIT_ARGS" >>"$world/shown.log"')
+    flags = ["--env=LIBTPU_INIT_ARGS=--xla_a=true --xla_b=1"]
+    assert pod.run("tpu_vm.sh", "run", *RETRY, *flags, *TRAINING).returncode == 0
+    assert sorted(pod.read("shown.log")) == [f"worker{i} --xla_a=true --xla_b=1" for i in (0, 1)]
+
+
+def test_costs_are_of_chips_hours_and_the_price(pod):
+    def cost(*flags):
+        return pod.run("tpu_vm.sh", "cost", *flags).stdout.strip().rpartition(": ")[2]
+
+    assert cost("--type=v5p-128", "--hours=24", "--price=4.2") == "$6451.20"  # 64 chips
+    assert cost("--type=v6e-16", "--hours=1.5", "--price=2.7", "--slices=2") == "$129.60"
+    assert cost("--type=v5p", "--topology=4x4x8", "--hours=1", "--price=0.001") == "$0.12"
+    done = pod.run("tpu_vm.sh", "create", *MACHINE, "--price=4.2")
+    assert done.returncode == 0
+    pod.write("states", "MISSING\n")
+    done = pod.run("tpu_vm.sh", "create", *MACHINE, "--poll=0", "--price=4.2")
+    assert "vdm costs $33.60 an hour: 8 chips x 1 at $4.2" in done.stderr
+
+
 # --- xpk.sh ---
 
-WORKLOAD = ["--cluster=pods", "--workload=vdm-1", "--type=v5p-16", "--storage=shared"]
+WORKLOAD = [
+    "--cluster=pods",
+    "--workload=vdm-1",
+    "--type=v5p-16",
+    "--storage=shared",
+    "--image=r/v",
+]
 
 
-def test_xpk_sends_what_is_committed_and_a_command_that_restarts(world):
-    world.stand_in("xpk").commit()
-    flags = [*WORKLOAD, "--slices=2", "--project=p", "--zone=z", "--image=i", "--max_preemptions=9"]
-    planned = world.run("xpk.sh", *flags, "--dry-run", *TRAINING)
+@pytest.fixture
+def cluster(world):
+    (world.bin / "cp").symlink_to(shutil.which("cp"))
+    for name in ("Dockerfile", "../pyproject.toml", "../README.md", "../LICENSE"):
+        shutil.copy(ROOT / "launch" / name, world.clone / "launch" / name)
+    return world.stand_in("xpk", "docker").commit()
+
+
+def test_xpk_builds_an_image_of_what_is_committed_and_pods_install_nothing(cluster):
+    flags = [*WORKLOAD, "--slices=2", "--project=p", "--zone=z", "--max_preemptions=9"]
+    flags += ["--env=LIBTPU_INIT_ARGS=--a --b"]
+    planned = cluster.run("xpk.sh", *flags, "--dry-run", *TRAINING)
     assert planned.returncode == 0, planned.stderr
-    packed = world.directory / ".cache" / "vdm_jax" / "vdm-1"
-    assert world.calls() == [] and not packed.exists()
-    (world.clone / "uncommitted").touch()
-    done = world.run("xpk.sh", *flags, *TRAINING)
-    assert done.returncode == 0 and "not everything here is committed" in done.stderr
-    call = shlex.split(world.calls("xpk")[0])
-    assert call == shlex.split(planned.stdout.splitlines()[-1])
-    assert (packed / "launch" / "supervise.sh").exists() and not (packed / "uncommitted").exists()
+    packed = cluster.directory / ".cache" / "vdm_jax" / "vdm-1"
+    assert cluster.calls() == [] and not packed.exists()
+    (cluster.clone / "uncommitted").touch()
+    done = cluster.run("xpk.sh", *flags, *TRAINING)
+    assert done.returncode == 0, done.stderr
+    assert "not everything here is committed" in done.stderr
+    plan = [shlex.split(line) for line in planned.stdout.splitlines()[-3:]]
+    assert [shlex.split(call) for call in cluster.calls()] == plan
+    build, push, call = plan
+    commit = subprocess.check_output(["git", "-C", cluster.clone, "rev-parse", "HEAD"], text=True)
+    image = f"r/v:{commit[:12]}"
+    assert {"build", "-t", image} < set(build) and push == ["docker", "push", image]
     assert {"--tpu-type=v5p-16", "--num-slices=2", "--restart-on-exit-codes=75"} < set(call)
-    assert {"--storage=shared", "--base-docker-image=i", "--max-restarts=9"} < set(call)
+    assert {"--storage=shared", f"--docker-image={image}", "--max-restarts=9"} < set(call)
+    assert "--env=LIBTPU_INIT_ARGS=--a --b" in call
+    files = cluster.directory / "image"
+    assert (files / "launch" / "supervise.sh").exists() and not (files / "uncommitted").exists()
+    assert (files / ".venv" / "bin" / "python").exists()
+    assert sorted(cluster.read("starts.log")) == [f"pod{i}: {TRAINED}" for i in (0, 1)]
 
-    # What a worker does with it.
-    world.trainer('[ "$starts" = 2 ] || exit 75')
-    command = call[-1].removeprefix("--command=")
-    subprocess.run(
-        [shutil.which("bash"), "-c", f"({command}) & wait $!"],
-        cwd=packed,
-        env=world.environment(WORKER="pod"),
-        check=True,
-        capture_output=True,
-    )
-    assert world.read("starts.log") == [f"pod: {TRAINED}"] * 2
+
+def test_an_image_with_a_tag_is_taken_as_it_is(cluster):
+    flags = [flag for flag in WORKLOAD if not flag.startswith("--image")]
+    done = cluster.run("xpk.sh", *flags, "--image=localhost:5000/v:3", *TRAINING)
+    assert done.returncode == 0, done.stderr
+    (call,) = cluster.calls()
+    assert "--docker-image=localhost:5000/v:3" in shlex.split(call)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        'kill -s TERM "$PPID"',  # a notice of preemption: saved, ends with 75
+        'kill -s KILL "$PPID"; exit 1',  # the node is lost: 137
+    ],
+)
+def test_xpk_starts_all_pods_again_after_a_preemption(cluster, event):
+    cluster.trainer(f'[ "$starts" = 2 ] && exit 0\n[ $WORKER = pod0 ] || exit 0\n{event} & {SAVES}')
+    done = cluster.run("xpk.sh", *WORKLOAD, *TRAINING)
+    assert done.returncode == 0, done.stderr
+    assert cluster.read("jobset.log") == [f"pods ended: again {i}, failed 0" for i in (1, 0)]
+    assert len(cluster.read("starts.log")) == 4
+
+
+def test_xpk_ends_a_run_that_its_supervisor_has_given_up(cluster):
+    cluster.trainer("[ $WORKER = pod0 ] || exit 0; exit 1")
+    done = cluster.run("xpk.sh", *WORKLOAD, "--max_restarts=2", *TRAINING)
+    assert done.returncode == 1
+    assert cluster.read("jobset.log") == ["pods ended: again 1, failed 1"]
+    assert cluster.read("starts.log").count(f"pod0: {TRAINED}") == 3
 
 
 # --- all of them ---
@@ -821,13 +1164,31 @@ def test_xpk_sends_what_is_committed_and_a_command_that_restarts(world):
         ("tpu_vm.sh", ["run", *RETRY, "--slices=0", "--", "-a"], "--slices=0: not at least 1"),
         ("tpu_vm.sh", ["run", *RETRY, "--slice=2"], "unknown flag --slice=2"),
         ("tpu_vm.sh", ["delete", *MACHINE, "--", "a"], "takes no arguments"),
+        ("tpu_vm.sh", ["create", "--name=v", "--zone=z", "--type=v5p"], "sizes such as 4x4x8"),
+        ("tpu_vm.sh", [*TYPED, "--type=v5p-8", "--topology=2x2"], "goes with a family"),
+        ("tpu_vm.sh", [*TYPED, "--type=v5p-8x"], "not a family and a number"),
+        ("tpu_vm.sh", ["run", *RETRY, "--env=A B", "--", "-a"], "not of the form NAME=VALUE"),
+        ("tpu_vm.sh", ["cost", "--type=v5p-8", "--hours=1"], "--price=DOLLARS"),
+        (
+            "tpu_vm.sh",
+            ["cost", "--type=v5p-8", "--hours=1", "--price=x"],
+            "--price=x: not a number",
+        ),
+        ("mount_bucket.sh", ["--directory=/a"], "--bucket=BUCKET is missing"),
+        ("mount_bucket.sh", ["--bucket=b", "--directory=a"], "not a path from the root"),
         ("tpu_vm.sh", ["status", *MACHINE], "gcloud is not installed"),
         ("tpu_vm.sh", ["run", *MACHINE, "--dry-run", *TRAINING], "is no Git repository"),
         ("xpk.sh", [], "--cluster=NAME is missing"),
         ("xpk.sh", WORKLOAD[:1], "--workload=NAME is missing"),
         ("xpk.sh", WORKLOAD[:2], "--type=TYPE is missing"),
         ("xpk.sh", WORKLOAD[:3], "--storage=NAME is missing"),
+        ("xpk.sh", WORKLOAD[:4], "--image=IMAGE is missing"),
         ("xpk.sh", WORKLOAD, "the arguments of training are missing"),
+        ("xpk.sh", [*WORKLOAD, "--workload=Vdm_1", *TRAINING], "lower case letters, digits"),
+        ("xpk.sh", [*WORKLOAD, "--workload=1vdm", *TRAINING], "a letter first"),
+        ("xpk.sh", [*WORKLOAD, "--workload=vdm-", *TRAINING], "no hyphen last"),
+        ("xpk.sh", [*WORKLOAD, f"--workload={'v' * 41}", *TRAINING], "it has 41"),
+        ("xpk.sh", [*WORKLOAD, "--", "--workdir=gs://b"], "cannot write there"),
         ("xpk.sh", [*WORKLOAD, *TRAINING], "xpk is not installed"),
     ],
 )

@@ -6,7 +6,7 @@ from vdm_jax.parallel import chips
 
 
 def test_unknown_chip_names_the_allowed_ones():
-    with pytest.raises(ValueError, match="'v9'.*v4, v5e, v5p, v6e, tpu7x, h100, h200, a100"):
+    with pytest.raises(ValueError, match="'v9'.*v4, v5e, v5p, v6e, tpu7x, h100, h200, b200, a100"):
         chips.chip("v9")
 
 
@@ -23,6 +23,7 @@ def test_unknown_chip_names_the_allowed_ones():
         ("TPU7x", "tpu7x"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
     ],
 )
@@ -40,6 +41,7 @@ def test_chip_of_device(device_kind, name):
         "NVIDIA H100 PCIe",
         "NVIDIA H200 NVL",
         "NVIDIA A100-SXM4-40GB",
+        "NVIDIA GB200",
         "TPU v55",
     ],
 )
@@ -50,7 +52,7 @@ def test_other_devices_have_no_figures(device_kind):
 @pytest.mark.parametrize("chip", chips.CHIPS.values(), ids=lambda chip: chip.name)
 def test_figures_fit_each_other(chip):
     # A factor of 1000 or of 8 (bits) in any of them would show.
-    assert 1e14 < chip.peak_flops_bf16 < 2e15
+    assert 1e14 < chip.peak_flops_bf16 < 3e15
     assert chip.peak_flops_f32 is None or chip.peak_flops_f32 < chip.peak_flops_bf16 / 10
     assert 15 * 2**30 < chip.hbm_bytes < 200e9
     assert 100 < chip.peak_flops_bf16 / chip.hbm_bandwidth < 600

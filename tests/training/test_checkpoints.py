@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vdm_jax.training import array_store, checkpoints, integrity
+from vdm_jax.training import array_store, checkpoints, integrity, lock, step_folders
 from vdm_jax.training.checkpoints import CheckpointError, Checkpoints, DamagedError
 
 ROOT = Path(__file__).parents[2]
@@ -213,8 +213,9 @@ def test_what_is_not_there_is_told(tmp_path, opened):
     assert not checkpoints.has_checkpoint(tmp_path)
     saves = opened()
     assert saves.latest() is None and saves.failed_step is None
-    for name in ("damaged_3", "4.orbax-checkpoint-tmp", "4.orbax-checkpoint-tmp-12"):
+    for name in ("damaged_3", "4", "5"):
         (tmp_path / "checkpoints" / name).mkdir()
+    (tmp_path / "checkpoints" / "5" / "UNFINISHED").touch()
     assert not checkpoints.has_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         saves.restore(abstract(make_state(1)), CONFIG)
@@ -571,7 +572,7 @@ def test_training_survives_a_full_disk(small_disk, opened, reports):
         (array_store, "make"),  # while training waits
         (array_store.ArrayStore, "start_writing"),
         (array_store.ArrayStore, "complete"),  # in the background
-        (Path, "rename"),
+        (step_folders, "complete"),
     ],
     ids=lambda where: where[1],
 )
@@ -613,9 +614,8 @@ def test_old_steps_are_deleted_whole(tmp_path, opened, reports):
     assert all((tmp_path / "checkpoints" / step / "files.json").exists() for step in "34")
     assert saves.restore(abstract(make_state(4)), CONFIG)[1] == {"batches": 4}
     # One killed while deleting leaves something that is no checkpoint, and is no news.
-    shutil.copytree(
-        tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "2.deleted.orbax-checkpoint-tmp"
-    )
+    shutil.copytree(tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "9")
+    (tmp_path / "checkpoints" / "9" / "DELETED").touch()
     assert checkpoints.read_config(tmp_path)[0] == 4
     opened(keep=1)
     assert entries(tmp_path) == ["3", "4"] and reports == []
@@ -634,6 +634,77 @@ def test_a_list_of_files_that_cannot_be_written_is_no_failure(tmp_path, opened, 
     assert equal(saves.restore(abstract(make_state(1)), CONFIG)[0], make_state(1))
 
 
+# --- a mounted bucket ---------------------------------------------------------------------------
+
+# gcsfuse with rename-dir-limit=0, in front of every program that the C library serves: a directory
+# that holds something cannot be renamed, and a file has one name.
+BUCKET = """
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+static int refused(int at, const char *path) {
+  int count = 0, fd = openat(at, path, O_RDONLY | O_DIRECTORY);
+  DIR *directory = fd < 0 ? NULL : fdopendir(fd);
+  if (!directory) return 0;
+  while (readdir(directory)) count++;
+  closedir(directory);
+  if (count > 2) errno = EMFILE; /* . and .. */
+  return count > 2;
+}
+int renameat(int from_at, const char *from, int to_at, const char *to) {
+  if (refused(from_at, from)) return -1;
+  int (*real)(int, const char *, int, const char *) = dlsym(RTLD_NEXT, "renameat");
+  return real(from_at, from, to_at, to);
+}
+int rename(const char *from, const char *to) { return renameat(AT_FDCWD, from, AT_FDCWD, to); }
+int link(const char *from, const char *to) { errno = ENOSYS; return -1; }
+int linkat(int a, const char *from, int b, const char *to, int f) { errno = ENOSYS; return -1; }
+"""
+
+
+def test_checkpoints_on_a_bucket_that_renames_no_directories(tmp_path, opened):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("no C compiler here")
+    (tmp_path / "bucket.c").write_text(BUCKET)
+    library = tmp_path / "bucket.so"
+    command = [compiler, "-shared", "-fPIC", "-o", library, tmp_path / "bucket.c", "-ldl"]
+    subprocess.run(command, check=True)
+    output = finish(start("on_a_bucket", tmp_path, LD_PRELOAD=str(library)))
+    assert output.splitlines()[-1] == "saved, deleted, put aside and resumed"
+    # What was written there is read here, where renaming works.
+    assert entries(tmp_path) == ["6", "damaged_4"]
+    assert equal(opened().restore(abstract(make_state(6)), CONFIG)[0], make_state(6))
+
+
+def on_a_bucket(workdir):
+    workdir = Path(workdir)
+    (workdir / "some" / "folder").mkdir(parents=True)
+    for refused in (os.rename, os.replace):
+        with pytest.raises(OSError, match="Too many open files"):
+            refused(workdir / "some", workdir / "other")
+    with lock.held(workdir):
+        saves = Checkpoints(workdir, keep=2)
+        for step in (2, 3, 4):
+            saves.save(make_state(step), {"batches": step}, CONFIG)
+        saves.close()
+        assert entries(workdir) == ["3", "4"]
+        (workdir / "checkpoints" / "4" / "data" / "metadata").unlink()
+        saves = Checkpoints(workdir, keep=1)
+        restored, position = saves.restore(abstract(make_state(1)), CONFIG, fallback=True)
+        assert equal(restored, make_state(3)) and position == {"batches": 3}
+        assert entries(workdir) == ["3", "damaged_4"]
+        saves.save(make_state(6), {"batches": 6}, CONFIG)
+        saves.close()
+    assert not (workdir / "run.lock").exists()
+    print("saved, deleted, put aside and resumed")
+
+
 # --- killed processes ---------------------------------------------------------------------------
 
 BIG = 20_000_000  # 80 MB thrice, which takes a while to write
@@ -642,14 +713,14 @@ BIG = 20_000_000  # 80 MB thrice, which takes a while to write
 @pytest.mark.parametrize("earlier", [True, False], ids=["a later save", "the first save"])
 def test_a_process_killed_while_saving(earlier, tmp_path, opened, reports):
     process = start("save_and_die", tmp_path, str(int(earlier)))
-    half_written = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    half_written = tmp_path / "checkpoints" / "2"
     deadline = time.monotonic() + 60
     while not any(half_written.glob("state/ocdbt*/d/*")) and time.monotonic() < deadline:
         time.sleep(0.001)  # until the first numbers are on their way to the disk
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert entries(tmp_path) == ["1"] * earlier + ["2.orbax-checkpoint-tmp"]
+    assert entries(tmp_path) == ["1"] * earlier + ["2"]
     assert checkpoints.has_checkpoint(tmp_path) == earlier  # also while it lies there
 
     saves = opened()
@@ -788,16 +859,19 @@ def together(workdir, port, index):
 
 # --- the other processes ------------------------------------------------------------------------
 
-ROLES = {role.__name__: role for role in (reshard, read_damaged, save_and_die, together)}
+ROLES = {
+    role.__name__: role for role in (reshard, read_damaged, save_and_die, together, on_a_bucket)
+}
 
 
-def start(role, *arguments, devices=1):
+def start(role, *arguments, devices=1, **variables):
     flags = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+        **variables,
     }
     return subprocess.Popen(
         [sys.executable, __file__, role, *map(str, arguments)],

@@ -92,7 +92,10 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
       processes: has the flags of `add_process_arguments`.
       quiet: print nothing; else the first process prints one line that names the devices.
 
-    Raises ConfigError when the accelerator `device` is missing.
+    With JAX_PLATFORMS=proxy it connects to Pathways, whose address is JAX_BACKEND_TARGET.
+
+    Raises ConfigError when the accelerator `device` is missing, or where JAX would compute on the
+    CPU of a machine with GPUs without being asked to.
     """
     import absl.flags
     import absl.logging
@@ -104,6 +107,9 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     absl.logging.set_verbosity(absl.logging.ERROR)
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS([sys.argv[0]])  # the data workers read absl flags
+    cpu_is_asked_for = device == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "")
+    if "proxy" in os.environ.get("JAX_PLATFORMS", ""):
+        _connect_to_pathways()
     if device == "cpu" or (device == "any" and _only_cpu()):
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
@@ -129,6 +135,8 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
     backend = devices[0].platform
     if device != "any" and jax.default_backend() != backend:
         jax.config.update("jax_default_device", devices[0])
+    if backend == "cpu" and not cpu_is_asked_for:
+        _refuse_idle_gpus()
     kind = "" if backend == "cpu" else f" {devices[0].device_kind}"
     note = " (no accelerator found)" if device == "any" and backend == "cpu" else ""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -139,6 +147,33 @@ def setup(device: str, processes: argparse.Namespace | None = None, quiet: bool 
         count = jax.process_count()
         hosts = f" in {count} processes" if count > 1 else ""
         print(f"device: {len(devices)} x {backend}{kind}{hosts}{note}", flush=True)
+
+
+def _connect_to_pathways() -> None:
+    """Makes the devices of Pathways JAX's. Raises ConfigError where its client is not installed."""
+    from vdm_jax.config import ConfigError
+
+    try:
+        import pathwaysutils
+    except ImportError as error:
+        raise ConfigError(
+            "JAX_PLATFORMS=proxy needs the client of Pathways: pip install '.[pathways]'"
+        ) from error
+    pathwaysutils.initialize()
+
+
+def _refuse_idle_gpus() -> None:
+    """Raises ConfigError where JAX finds no accelerator, though the machine has GPUs."""
+    from vdm_jax.config import ConfigError
+    from vdm_jax.parallel import gpus
+
+    if count := gpus.visible():
+        raise ConfigError(
+            f"nvidia-smi lists {count} GPU{'s' * (count > 1)}, but JAX finds none: CUDA 13 "
+            "(extra gpu) needs driver 580 or newer, CUDA 12 (extra gpu12) driver 525. "
+            "`bash launch/setup_env.sh gpu` installs the one that fits. To compute on the CPU: "
+            "--config.device=cpu where a command has --config, else --device=cpu"
+        )
 
 
 def _only_cpu() -> bool:

@@ -47,6 +47,12 @@ def main(arguments: list[str]) -> int:
         metavar="A:B",
         help="write a trace of updates A to B after the start to DIR/profile (XProf, TensorBoard)",
     )
+    parser.add_argument(
+        "--profiler_port",
+        type=common.positive,
+        metavar="PORT",
+        help="serve XProf and TensorBoard, which capture a trace of this process when asked to",
+    )
     group = parser.add_argument_group("cascades")
     group.add_argument(
         "--stages",
@@ -72,8 +78,11 @@ def main(arguments: list[str]) -> int:
     if options.workdir is None:
         options.workdir = str(_default_workdir(options.config))
     if "stages" in (config := config_lib.load_config(options.config)):
-        if options.profile:
-            parser.error("--profile: a cascade is trained stage by stage; profile one stage's run")
+        for name in ("profile", "profiler_port"):
+            if getattr(options, name):
+                parser.error(
+                    f"--{name}: a cascade is trained stage by stage; profile one stage's run"
+                )
         outputs.check_folder(options.workdir, "--workdir")
         return cascade.train(config, options, overrides)
     for name in ("stages", "jobs", "distill"):
@@ -95,6 +104,8 @@ def _train(config, options) -> int:
     from vdm_jax.stage import control, reconstruction
     from vdm_jax.training import loop
 
+    if options.profiler_port:
+        jax.profiler.start_server(options.profiler_port)
     prepare_data.render_missing(config.data)
     config = _with_vocabulary(pretrained.with_base(config), options.workdir)
     stage = systems.build(config)

@@ -144,6 +144,21 @@ CHIPS: dict[str, Chip] = {
             "card a GPU, as in a DGX H200.",
         ),
         Chip(
+            name="b200",
+            peak_flops_bf16=2250e12,
+            peak_flops_f32=74.4e12,
+            hbm_bytes=191_514_411_008,
+            hbm_bandwidth=7672e9,
+            ici_bandwidth=900e9,
+            ici_links=18,
+            dcn_bandwidth=400e9 / 8,
+            source="NVIDIA Blackwell Architecture Technical Brief, HGX B200: 4.5 PFLOPS of BF16 "
+            "with sparsity, half of it without; NVLink 1.8 TB/s both ways together. The rest: "
+            "OpenXLA's target b200: device_memory_size; memory_bandwidth (the brief says up "
+            "to 8 TB/s); 148 cores x 128 lanes x 2 x 1.965 GHz of FP32 (the brief says 80 TFLOPS). "
+            "DCN: one 400 Gbit/s card a GPU, as in a DGX B200.",
+        ),
+        Chip(
             name="a100",
             peak_flops_bf16=312e12,
             peak_flops_f32=19.5e12,
@@ -170,6 +185,7 @@ _KINDS = {
     r"TPU ?v?7x": "tpu7x",
     r"NVIDIA H100 80GB HBM3": "h100",
     r"NVIDIA H200( 141GB HBM3e)?": "h200",
+    r"NVIDIA B200": "b200",
     r"NVIDIA A100-SXM4-80GB": "a100",
 }
 

@@ -2,12 +2,16 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
+import socket
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+from jax._src import distributed as service  # it has no public interface yet
 
-from vdm_jax.parallel import topology
+from vdm_jax.parallel import gpus, topology, versions
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
     "VDM_JAX_COORDINATOR",
@@ -16,6 +20,8 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
 )
 # Seconds without a sign of life after which a process is given up, and with it the run.
 HEARTBEAT_TIMEOUT = 100
+# Seconds that a process waits for the software of another one, which has joined already.
+_PATIENCE = 300
 
 
 class DistributedError(ValueError):
@@ -81,7 +87,11 @@ def find(
 
 
 def initialize(processes: Processes | None) -> None:
-    """Joins the other processes, before JAX looks for devices. Raises DistributedError."""
+    """Joins the other processes, before JAX looks for devices.
+
+    Raises DistributedError, in every process, where they do not meet or where their software
+    differs (`versions.PACKAGES`, Python and the code of vdm_jax).
+    """
     if processes is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -95,18 +105,49 @@ def initialize(processes: Processes | None) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise DistributedError(f"the processes of this run did not meet: {error}") from error
+    state = service.global_state
+    compare_software(state.client, state.process_id, state.num_processes)
+
+
+def compare_software(client: Any, index: int, count: int) -> None:
+    """Raises DistributedError, in all `count` processes alike, where their software differs.
+
+    client: of JAX's coordination service, to which all processes are connected.
+    """
+    if count == 1:
+        return
+    key = "vdm_jax/software"
+    client.key_value_set(f"{key}/{index}", json.dumps([socket.gethostname(), versions.own()]))
+    try:
+        told = [
+            json.loads(client.blocking_key_value_get(f"{key}/{i}", _PATIENCE * 1000))
+            for i in range(count)
+        ]
+    except RuntimeError as error:
+        raise DistributedError(f"the processes of this run did not meet: {error}") from error
+    lines = versions.differences([host for host, _ in told], [software for _, software in told])
+    if lines:
+        raise DistributedError(
+            "the processes of this run have different software:\n  "
+            + "\n  ".join(lines)
+            + "\nInstall the same everywhere: bash launch/setup_env.sh on every machine, from the "
+            "same commit."
+        )
 
 
 def _slurm_gpus(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """All GPUs of the node, where one task has it to itself: JAX would give it the first only."""
+    """All GPUs of the node, where one task has it to itself: JAX would give it the first only.
+
+    Clusters without GPUs as generic resources do not set SLURM_GPUS_ON_NODE: nvidia-smi counts.
+    """
     tasks = environment.get(
         "SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "")
     )
-    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-    alone = tasks.split("(")[0] == "1"
-    if not (alone and gpus.isdigit()) or "JAX_LOCAL_DEVICE_IDS" in environment:
+    if tasks.split("(")[0] != "1" or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    return tuple(range(int(gpus)))
+    number = environment.get("SLURM_GPUS_ON_NODE", "")
+    count = int(number) if number.isdigit() else gpus.visible(environment)
+    return tuple(range(count)) or None
 
 
 def _number(name: str, given: int | None, environment: Mapping[str, str]) -> int | None:

@@ -1,8 +1,8 @@
 """Checkpoints: state, data position, configuration and fingerprint, saved together as one step.
 
-A step is complete or it does not exist: it is written under a temporary name and renamed at the
-end, so a run killed while saving resumes from the step before. What comes back is compared with
-its fingerprint, because the array store itself restores flipped bytes without a word.
+A step is complete or it does not count (`step_folders.py`), so a run killed while saving resumes
+from the step before. What comes back is compared with its fingerprint, because the array store
+itself restores flipped bytes without a word.
 
 Orbax writes and reads the arrays, each process its own part. When a step begins, is complete or
 has failed is decided here, by all processes together (`processes.py`): a process whose disk is
@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from jaxtyping import PyTree
 
 from vdm_jax import config as config_lib
-from vdm_jax.training import array_store, integrity, processes
+from vdm_jax.training import array_store, integrity, processes, step_folders
 from vdm_jax.training.integrity import CheckpointError, DamagedError, fingerprint
 from vdm_jax.upgrade import upgrade
 
@@ -42,8 +41,6 @@ __all__ = [
 
 State = TypeVar("State")  # a dataclass of arrays with a `step`, such as TrainState
 DIRECTORY = "checkpoints"
-_TMP = ".orbax-checkpoint-tmp"  # Orbax's readers know and ignore such names
-_DELETED = ".deleted" + _TMP
 _LAG = 10  # seconds until what one process writes is seen by another, over a network
 _ADVICE = "--config.checkpoint.fallback=true"
 
@@ -110,11 +107,11 @@ class Checkpoints:
             "config": json.dumps(config_lib.to_dict(config)),
             "meta": json.dumps(integrity.provenance() if processes.is_first() else {}),
         }
-        directory = self.directory / f"{step}{_TMP}"
+        directory = self.directory / str(step)
         try:
-            processes.first_does(lambda: _make(directory))
+            processes.first_does(lambda: step_folders.make(directory))
         except CheckpointError as error:
-            processes.first_does(lambda: _remove(directory))
+            processes.first_does(lambda: step_folders.remove(directory))
             self._fail(step, error)
             return
         tree = _as_dict(state)
@@ -177,7 +174,7 @@ class Checkpoints:
             except DamagedError as error:
                 if not fallback:
                     raise DamagedError(f"{error}\n{self._advice()}") from error
-                name = processes.first_does(lambda path=path: _put_aside(path))
+                name = processes.first_does(lambda path=path: step_folders.put_aside(path))
                 self._steps.pop()
                 self._tell(f"{error}; it is kept as {name}")
                 aside.append(name)
@@ -229,46 +226,43 @@ class Checkpoints:
             why = integrity.plain(error)
             raise CheckpointError(f"{self.directory} cannot be made: {why}") from error
         ignored = []
-        for path in sorted(self.directory.glob(f"*{_TMP}*")):
-            _remove(path)
-            if not path.name.endswith(_DELETED):
-                step = path.name.split(".")[0]
-                ignored.append(f"ignored: {path}, a save of step {step} that did not finish")
-        return _steps(self.directory), ignored
+        for path, was_saved in step_folders.clear(self.directory):
+            if was_saved:
+                ignored.append(f"ignored: {path}, a save of step {path.name} that did not finish")
+        return step_folders.complete_steps(self.directory), ignored
 
     def _finish(
         self, save: _Save, directory: Path, items: dict[str, str], futures, tickets: list[int]
     ) -> None:
         """In a thread: waits for the arrays, then completes the step or removes it."""
-        final = directory.with_name(str(save.step))
         try:
             processes.all_do(lambda: [future.result() for future in futures], tickets[0])
-            processes.first_does(lambda: self._commit(directory, final, items), tickets[1])
+            processes.first_does(lambda: self._commit(directory, items), tickets[1])
         except Exception as error:
             save.error = error
-            processes.first_does(lambda: _remove(directory), tickets[2])
+            processes.first_does(lambda: step_folders.remove(directory), tickets[2])
         else:
-            save.notes = processes.first_does(lambda: self._tidy(final), tickets[2])
+            save.notes = processes.first_does(lambda: self._tidy(directory), tickets[2])
 
-    def _commit(self, directory: Path, final: Path, items: dict[str, str]) -> None:
+    def _commit(self, directory: Path, items: dict[str, str]) -> None:
         self._store.complete(directory)
         for name, text in items.items():
             (directory / name).mkdir()
             integrity.write_durably(directory / name / "metadata", text)
         integrity.sync_files(directory)
-        directory.rename(final)
+        step_folders.complete(directory)
 
-    def _tidy(self, final: Path) -> list[str]:
+    def _tidy(self, newest: Path) -> list[str]:
         """Deletes old steps and lists the files of the new one; what went wrong with that."""
         notes = []
-        for old in _steps(self.directory)[: -self._keep]:
-            if why := _delete(self.directory / str(old)):
+        for old in step_folders.complete_steps(self.directory)[: -self._keep]:
+            if why := step_folders.delete(self.directory / str(old)):
                 notes.append(f"checkpoint of step {old} could not be deleted: {why}")
         try:
-            integrity.write_files(final)
+            integrity.write_files(newest)
         except OSError as error:
             notes.append(
-                f"{final / integrity.FILES} could not be written: {integrity.plain(error)}; the "
+                f"{newest / integrity.FILES} could not be written: {integrity.plain(error)}; the "
                 "checkpoint is good, but damage to it could not be traced to a file"
             )
         return notes
@@ -316,7 +310,7 @@ class Checkpoints:
 
 def has_checkpoint(workdir: str | Path) -> bool:
     """Whether `workdir` holds a complete checkpoint."""
-    return bool(_steps(Path(workdir) / DIRECTORY))
+    return bool(step_folders.complete_steps(Path(workdir) / DIRECTORY))
 
 
 def _saved_config(path: Path) -> Any:
@@ -333,7 +327,7 @@ def read_config(workdir: str | Path, *, fallback: bool = False) -> tuple[int, An
     def read(path: Path) -> tuple[int, Any]:
         return int(path.name), _saved_config(path)
 
-    for step in reversed(_steps(directory) if fallback else []):
+    for step in reversed(step_folders.complete_steps(directory) if fallback else []):
         with contextlib.suppress(DamagedError):
             return read(directory / str(step))
     return _read_latest(directory, read)
@@ -383,23 +377,17 @@ def read_ema(workdir: str | Path, abstract_params: PyTree) -> PyTree:
 def _read_latest(directory: Path, read: Callable[[Path], Any]) -> Any:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist: nothing has been trained there")
-    while steps := _steps(directory):
+    while steps := step_folders.complete_steps(directory):
         path = directory / str(steps[-1])
         try:
             return read(path)
         except DamagedError as error:
-            if path.exists():
+            if step_folders.is_complete(path):
                 raise DamagedError(
                     f"{error}\nMove that directory elsewhere to read the one before it."
                 ) from error
             # A run that is going on has deleted it meanwhile, having written another.
     raise CheckpointError(f"{directory} holds no complete checkpoint")
-
-
-def _steps(directory: Path) -> list[int]:
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
 def _as_dict(state: State) -> dict[str, Any]:
@@ -430,43 +418,3 @@ def _check_shared(directory: Path) -> None:
             processes.all_do(see)
         finally:
             processes.first_does(lambda: token.unlink(missing_ok=True))
-
-
-def _make(directory: Path) -> None:
-    """An empty directory for the files of a step."""
-    _remove(directory)
-    array_store.make(directory)
-
-
-def _remove(directory: Path) -> None:
-    """Deletes `directory` as far as possible, also from under writers that are about to stop."""
-    for _ in range(50):
-        if not directory.exists():
-            return
-        shutil.rmtree(directory, ignore_errors=True)
-        time.sleep(0.1)
-
-
-def _delete(step: Path) -> str:
-    """Deletes a complete step; "" or why it could not be."""
-    # Renamed first, so that one killed meanwhile leaves no step that looks complete.
-    doomed = step.with_name(step.name + _DELETED)
-    try:
-        step.rename(doomed)
-    except OSError as error:
-        return integrity.plain(error)
-    shutil.rmtree(doomed, ignore_errors=True)
-    return ""
-
-
-def _put_aside(step: Path) -> str:
-    """Renames a damaged step so that nothing takes it for one; its new name."""
-    names = (f"damaged_{step.name}{suffix}" for suffix in ("", *(f"_{n}" for n in range(2, 1000))))
-    name = next(name for name in names if not step.with_name(name).exists())
-    try:
-        step.rename(step.with_name(name))
-    except OSError as error:
-        raise CheckpointError(
-            f"{step} is damaged and cannot be renamed to {name}: {integrity.plain(error)}"
-        ) from error
-    return name

@@ -6,7 +6,6 @@ The fingerprint sees wrong content wherever it came from; the list of files name
 import contextlib
 import datetime
 import functools
-import importlib.metadata
 import json
 import os
 import re
@@ -20,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
+
+from vdm_jax.parallel import versions
 
 FORMAT = 1  # of a step's directory; a reader refuses a larger one
 FILES = "files.json"
@@ -176,11 +177,16 @@ def write_durably(path: Path, text: str) -> None:
 def sync_files(directory: Path) -> None:
     """Returns when every file and directory below `directory` is on the disk. Raises OSError."""
     for path in [directory, *directory.rglob("*")]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the list of a directory's files, is on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _wrong_file(path: Path, name: str, entry: Mapping[str, int], read: bool = True) -> str:
@@ -235,12 +241,12 @@ def provenance() -> dict[str, Any]:
     """The code, libraries, size and time of this run, as a checkpoint keeps them."""
     return {
         "format": FORMAT,
-        "vdm_jax": _version("vdm_jax"),
+        "vdm_jax": versions.installed("vdm_jax"),
         "commit": commit(),
-        "jax": _version("jax"),
-        "flax": _version("flax"),
-        "optax": _version("optax"),
-        "orbax": _version("orbax-checkpoint"),
+        "jax": versions.installed("jax"),
+        "flax": versions.installed("flax"),
+        "optax": versions.installed("optax"),
+        "orbax": versions.installed("orbax-checkpoint"),
         "processes": jax.process_count(),
         "devices": jax.device_count(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -250,7 +256,7 @@ def provenance() -> dict[str, Any]:
 def other_code(written_by: Mapping[str, Any]) -> str:
     """ "vdm_jax 0.1.0 (commit 1234567), this is …" where the code that wrote differs, "" if not."""
     old = (written_by.get("vdm_jax", ""), written_by.get("commit", ""))
-    new = (_version("vdm_jax"), commit())
+    new = (versions.installed("vdm_jax"), commit())
     if old[0] == new[0] and (old[1] == new[1] or not old[1] or not new[1]):
         return ""
     names = [
@@ -277,14 +283,6 @@ def commit() -> str:
     # An installed package may lie inside a repository of something else.
     own = done.returncode == 0 and len(lines) == 2 and Path(lines[1]).resolve() == _ROOT.resolve()
     return lines[0] if own else ""
-
-
-@functools.cache
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 # --- words --------------------------------------------------------------------------------------

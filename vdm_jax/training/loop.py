@@ -126,6 +126,7 @@ def train(
             stop=stack.enter_context(_stop_on_signals()),
             say=progress.message,
             check_lock=lambda: processes.first_does(own.check),
+            close_logs=writer.close,
             write_preview=lambda current, batch: _write_preview(
                 preview, config, current, batch, workdir, writer, fps, saves.report
             ),
@@ -186,6 +187,7 @@ class _Turns:
     stop: "_Stop"
     say: Callable[[str], object]
     check_lock: Callable[[], object]
+    close_logs: Callable[[], object]
     write_preview: Callable[[state.TrainState, Any], None]
     started: float
 
@@ -247,6 +249,7 @@ class _Turns:
         with self.watch.paused():
             if saving:
                 with self.clock.measure("checkpoint_wait"):
+                    self.close_logs()
                     self.check_lock()
                     self.saves.save(current, iterator.get_state(), self.config)
             if showing:

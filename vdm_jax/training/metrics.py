@@ -12,10 +12,10 @@ from typing import TextIO
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from vdm_jax.data import video_io
+from vdm_jax.training.log_files import AppendedFile, EventFile
 
 LOG_NAME = "metrics.jsonl"
 
@@ -98,34 +98,35 @@ class MetricWriter:
             return
         kept = [line for line in _lines(self.path) if _step_of(line) <= first_step]
         self.path.write_text("".join(line + "\n" for line in kept))
-        self._file = self.path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._file = AppendedFile(self.path)
+        purge_from = first_step + 1 if first_step else None
+        self._tensorboard = EventFile(Path(workdir) / "tensorboard", purge_from)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of the log and one point of every curve."""
         if self._quiet:
             return
         values = {"step": step, **{name: _jsonable(value) for name, value in values.items()}}
-        self._file.write(json.dumps(values) + "\n")
-        for name, value in values.items():
-            if isinstance(value, int | float) and name != "step":
-                self._tensorboard.add_scalar(f"train/{name}", value, step)
+        self._file.write((json.dumps(values) + "\n").encode())
+        points = [
+            Summary.Value(tag=f"train/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and name != "step"
+        ]
+        self._tensorboard.add(step, *points)
 
     def video(self, step: int, tag: str, video: np.ndarray, fps: float) -> None:
         """An animated image in TensorBoard. video: uint8 `f h w c`."""
-        # SummaryWriter.add_video wants moviepy and, without it, silently writes nothing.
         image = Summary.Image(
             height=video.shape[1],
             width=video.shape[2],
             colorspace=3,
             encoded_image_string=video_io.encode_gif(video, fps),
         )
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._tensorboard.file_writer.add_summary(summary, step)
+        self._tensorboard.add(step, Summary.Value(tag=tag, image=image))
 
     def close(self) -> None:
+        """Makes everything visible, on a mounted bucket too; more may follow."""
         if self._quiet:
             return
         self._file.close()
