@@ -11,8 +11,10 @@ import contextlib
 import dataclasses
 import fcntl
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -46,7 +48,10 @@ class Work:
         return Records(self.out)
 
 
-Run = Callable[[Callable[[Work, str], None], Work, Sequence[str]], Iterator[str]]
+Call = Callable[[Work, str], None]
+# Calls the first function for each key, in any order and in other processes, and yields the keys
+# that are done. The second is called for a key that ended the process that worked on it.
+Run = Callable[[Call, Call, Work, Sequence[str]], Iterator[str]]
 
 
 def list_films(work: Work) -> tuple[list[str], dict[str, str]]:
@@ -63,14 +68,13 @@ def list_films(work: Work) -> tuple[list[str], dict[str, str]]:
     return names, left_out
 
 
-def curate(
-    work: Work, run: Run, report: Callable[[str, int, int], None] = lambda *_: None
+def measure_all(
+    work: Work, run: Run, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> dict[str, str]:
     """Measures all films of a folder that are not measured yet.
 
-    run: calls a function for each of several keys, in any order and in other processes, and yields
-    the keys that are done; `in_pool`, or `beam.run`. report: is called with a stage, the number of
-    its films that are done, and of all.
+    run: see `Run`. progress: is called with a stage, the number of its films
+    that are done, and of all.
 
     Returns the names that are left out because they are no files, with the reason. Raises
     DataError.
@@ -81,20 +85,20 @@ def curate(
     Plan.of(work.settings)  # fails here where a detector is missing, and not for each film
     records.forget_others(set(names))
     fresh = [name for name in names if not _is_known(work, name)]
-    for done, _ in enumerate(run(identify, work, fresh), start=1):
-        report("identified", done, len(fresh))
+    for done, _ in enumerate(run(identify, fail, work, fresh), start=1):
+        progress("identified", done, len(fresh))
     by_digest = {one.digest: one.name for one in records.names() if one.digest}
     # One name for each content, so a copy is not measured again.
     due = sorted(name for key, name in by_digest.items() if _is_due(work, key))
-    for done, _ in enumerate(run(measure, work, due), start=1):
-        report("measured", done, len(due))
+    for done, _ in enumerate(run(measure, fail, work, due), start=1):
+        progress("measured", done, len(due))
     return left_out
 
 
 def identify(work: Work, name: str) -> None:
     """Records a name: its content's digest, or why it cannot be used."""
     path = Path(work.videos, name)
-    size, changed = index_cache.stamp(path)
+    size, changed = _stamp(path)
     try:
         found = film.identify(path)
     except Unusable as reason:
@@ -122,7 +126,7 @@ def measure(work: Work, name: str) -> None:
 
 def fail(work: Work, name: str) -> None:
     """Records a film that ended the process that read it."""
-    size, changed = index_cache.stamp(Path(work.videos, name))
+    size, changed = _stamp(Path(work.videos, name))
     reason = "reading it ended the process"
     work.records.put_name(Name(name=name, size=size, changed=changed, failure=reason))
 
@@ -131,7 +135,15 @@ def _is_known(work: Work, name: str) -> bool:
     known = work.records.name(name)
     if known is None or (known.digest and work.records.content(known.digest) is None):
         return False
-    return (known.size, known.changed) == index_cache.stamp(Path(work.videos, name))
+    return (known.size, known.changed) == _stamp(Path(work.videos, name))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change; −1 of a file that cannot be looked at."""
+    try:
+        return index_cache.stamp(path)
+    except OSError:
+        return -1, -1
 
 
 def _is_due(work: Work, digest: str) -> bool:
@@ -144,7 +156,7 @@ def _is_due(work: Work, digest: str) -> bool:
 def in_pool(workers: int) -> Run:
     """Runs in so many processes."""
 
-    def run(function: Callable[[Work, str], None], work: Work, keys: Sequence[str]):
+    def run(function: Call, died: Call, work: Work, keys: Sequence[str]) -> Iterator[str]:
         suspects: list[str] = []
         waiting = list(keys)
         while waiting:
@@ -162,15 +174,13 @@ def in_pool(workers: int) -> Run:
                     try:
                         list(_pooled(function, work, [key], 1))
                     except BrokenProcessPool:
-                        fail(work, key)
+                        died(work, key)
                     yield key
 
     return run
 
 
-def _pooled(
-    function: Callable[[Work, str], None], work: Work, keys: Sequence[str], workers: int
-) -> Iterator[str]:
+def _pooled(function: Call, work: Work, keys: Sequence[str], workers: int) -> Iterator[str]:
     pool = concurrent.futures.ProcessPoolExecutor(
         max(1, min(workers, len(keys))),
         mp_context=multiprocessing.get_context("spawn"),
@@ -190,7 +200,7 @@ def _pooled(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _call(function: Callable[[Work, str], None], work: Work, key: str) -> str:
+def _call(function: Call, work: Work, key: str) -> str:
     function(work, key)
     return key
 
@@ -202,6 +212,13 @@ def _start() -> None:
     cv2.setNumThreads(1)
     # Ctrl-C reaches the whole group; the process that started the pool ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _follow(parent: multiprocessing.process.BaseProcess) -> None:
+    """Ends this process when its parent is killed; it would wait for work for ever."""
+    parent.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager
