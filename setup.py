@@ -1,5 +1,5 @@
-"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), compile, eval, text and
-test."""
+"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), compile, eval, text,
+curation, ocr, beam and test."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 JAX = ">=0.10"
+# What cuts, measures and lists clips of films.
+CURATION = ["opencv-python-headless>=4.10", "pyarrow>=17", "scenedetect-headless>=0.7"]
 # libtpu of the version that JAX asks for: it compiles for TPUs on machines without any.
 TPU_COMPILER = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
@@ -89,10 +91,13 @@ setup(
         "eval": ["opencv-python-headless>=4.10"],
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
+        "curation": CURATION,
+        "ocr": ["rapidocr-onnxruntime>=1.4"],
+        "beam": ["apache-beam>=2.70", *CURATION],
         "test": [
+            *CURATION,
             "chex>=0.1.90",
             TPU_COMPILER,
-            "opencv-python-headless>=4.10",
             "scipy>=1.14",
             "sentencepiece>=0.2",
             "pytest>=8.0",

@@ -46,6 +46,12 @@ def main(arguments: list[str]) -> int:
         help="processes of this machine (default), or Apache Beam",
     )
     parser.add_argument(
+        "--beam_options",
+        default="",
+        metavar="OPTIONS",
+        help='of --engine=beam, for example "--runner=DataflowRunner --project=P --region=R"',
+    )
+    parser.add_argument(
         "--workers", type=common.positive, metavar="N", help="processes (default: one a core)"
     )
     overrides, arguments = config_lib.split_overrides(arguments)
@@ -95,6 +101,7 @@ def _listed() -> str:
 
 def _curate(options, settings) -> int:
     import os
+    import shlex
 
     from vdm_jax.data.curation import curate, engine
 
@@ -102,7 +109,7 @@ def _curate(options, settings) -> int:
     if options.engine == "beam":
         from vdm_jax.data.curation import beam
 
-        pool = beam.in_pipeline(workers)
+        pool = beam.in_pipeline(workers, shlex.split(options.beam_options))
     else:
         pool = engine.in_pool(workers)
     work = engine.Work(videos=options.videos, out=options.out, settings=settings)

@@ -10,6 +10,7 @@ _MODULES = {
     "embed": "embed_text",
     "shard": "shard_data",
     "curate": "curate",
+    "report": "report_data",
 }
 _COMMANDS = {
     "prepare": "render, or download, a data set",
@@ -17,6 +18,7 @@ _COMMANDS = {
     "embed": "embed the captions of a data set by a frozen text encoder",
     "shard": "write a folder of videos as few large files",
     "curate": "make a training set of a folder of films",
+    "report": "write the report of a curation, with other ranges of scores",
 }
 _HEAD = """usage: vdm data COMMAND [FLAGS]
 

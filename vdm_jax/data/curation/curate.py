@@ -1,12 +1,13 @@
 """The whole of a curation, from a folder of films to the shards."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vdm_jax.data.curation import engine, filters, output, report, table
 from vdm_jax.data.curation.engine import Run, Work
 from vdm_jax.data.curation.records import Content
+from vdm_jax.data.curation.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,13 +55,8 @@ def run(
     out = Path(work.out)
     with engine.locked(out):
         left_out = engine.measure_all(work, pool, progress)
-        names = list(work.records.names())
-        contents: dict[str, Content] = {}
-        for name in names:
-            if name.digest and (found := work.records.content(name.digest)) is not None:
-                contents[name.digest] = found
-        rows = filters.clip_rows(work.videos, names, contents, work.settings, left_out)
-        table_path = table.write(out, rows, work.settings)
+        rows, contents = _rows(work, left_out)
+        table_path = table.write(out, rows, work)
         report_path = report.write(out, rows, contents, work.settings)
         count = output.write_shards(work, rows, pool, progress) if shards else 0
     summary = table.summary(rows)
@@ -78,3 +74,30 @@ def run(
         reasons=table.reasons(rows),
         shards=count,
     )
+
+
+def write_report(out: str, ranges: Mapping[str, str]) -> tuple[Path, int, int]:
+    """Writes the report of an earlier `run` anew, with other ranges for some scores.
+
+    ranges: by score, as in `Settings.keep`. Returns the page's path, the number of clips that would
+    be kept, and of all. Raises DataError.
+    """
+    about = table.about(Path(out))
+    settings = Settings.from_dict(about["settings"])
+    settings = dataclasses.replace(settings, keep={**settings.keep, **ranges})
+    work = Work(videos=about["videos"], out=out, settings=settings)
+    rows, contents = _rows(work, {})
+    path = report.write(Path(out), rows, contents, settings)
+    summary = table.summary(rows)
+    return path, int(summary["clips kept"]), int(summary["clips"])
+
+
+def _rows(work: Work, left_out: dict[str, str]) -> tuple[list[filters.ClipRow], dict[str, Content]]:
+    """The rows of all films, and the films by digest."""
+    names = list(work.records.names())
+    contents = {}
+    for name in names:
+        if name.digest and (content := work.records.content(name.digest)) is not None:
+            contents[name.digest] = content
+    rows = filters.clip_rows(work.videos, names, contents, work.settings, left_out)
+    return rows, contents

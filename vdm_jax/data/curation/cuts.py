@@ -122,7 +122,7 @@ class HardCuts:
     """Cuts from one frame to the next; see `Finder`."""
 
     def __init__(self, settings: Cuts, fps: float):
-        self._fps = fps
+        self._fps = float(fps)  # a whole number would be taken for frames
         self._number = 0
         self._detector = AdaptiveDetector(
             adaptive_threshold=settings.adaptive,

@@ -205,11 +205,15 @@ def _call(function: Call, work: Work, key: str) -> str:
     return key
 
 
-def _start() -> None:
-    """One thread a process: films are spread over processes."""
+def use_one_thread() -> None:
+    """Films are spread over processes, so each computes with one thread."""
     import cv2
 
     cv2.setNumThreads(1)
+
+
+def _start() -> None:
+    use_one_thread()
     # Ctrl-C reaches the whole group; the process that started the pool ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()

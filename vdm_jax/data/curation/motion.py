@@ -14,13 +14,15 @@ from vdm_jax.data.curation.film import grey
 
 VERSION = 1
 _SIDE = 16
+_CAMERA_SIDE = 64  # at 16, the flow is too smooth to tell objects from the picture
 # Pyramid scale, levels, window, iterations, neighbourhood, its deviation, flags.
 _FARNEBACK = (0.5, 3, 15, 3, 5, 1.2, 0)
-_STILL_SIDE = 64
-_STILL = 1.0  # mean change between samples, of 255; coding alone changes less
+# A pixel changes if a colour changes by more, of 255; coding changes less. Nothing moves where no
+# larger share of the pixels changes.
+_CHANGED, _STILL = 16, 0.005
 _SMOOTHED = 0.5  # seconds over which the camera's path is averaged
 _LEAST_SURE = 0.1  # of a phase correlation whose displacement is used
-_SCALE = 0.25  # pixels of flow; a residual of this counts half in the camera's fit
+_SCALE = 0.1  # pixels of 16 a side; a residual of this counts half in the camera's fit
 _ROUNDS = 5
 
 
@@ -29,28 +31,28 @@ def score(view: View) -> dict[str, float]:
 
     Returns:
       motion: mean length of the flow between samples, in pixels of 16 a side.
-      camera: of the part that an affine motion of the whole picture explains.
-      objects: of the rest.
+      camera: the same of the part that an affine motion of the whole picture explains, of flow in
+        pictures whose shorter side has 64 pixels.
+      objects: of the rest of that flow.
       still: share of the steps between samples in which nothing changes.
-      shake: root mean square distance of the camera's path from its average over half a second,
-        in frame heights.
+      shake: see `shake`.
       coded_motion: mean length of the codec's motion vectors a frame, in frame heights.
     """
     greys = [grey(sample) for sample in view.samples]
-    small = [_shrunk(picture, _SIDE).astype(np.uint8) for picture in greys]
-    flows = [flow(before, after) for before, after in zip(small, small[1:], strict=False)]
-    cameras = [camera_motion(one) for one in flows]
-    changes = [
-        float(np.abs(after - before).mean())
-        for before, after in _pairs([_shrunk(picture, _STILL_SIDE) for picture in greys])
+    flows = _flows(greys, _SIDE)
+    large = [one * (_SIDE / _CAMERA_SIDE) for one in _flows(greys, _CAMERA_SIDE)]
+    cameras = [camera_motion(one) for one in large]
+    small = [_shrunk(sample, _CAMERA_SIDE).astype(np.int16) for sample in view.samples]
+    changed = [
+        (np.abs(after - before).max(-1) > _CHANGED).mean() for before, after in _pairs(small)
     ]
     return {
         "motion": _mean([_length(one) for one in flows]),
         "camera": _mean([_length(one) for one in cameras]),
         "objects": _mean(
-            [_length(one - camera) for one, camera in zip(flows, cameras, strict=True)]
+            [_length(one - camera) for one, camera in zip(large, cameras, strict=True)]
         ),
-        "still": _mean([float(change < _STILL) for change in changes], nothing=1.0),
+        "still": _mean([(one > _CHANGED).mean() < _STILL for one in changes], nothing=1.0),
         "shake": shake(view),
         "coded_motion": _mean(view.tracks["coded"][1:]),
     }
@@ -70,22 +72,23 @@ def camera_motion(flow: Float32[np.ndarray, "h w 2"]) -> Float64[np.ndarray, "h 
     """
     height, width = flow.shape[:2]
     rows, columns = np.mgrid[:height, :width]
-    places = np.stack([np.ones(rows.size), rows.ravel(), columns.ravel()], axis=1)
+    places = np.stack([np.ones(rows.size), rows.ravel() / height, columns.ravel() / width], axis=1)
     wanted = flow.reshape(-1, 2).astype(np.float64)
     weights = np.ones(len(places))
     for _ in range(_ROUNDS):
         weighted = places * weights[:, None]
-        fitted = places @ np.linalg.lstsq(weighted, wanted * weights[:, None], rcond=None)[0]
+        fitted = places @ np.linalg.solve(weighted.T @ places, weighted.T @ wanted)
         distance = np.linalg.norm(wanted - fitted, axis=1)
         weights = 1 / (1 + (distance / _SCALE) ** 2)
     return fitted.reshape(flow.shape)
 
 
 def shake(view: View) -> float:
-    """Root mean square distance of the camera's path from its own average over half a second, in
-    frame heights.
+    """Median distance of the camera's path from its own average over half a second, in frame
+    heights.
 
-    Displacements that phase correlation is not sure of count as none: there, objects move.
+    The median passes over a single jolt or a fast pan. Displacements that phase correlation is not
+    sure of count as none: there, objects move.
     """
     sure = view.tracks["sure"][1:] >= _LEAST_SURE
     steps = np.stack([view.tracks["down"][1:], view.tracks["right"][1:]], axis=1)
@@ -96,11 +99,19 @@ def shake(view: View) -> float:
     kernel = np.ones(width) / width
     smooth = np.stack([np.convolve(one, kernel, mode="valid") for one in path.T], axis=1)
     rest = path[width // 2 : width // 2 + len(smooth)] - smooth
-    return float(np.sqrt((rest**2).sum(axis=1).mean()))
+    return float(np.median(np.linalg.norm(rest, axis=1)))
 
 
-def _shrunk(picture: Float32[np.ndarray, "h w"], side: int) -> Float32[np.ndarray, "h2 w2"]:
-    height, width = picture.shape
+def _flows(
+    greys: list[Float32[np.ndarray, "h w"]], side: int
+) -> list[Float32[np.ndarray, "h2 w2 2"]]:
+    small = [np.rint(_shrunk(picture, side)).astype(np.uint8) for picture in greys]
+    return [flow(before, after) for before, after in _pairs(small)]
+
+
+def _shrunk(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture `h w` or `h w c` with a shorter side of at most `side` pixels."""
+    height, width = picture.shape[:2]
     scale = min(1.0, side / min(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import pyarrow as pa
@@ -12,17 +13,20 @@ import pyarrow.parquet
 
 from vdm_jax.data import text_files
 from vdm_jax.data.curation import records
+from vdm_jax.data.curation.engine import Work
 from vdm_jax.data.curation.filters import ClipRow
-from vdm_jax.data.curation.settings import Settings
+from vdm_jax.data.source import DataError
 
 NAME = "clips.parquet"
+_ABOUT = "vdm_jax"
 
 
-def write(out: Path, rows: Sequence[ClipRow], settings: Settings) -> Path:
+def write(out: Path, rows: Sequence[ClipRow], work: Work) -> Path:
     """Writes `OUT/clips.parquet`, whole or not at all, and returns its path.
 
-    One column for each field of `filters.ClipRow`, and one for each score. The file's metadata has
-    the settings and the versions of the package and of FFmpeg, as JSON under "vdm_jax".
+    One column for each field of `filters.ClipRow`, and one for each score. The file's metadata has,
+    as JSON under "vdm_jax", the folder of films, the settings, and the versions of the package and
+    of FFmpeg.
     """
     names = sorted({name for row in rows for name in row.scores})
     columns = {
@@ -46,13 +50,28 @@ def write(out: Path, rows: Sequence[ClipRow], settings: Settings) -> Path:
     }
     for name in names:
         columns[name] = pa.array([row.scores.get(name) for row in rows], pa.float64())
-    about = {"settings": settings.to_dict(), "versions": versions()}
-    table = pa.table(columns).replace_schema_metadata({"vdm_jax": json.dumps(about)})
+    found = {
+        "videos": work.videos,
+        "settings": work.settings.to_dict(),
+        "versions": versions(),
+    }
+    table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(found)})
     content = io.BytesIO()
     pyarrow.parquet.write_table(table, content, compression="zstd")
     path = out / NAME
     records.replace(path, content.getvalue())
     return path
+
+
+def about(out: Path) -> dict[str, Any]:
+    """What the metadata of a table says (`write`). Raises DataError where it cannot be read."""
+    path = out / NAME
+    try:
+        return json.loads(pyarrow.parquet.read_schema(path).metadata[_ABOUT.encode()])
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: no table of vdm data curate that can be read ({type(error).__name__})"
+        ) from error
 
 
 def versions() -> dict[str, str]:
