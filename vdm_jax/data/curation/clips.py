@@ -75,7 +75,7 @@ class Divider:
         clips = []
         while True:
             first = self._at(self._time(self._start) + self._trim_start)
-            end = self._at(self._time(first) + self._settings.most)
+            end = self._before(self._time(first) + self._settings.most)
             spare = self._settings.trim + self._settings.least
             if end >= len(self._seconds) or self._time(end) + spare > self._time(settled):
                 return clips
@@ -89,7 +89,7 @@ class Divider:
     def _clips(self, end: int, trim: float) -> list[Clip]:
         clips = self.advance(end)
         first = self._at(self._time(self._start) + self._trim_start)
-        last = self._at(min(self._time(end) - trim, self._time(first) + self._settings.most))
+        last = self._before(min(self._time(end) - trim, self._time(first) + self._settings.most))
         if self._time(last) - self._time(first) >= self._settings.least - self._frame / 2:
             clips.append(Clip(first, last))
         return clips
@@ -102,7 +102,12 @@ class Divider:
     def _at(self, seconds: float) -> int:
         """The first frame that is shown at this time or later."""
         found = int(np.searchsorted(self._seconds, seconds - self._frame / 1000))
-        beyond = seconds - self._time(len(self._seconds) - 1)
-        return (
-            found if found < len(self._seconds) else found - 1 + max(1, round(beyond / self._frame))
-        )
+        if found < len(self._seconds):
+            return found
+        return found - 1 + max(1, round((seconds - float(self._seconds[-1])) / self._frame))
+
+    def _before(self, seconds: float) -> int:
+        """The last frame that is shown at this time or earlier; at most the one behind the end."""
+        if seconds + self._frame / 1000 >= self._time(len(self._seconds)):
+            return len(self._seconds)
+        return int(np.searchsorted(self._seconds, seconds + self._frame / 1000, "right")) - 1

@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from vdm_jax.data import index_cache, video_container, video_folder
-from vdm_jax.data.curation import film, scan
+from vdm_jax.data.curation import film, scan, transnet
 from vdm_jax.data.curation.records import Content, Name, Records
 from vdm_jax.data.curation.settings import Settings
 from vdm_jax.data.curation.stages import Plan
@@ -82,7 +82,10 @@ def measure_all(
     names, left_out = list_films(work)
     records = work.records
     records.make_folders()
-    Plan.of(work.settings)  # fails here where a detector is missing, and not for each film
+    # What is missing fails here, and not for each film.
+    Plan.of(work.settings)
+    if work.settings.cuts.transnet:
+        transnet.load(work.settings.cuts.transnet)
     records.forget_others(set(names))
     fresh = [name for name in names if not _is_known(work, name)]
     for done, _ in enumerate(run(identify, fail, work, fresh), start=1):

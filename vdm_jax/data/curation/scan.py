@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from vdm_jax.data import video_container
-from vdm_jax.data.curation import cuts, film, tracks
+from vdm_jax.data.curation import cuts, film, tracks, transnet
 from vdm_jax.data.curation.clips import Clip, Divider, View
 from vdm_jax.data.curation.film import Film
 from vdm_jax.data.curation.settings import Settings
@@ -172,7 +172,11 @@ class _Scan:
         return np.diff(numbers, prepend=-1.0) > 0
 
     def _more_finders(self) -> tuple[cuts.Finder, ...]:
-        return ()
+        settings = self._settings.cuts
+        if not settings.transnet:
+            return ()
+        predict = transnet.load(settings.transnet)
+        return (transnet.TransNetCuts(predict, settings.transnet_threshold),)
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -24,7 +24,8 @@ class Cuts:
         (PySceneDetect's AdaptiveDetector).
       least_change: least change at a cut, in PySceneDetect's content value (0 to 255).
       gradual: whether fades and dissolves are searched for.
-      transnet: a file with the published weights of TransNetV2; "" = without that network.
+      transnet: "published": TransNetV2 is a detector too, its weights fetched once; or the file of
+        these weights; "" = without that network.
       transnet_threshold: least probability of a transition.
     """
 

@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vdm_jax.data.curation.cuts import Transition
-from vdm_jax.models.transnet import HEIGHT, WIDTH
 
+PUBLISHED = "published"
+# Pixels of a frame, as in `models.transnet`, whose import would load JAX into every process.
+HEIGHT, WIDTH = 27, 48
 _WINDOW, _MARGIN = 100, 25
 _TAKEN = _WINDOW - 2 * _MARGIN
 # The probability of a transition for each frame of a window.
@@ -72,12 +74,15 @@ class TransNetCuts:
 
 @functools.cache
 def load(source: str) -> Predict:
-    """The published network, compiled in this process. source: see `weights.transnet.load`."""
+    """The published network, compiled in this process at its first call.
+
+    source: "published", or a file (`weights.transnet.load`, whose errors this raises).
+    """
     import jax
 
     from vdm_jax.weights import transnet
 
-    network, params = transnet.load(source)
+    network, params = transnet.load(None if source == PUBLISHED else source)
 
     @jax.jit
     def chances(frames):
