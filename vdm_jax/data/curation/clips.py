@@ -110,4 +110,5 @@ class Divider:
         """The last frame that is shown at this time or earlier; at most the one behind the end."""
         if seconds + self._frame / 1000 >= self._time(len(self._seconds)):
             return len(self._seconds)
-        return int(np.searchsorted(self._seconds, seconds + self._frame / 1000, "right")) - 1
+        found = int(np.searchsorted(self._seconds, seconds + self._frame / 1000, "right"))
+        return max(0, found - 1)

@@ -41,12 +41,12 @@ def write_shards(
         f"shard-{number:05d}": _described(shard)
         for number, shard in enumerate(_divided(rows, work.settings.output.shard_minutes))
     }
-    for path in folder.iterdir():
-        if path.suffix != ".json" and not (path.with_suffix(".json")).exists():
-            path.unlink()  # of a shard that was not finished
-        elif path.suffix == ".json" and _present(path) != _files(planned.get(path.stem), work):
+    for path in sorted(folder.glob("shard-*.json")):
+        if _present(path) != _files(planned.get(path.stem), work):
             path.unlink()
-            path.with_suffix(".array_record").unlink(missing_ok=True)
+    for path in sorted(folder.glob("shard-*.array_record")):
+        if not path.with_suffix(".json").exists():  # of other clips, or not finished
+            path.unlink()
     due = [
         json.dumps([name, shard])
         for name, shard in planned.items()

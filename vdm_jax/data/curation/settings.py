@@ -193,7 +193,7 @@ class Settings:
             fields = [field.name for field in dataclasses.fields(default)]
             if unknown := sorted(set(content) - set(fields)):
                 raise DataError(
-                    f"{name}.{unknown[0]}: no such field; fields of {name} are {fields}"
+                    f"{name}.{unknown[0]}: no such field; fields of {name} are {', '.join(fields)}"
                 )
             content = {
                 key: tuple(value) if isinstance(value, list) else value
