@@ -1,25 +1,15 @@
-"""What text goes with a clip.
+"""What text goes with the clips of a film.
 
 A film's own captions are in a text or JSON file beside it, as `video_folder` reads them. A film
-without one is captioned by its name and its folder's, which says what somebody called the file and
-not what is seen; the table says so.
-
-Learned captions come from commands, each of which prints one caption: of the middle frame, of the
-clip, and of both merged by a language model. Training draws them with probabilities .5, .25 and .25
-(Stable Video Diffusion, section 3.1), because the first is stored twice.
+without one is captioned by its name, or its folder's, which says what somebody called the file and
+not what is seen; the table says so. `captioning` replaces both by captions of learned models.
 """
 
 import dataclasses
 import re
-import shlex
-import subprocess
 from pathlib import Path
 
 from vdm_jax.data import text_files, video_folder
-from vdm_jax.data.source import DataError
-from vdm_jax.data.video_container import Unusable
-
-_SECONDS = 600  # that a command may take for one clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,32 +33,3 @@ def _words(name: str) -> str:
     """A file's name as words: separators become spaces, numbers that stand alone are left out."""
     words = re.split(r"[\s_.+\-]+", text_files.clean(text_files.readable(name)))
     return " ".join(word for word in words if word and not word.isdigit())
-
-
-def run_command(command: str, **values: str) -> str:
-    """The text that a command prints.
-
-    command: in which `{name}` stands for a value; it is not run by a shell. Raises Unusable where
-    it fails or prints nothing, DataError where it cannot be started or names another value.
-    """
-    try:
-        arguments = [part.format(**values) for part in shlex.split(command)]
-    except (KeyError, IndexError, ValueError) as error:
-        known = ", ".join(f"{{{name}}}" for name in values)
-        raise DataError(
-            f"captions: {command!r} is no command ({error}); it may use {known}"
-        ) from None
-    try:
-        done = subprocess.run(
-            arguments, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except OSError as error:
-        raise DataError(f"captions: {arguments[0]!r} cannot be started: {error.strerror}") from None
-    except subprocess.TimeoutExpired:
-        raise Unusable(f"its caption took more than {_SECONDS} s") from None
-    text = " ".join(done.stdout.split())
-    if done.returncode or not text:
-        lines = done.stderr.strip().splitlines()
-        detail = f": {lines[-1]}" if lines else ""
-        raise Unusable(f"its caption failed with status {done.returncode}{detail}")
-    return text_files.clean(text)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vdm_jax.data.curation import engine, filters, output, report, table
+from vdm_jax.data.curation import captioning, engine, filters, output, report, table
 from vdm_jax.data.curation.engine import Run, Work
 from vdm_jax.data.curation.records import Content
 from vdm_jax.data.curation.settings import Settings
@@ -56,6 +56,7 @@ def run(
     with engine.locked(out):
         left_out = engine.measure_all(work, pool, progress)
         rows, contents = _rows(work, left_out)
+        rows = captioning.caption(work, rows, pool, progress)
         table_path = table.write(out, rows, work)
         report_path = report.write(out, rows, contents, work.settings)
         count = output.write_shards(work, rows, pool, progress) if shards else 0

@@ -84,10 +84,14 @@ class Look:
     """Scores of pictures beside the built-in ones.
 
     Attributes:
-      scorers: each is "MODULE:NAME" of a `look.Scorer`, or of a function without arguments that
+      clip: a folder of a published CLIP; aesthetics: a file of LAION's aesthetics head on it
+        (`aesthetics`). "" = without.
+      scorers: further ones; each is "MODULE:NAME" of a `look.Scorer`, or of a function without arguments that
         returns one.
     """
 
+    clip: str = ""
+    aesthetics: str = ""
     scorers: tuple[str, ...] = ()
 
 
@@ -105,6 +109,24 @@ class Duplicates:
     distance: int = 8
     share: float = 0.5
     least_detail: float = 6.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Commands that print captions of kept clips; "" = none.
+
+    They are not run by a shell. `{image}` stands for a PNG of the clip's middle frame, `{video}`
+    for an MP4 of the clip.
+
+    Attributes:
+      frame: of the middle frame.
+      clip: of the clip.
+      merge: of the other two texts, `{frame}` and `{clip}`.
+    """
+
+    frame: str = ""
+    clip: str = ""
+    merge: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +172,7 @@ class Settings:
     text: Text = Text()
     look: Look = Look()
     duplicates: Duplicates = Duplicates()
+    captions: Captions = Captions()
     output: Output = Output()
     keep: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(RANGES))
 
@@ -164,6 +187,10 @@ class Settings:
         _check("samples.hash_rate", self.samples.hash_rate, least=0.1)
         _check("duplicates.share", self.duplicates.share, least=0.01, most=1)
         _check("duplicates.distance", self.duplicates.distance, least=0, most=31)
+        if bool(self.look.clip) != bool(self.look.aesthetics):
+            raise DataError("look.clip and look.aesthetics: both are needed, or neither")
+        if self.captions.merge and not (self.captions.frame and self.captions.clip):
+            raise DataError("captions.merge: needs captions.frame and captions.clip")
         _check("output.quality", self.output.quality, least=0, most=51)
         _check("output.side", self.output.side, least=0)
         if self.text.detector not in ("none", "rapidocr"):

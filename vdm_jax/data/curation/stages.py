@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from vdm_jax.data.curation import cuts, look, motion, text, tracks
+from vdm_jax.data.curation import aesthetics, cuts, look, motion, text, tracks
 from vdm_jax.data.curation.clips import Clip, View
 from vdm_jax.data.curation.cuts import Transition
 from vdm_jax.data.curation.settings import Settings, digest
@@ -66,6 +66,9 @@ class Plan:
         if settings.text.detector != "none":
             detector = text.load(settings.text)
             found.append(stage("text", (detector.version, settings.text.least_score), detector))
+        if settings.look.aesthetics:
+            version = (aesthetics.VERSION, settings.look.clip, settings.look.aesthetics)
+            found.append(stage("aesthetics", version, aesthetics.Aesthetics(settings.look)))
         for reference in settings.look.scorers:
             scorer = look.load_scorer(reference)
             found.append(stage(scorer.name, scorer.version, scorer))
