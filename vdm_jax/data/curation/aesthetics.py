@@ -54,10 +54,10 @@ def _load(folder: str, file: str) -> Callable[[UInt8[np.ndarray, "h w 3"]], floa
         network, params = CLIPVisionEncoder(network.vision), params["vision"]
     if not isinstance(network, CLIPVisionEncoder) or not network.config.projection:
         raise DataError(f"look.clip = {folder!r}: holds no image encoder with a projection")
-    if network.config.projection != head[0][0].shape[1]:
+    width, given = head[0][0].shape[1], network.config.projection
+    if width != given:
         raise DataError(
-            f"look.aesthetics = {file!r}: takes {head[0][0].shape[1]} features, but look.clip gives "
-            f"{network.config.projection}"
+            f"look.aesthetics = {file!r}: takes {width} features, but look.clip gives {given}"
         )
     size = network.config.image_size
     preprocess = Preprocessing(shorter=size, crop=(size, size))

@@ -86,8 +86,8 @@ class Look:
     Attributes:
       clip: a folder of a published CLIP; aesthetics: a file of LAION's aesthetics head on it
         (`aesthetics`). "" = without.
-      scorers: further ones; each is "MODULE:NAME" of a `look.Scorer`, or of a function without arguments that
-        returns one.
+      scorers: further ones; each is "MODULE:NAME" of a `look.Scorer`, or of a function without
+        arguments that returns one.
     """
 
     clip: str = ""
