@@ -73,10 +73,14 @@ def test_gradual_transitions_can_be_left_out():
     assert found(film, cuts.CutFinder(Cuts(gradual=False), films.FPS)) == []
 
 
-def test_known_cuts_are_reported_once_and_in_order():
+def test_known_cuts_are_reported_once_in_order_and_at_once():
     film = np.concatenate([films.scene(seed, 40) for seed in range(3)])
     known = [Transition(40, 40), Transition(70, 84)]
     assert found(film, cuts.KnownCuts(known)) == known
+    finder = cuts.KnownCuts(known)
+    reported = {n: one for n, picture in enumerate(film) if (one := finder.add(picture))}
+    assert reported == {40: known[:1], 84: known[1:]}
+    assert finder.settled == 120
 
 
 def test_transitions_that_overlap_are_one():

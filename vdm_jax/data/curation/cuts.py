@@ -103,15 +103,16 @@ class KnownCuts:
 
     def __init__(self, transitions: list[Transition]):
         self._waiting = deque(transitions)
+        self._number = 0
         self.settled = 0
 
     def add(self, picture: UInt8[np.ndarray, "h w 3"]) -> list[Transition]:
-        self.settled += 1
+        self._number += 1
         ready = []
-        while self._waiting and self._waiting[0].last < self.settled:
+        while self._waiting and self._waiting[0].last < self._number:
             ready.append(self._waiting.popleft())
-        if self._waiting:
-            self.settled = min(self.settled, max(self._waiting[0].first, self.settled - 1))
+        first = self._waiting[0].first if self._waiting else self._number
+        self.settled = min(first, self._number)
         return ready
 
     def finish(self) -> list[Transition]:
