@@ -56,7 +56,7 @@ def test_scores_are_the_heads(monkeypatch, head, encoder):
     scorer = aesthetics.Aesthetics(Look(clip="a folder", aesthetics=str(head)))
     clips = view()
     pictures = np.stack(clips.picks)
-    images = Preprocessing(shorter=16, crop=(16, 16))(pictures)
+    images = jnp.asarray(Preprocessing(shorter=16, crop=(16, 16))(pictures))
     embedded = np.asarray(encoder.network.apply({"params": encoder.params}, images).pooled)
     x = (embedded / np.linalg.norm(embedded, axis=1, keepdims=True)).T
     for number in (0, 2, 4):

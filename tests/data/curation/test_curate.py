@@ -8,14 +8,16 @@ import shutil
 import signal
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet
 import pytest
 
 from tests.data.curation import films
-from vdm_jax.data.curation import curate, engine, scan
+from vdm_jax.data.curation import curate, engine, film, scan
 from vdm_jax.data.curation.settings import Clips, Output, Settings
 from vdm_jax.data.source import DataError
+from vdm_jax.data.video_container import Unusable
 from vdm_jax.data.video_shards import VideoShards
 
 SETTINGS = Settings(clips=Clips(least=1.0, most=10.0), output=Output(shard_minutes=0.1))
@@ -38,6 +40,11 @@ def videos(tmp_path_factory):
     shutil.copy(root / "long.mp4", root / "sub" / "same bytes.mp4")
     films.write(root / "z copy.mp4", films.scene(8, 60)[3:, :, ::-1], gop=12)
     (root / "empty.mp4").touch()
+    with av.open(str(root / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp")
+        silence.rate = 8000
+        container.mux([*stream.encode(silence), *stream.encode()])
     (root / "text.mp4").write_text("not a film")
     broken = (root / "long.mp4").read_bytes()
     (root / os.fsdecode(b"caf\xe9.mp4")).write_bytes(broken[: len(broken) // 2])
@@ -79,11 +86,13 @@ def test_every_film_has_its_rows(curated):
         "sub/same bytes.mp4",
         "z copy.mp4",
         "empty.mp4",
+        "sound.mp4",
         "text.mp4",
         "caf\\xe9.mp4",
         "short.mp4",
     }
     assert [row["reason"] for row in by_film["empty.mp4"]] == ["is empty"]
+    assert by_film["sound.mp4"][0]["reason"] == "has no video, only audio"
     assert by_film["text.mp4"][0]["reason"].startswith("unreadable")
     assert by_film["caf\\xe9.mp4"][0]["reason"].startswith("unreadable")
     assert by_film["sub/same bytes.mp4"][0]["reason"] == "copy of long.mp4"
@@ -91,7 +100,7 @@ def test_every_film_has_its_rows(curated):
     trim = round(SETTINGS.clips.trim * films.FPS)
     found = [(row["start_frame"], row["end_frame"]) for row in by_film["long.mp4"]]
     assert found == [(0, 50 - trim), (50 + trim, 98 - trim), (98 + trim, 150)]
-    assert results.failed == 4
+    assert results.failed == 5
     assert by_film["still.mp4"][0]["reason"].startswith("motion 0")
     assert "still 1 is outside :0.9" in by_film["still.mp4"][0]["reason"]
     (street,), (copy,) = by_film["sub/street.mp4"], by_film["z copy.mp4"]
@@ -277,3 +286,26 @@ def test_a_film_that_ends_its_process_is_one_row(videos, tmp_path):
     assert set(recorded) == set(names)
     assert recorded["text.mp4"].failure == "reading it ended the process"
     assert recorded["long.mp4"].digest and recorded["z copy.mp4"].digest
+
+
+def test_a_frame_that_memory_would_not_hold_is_refused(videos, monkeypatch):
+    monkeypatch.setattr(film, "MOST_PIXELS", 64 * 96 - 1)
+    with pytest.raises(Unusable, match="frames of 96 x 64 pixels: at most 6143 are read"):
+        film.identify(videos / "still.mp4")
+
+
+def test_a_film_is_used_up_to_its_damage(videos, tmp_path):
+    """The decoder's errors end the film, as a note; what lies before is measured."""
+    content = bytearray((videos / "long.mp4").read_bytes())
+    index = film.identify(videos / "long.mp4").file.index
+    number = int(index.keys[3, 1])
+    with av.open(str(videos / "long.mp4")) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        start, size = packets[number].pos, packets[number].size
+    content[start : start + size] = bytes(size)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(content)
+    _, measured = scan.measure(path, film.identify(path), SETTINGS)
+    assert 60 <= measured.frames <= 80
+    assert measured.note.startswith(f"damaged after {measured.frames} frames")
+    assert measured.clips and measured.clips[-1].end <= measured.frames

@@ -1,5 +1,7 @@
 """The files of clips hold exactly the clips' frames, copied or coded anew."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -90,3 +92,15 @@ def test_a_film_that_is_shorter_than_measured_is_an_error(tmp_path):
     path = video_files.write(tmp_path / "film.mp4", video_files.Video(frames=30))
     with pytest.raises(DataError, match="ends before frame 50"):
         cut(path, [Clip(20, 50)], tmp_path, copy=False)
+
+
+@pytest.mark.parametrize("changes", [{"quarter_turns": 1}, {"mirror": True}, {"sar": Fraction(2)}])
+def test_clips_of_turned_films_are_upright(tmp_path, changes):
+    path = video_files.write(tmp_path / "film.mp4", video_files.Video(frames=24, gop=12, **changes))
+    (target,), (inner,) = cut(path, [Clip(12, 24)], tmp_path)
+    shown = [
+        np.stack([frame.picture(64) for frame in film.frames(file, video_indexing.build(file))])
+        for file in (path, target)
+    ]
+    assert inner == Clip(12, 24)
+    assert np.abs(shown[0][12:].astype(int) - shown[1]).mean() < 4

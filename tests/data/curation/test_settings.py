@@ -18,6 +18,9 @@ from vdm_jax.data.source import DataError
         ({"keep": {"motion": "fast"}}, r"keep.motion = 'fast': must be LEAST:MOST"),
         ({"keep": {"duplicate": "all"}}, r"keep.duplicate = 'all': allowed are first, and empty"),
         ({"clips": {"length": 3}}, r"clips.length: no such field; fields of clips are trim"),
+        ({"clips": {"least": "long"}}, r"clips.least = 'long': must be a float"),
+        ({"cuts": {"gradual": 1}}, r"cuts.gradual = 1: must be a bool"),
+        ({"keep": {"motion": 0.5}}, r"keep.motion = 0.5: must be a str"),
         ({"clip": {}}, r"clip: not a section; sections are cuts"),
     ],
 )
@@ -35,6 +38,7 @@ def test_ranges():
 def test_settings_survive_json():
     settings = Settings.from_dict({"clips": {"most": 9.0}, "keep": {"mine": "1:2"}})
     assert Settings.from_dict(settings.to_dict()) == settings
+    assert Settings.from_dict({"clips": {"most": 9}}).clips.most == 9.0
     assert settings.keep["mine"] == "1:2" and settings.keep["black"] == ":0.5"
 
 

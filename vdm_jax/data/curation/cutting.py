@@ -67,7 +67,9 @@ def write(
 def copyable(index: VideoIndex, clip: Clip, slack: float) -> Clip | None:
     """The longest clip inside of this one whose packets can be copied; None where none is long
     enough. slack: seconds that it may lack at each end."""
-    if not len(index.packets) or index.geometry.aspect != 1:
+    geometry = index.geometry
+    turned = geometry.swap or geometry.flip_rows or geometry.flip_columns
+    if not len(index.packets) or geometry.aspect != 1 or turned:
         return None
     frames = round(slack * index.fps)
     keys = index.keys[:, 0]

@@ -214,7 +214,10 @@ class Settings:
             if name not in known or not isinstance(content, Mapping):
                 raise DataError(f"{name}: not a section; sections are {', '.join(known)}")
             if name == "keep":
-                sections[name] = {**RANGES, **content}
+                sections[name] = {
+                    **RANGES,
+                    **{k: _read(f"keep.{k}", v, "") for k, v in content.items()},
+                }
                 continue
             default = known[name].default
             fields = [field.name for field in dataclasses.fields(default)]
@@ -222,11 +225,11 @@ class Settings:
                 raise DataError(
                     f"{name}.{unknown[0]}: no such field; fields of {name} are {', '.join(fields)}"
                 )
-            content = {
-                key: tuple(value) if isinstance(value, list) else value
+            read = {
+                key: _read(f"{name}.{key}", value, getattr(default, key))
                 for key, value in content.items()
             }
-            sections[name] = dataclasses.replace(default, **content)
+            sections[name] = dataclasses.replace(default, **read)
         return cls(**sections)
 
     def to_dict(self) -> dict[str, Any]:
@@ -263,6 +266,17 @@ def digest(*values: Any) -> str:
     """A short name of values that JSON can write: equal values have equal names."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(name: str, value: Any, default: Any) -> Any:
+    """A value as JSON has it, of the default's type. Raises DataError."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(default, float) and type(value) in (int, float):
+        return float(value)
+    if type(value) is not type(default):
+        raise DataError(f"{name} = {value!r}: must be a {type(default).__name__}")
+    return value
 
 
 def _check(name: str, value: float, *, least: float, most: float = math.inf) -> None:
