@@ -1,5 +1,5 @@
 """Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), gpu12 (CUDA 12),
-pathways, compile, eval, text, docs and test.
+pathways, compile, eval, text, curation, ocr, beam, docs and test.
 
 The bounds here are the oldest versions that work. `launch/constraints.txt` pins one version of
 every package, for the environments that launch/setup_env.sh makes."""
@@ -11,6 +11,8 @@ from setuptools.command.build_py import build_py
 
 JAX = ">=0.10"
 DOCS = ["sphinx>=8.0", "myst-nb>=1.2", "sphinx-book-theme>=1.1", "sphinx-copybutton>=0.5"]
+# What cuts, measures and lists clips of films.
+CURATION = ["opencv-python-headless>=4.10", "pyarrow>=17", "scenedetect-headless>=0.7"]
 # libtpu of the version that JAX asks for: it compiles for TPUs on machines without any.
 TPU_COMPILER = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
@@ -100,12 +102,15 @@ setup(
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
         "docs": DOCS,
+        "curation": CURATION,
+        "ocr": ["rapidocr-onnxruntime>=1.4"],
+        "beam": ["apache-beam>=2.70", *CURATION],
         "test": [
             *DOCS,
+            *CURATION,
             "chex>=0.1.90",
             TPU_COMPILER,
             "h5py>=3.10",
-            "opencv-python-headless>=4.10",
             "scipy>=1.14",
             "sentencepiece>=0.2",
             "pytest>=8.0",

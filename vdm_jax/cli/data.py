@@ -1,4 +1,4 @@
-"""`vdm data prepare`, `vdm data show`, `vdm data embed` and `vdm data shard`."""
+"""`vdm data` and its commands."""
 
 import importlib
 
@@ -10,12 +10,16 @@ MODULES = {
     "show": "show_data",
     "embed": "embed_text",
     "shard": "shard_data",
+    "curate": "curate",
+    "report": "report_data",
 }
 _COMMANDS = {
     "prepare": "render, or download, a data set",
     "show": "write a picture of a data set's clips and captions",
     "embed": "embed the captions of a data set by a frozen text encoder",
     "shard": "write a folder of videos as few large files",
+    "curate": "make a training set of a folder of films",
+    "report": "write the report of a curation, with other ranges of scores",
 }
 _HEAD = """usage: vdm data COMMAND [FLAGS]
 

@@ -302,7 +302,7 @@ def look_at(path: Path) -> tuple[VideoFile | Unusable, tuple[str, ...], bool]:
             fresh = True
             found = _read(path)
             index_cache.remember(str(path), changed, found)
-        return found, (() if isinstance(found, Unusable) else _sidecar(path)), fresh
+        return found, (() if isinstance(found, Unusable) else captions_beside(path)), fresh
     except Unusable as reason:
         return reason, (), fresh
     except Exception as error:  # whatever a damaged file makes a demuxer or a codec raise
@@ -321,7 +321,7 @@ def _read(path: Path) -> VideoFile | Unusable:
         return Unusable(f"unreadable: {video_container.reason_of(error)}")
 
 
-def _sidecar(path: Path) -> tuple[str, ...]:
+def captions_beside(path: Path) -> tuple[str, ...]:
     """The captions beside a file, or else its folder's name. Raises Unusable."""
     text, jason = path.with_suffix(".txt"), path.with_suffix(".json")
     try:

@@ -18,7 +18,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,28 @@ def _shards(root: Path, shard_bytes: int) -> Iterator[list[list[Any]]]:
 
 
 def _write_shard(root: Path, files: list[list[Any]], index: epath.Path) -> None:
-    """Writes the records, and then the index: what has an index is whole."""
-    videos, skipped = [], {}
+    found = ((name, root / name, *video_folder.look_at(root / name)[:2]) for name, _ in files)
+    pack(index, files, found)
+
+
+def pack(
+    index: epath.Path,
+    files: list[list[Any]],
+    videos: Iterable[tuple[str, Path, VideoFile | Unusable, Sequence[str]]],
+) -> None:
+    """Writes a shard: the records, and then the index; a shard that has an index is complete.
+
+    Args:
+      index: its path, `shard-NNNNN.json`.
+      files: what identifies the shard's content, in JSON's types; stored as it is.
+      videos: of each its name, where it lies, its index or why it cannot be used, its captions. A
+        file is read before the next is asked for.
+    """
+    rows, skipped = [], {}
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, "shard")
         writer = ArrayRecordWriter(str(local), _WRITING)
-        for name, _ in files:
-            file, captions, _ = video_folder.look_at(root / name)
+        for name, path, file, captions in videos:
             if isinstance(file, Unusable):
                 skipped[name] = str(file)
                 continue
@@ -147,13 +162,13 @@ def _write_shard(root: Path, files: list[list[Any]], index: epath.Path) -> None:
             row = {"name": name, "captions": list(captions), "file": fields}
             description = json.dumps(row).encode()
             length = len(description).to_bytes(8, "little")
-            writer.write(length + description + (root / name).read_bytes())
-            videos.append(row)
+            writer.write(length + description + path.read_bytes())
+            rows.append(row)
         writer.close()
         size = local.stat().st_size
         epath.Path(local).copy(index.with_suffix(".array_record"), overwrite=True)
     content = {"format": _FORMAT, "files": files, "bytes": size}
-    content |= {"videos": videos, "skipped": skipped}
+    content |= {"videos": rows, "skipped": skipped}
     written = index.with_suffix(".tmp")
     written.write_text(json.dumps(content))
     written.replace(index)
