@@ -13,6 +13,7 @@ accelerator is used: TPUs need the package libtpu (pip install -e ".[compile]").
 Results are kept in ~/.cache/vdm_jax/compile by the hash of the lowered program.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,37 @@ from vdm_jax.cli import common, compile_pages, compiling
 
 
 def main(arguments: list[str]) -> int:
+    parser = _parser()
+
+    from vdm_jax import config as config_lib
+
+    overrides, arguments = config_lib.split_overrides(arguments)
+    options = parser.parse_args(arguments)
+    if options.pages:
+        page = Path(options.pages)
+        return compile_pages.write(page, effort=options.effort, use_cache=not options.no_cache)
+    if not options.config or not options.topology:
+        parser.error("--config and --topology are needed")
+    overrides |= _as_overrides(options)
+    request = compiling.Request(
+        config=options.config,
+        overrides=overrides,
+        topology=options.topology,
+        slices=options.slices,
+        what=options.what,
+        effort=options.effort,
+    )
+    report = compiling.run(
+        request, tries=options.tries, use_cache=not options.no_cache, quiet=options.json
+    )
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    return 0 if report["fits"] else 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = common.parser("vdm compile", __doc__)
     parser.add_argument("--config", metavar="CONFIG", help="a configuration: a name or a file")
     parser.add_argument(
@@ -79,33 +111,7 @@ def main(arguments: list[str]) -> int:
         metavar="FILE",
         help="write a page about the paper-scale configurations (default docs/pods.md)",
     )
-
-    from vdm_jax import config as config_lib
-
-    overrides, arguments = config_lib.split_overrides(arguments)
-    options = parser.parse_args(arguments)
-    if options.pages:
-        page = Path(options.pages)
-        return compile_pages.write(page, effort=options.effort, use_cache=not options.no_cache)
-    if not options.config or not options.topology:
-        parser.error("--config and --topology are needed")
-    overrides |= _as_overrides(options)
-    request = compiling.Request(
-        config=options.config,
-        overrides=overrides,
-        topology=options.topology,
-        slices=options.slices,
-        what=options.what,
-        effort=options.effort,
-    )
-    report = compiling.run(
-        request, tries=options.tries, use_cache=not options.no_cache, quiet=options.json
-    )
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        _print(report)
-    return 0 if report["fits"] else 2
+    return parser
 
 
 def _as_overrides(options) -> dict[str, str]:

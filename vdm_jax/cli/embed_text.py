@@ -17,41 +17,7 @@ from vdm_jax.cli import common, outputs
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm data embed", __doc__)
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="CONFIG",
-        help="with a frozen text.encoder: a name or a file",
-    )
-    parser.add_argument(
-        "--shard",
-        type=_shard,
-        default=(0, 1),
-        metavar="I/N",
-        help="embed the share of process I of N, 0 to N - 1 (default 0/1: all)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=common.positive,
-        default=32,
-        metavar="N",
-        help="captions embedded at once (default 32)",
-    )
-    parser.add_argument(
-        "--captions_per_file",
-        type=common.positive,
-        default=1024,
-        metavar="N",
-        help="what is lost at most when the command is stopped (default 1024)",
-    )
-    parser.add_argument(
-        "--mesh",
-        default="",
-        metavar="AXES",
-        help="lay the encoder over this process's devices, for example tensor=4 or data=2,fsdp=2 "
-        "(default: one device)",
-    )
+    parser = _parser()
 
     from vdm_jax import config as config_lib
 
@@ -103,6 +69,45 @@ def main(arguments: list[str]) -> int:
     rate = f", {len(wanted) / seconds:.1f} captions a second" if wanted else ""
     print(f"{folder}: complete{share}, in {seconds:.0f} s{rate}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.parser("vdm data embed", __doc__)
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="CONFIG",
+        help="with a frozen text.encoder: a name or a file",
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="embed the share of process I of N, 0 to N - 1 (default 0/1: all)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=common.positive,
+        default=32,
+        metavar="N",
+        help="captions embedded at once (default 32)",
+    )
+    parser.add_argument(
+        "--captions_per_file",
+        type=common.positive,
+        default=1024,
+        metavar="N",
+        help="what is lost at most when the command is stopped (default 1024)",
+    )
+    parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="AXES",
+        help="lay the encoder over this process's devices, for example tensor=4 or data=2,fsdp=2 "
+        "(default: one device)",
+    )
+    return parser
 
 
 def _missing(folder: Path, captions: list[str]) -> list[str]:
