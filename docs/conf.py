@@ -39,6 +39,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints_format = "short"
 napoleon_use_ivar = True  # an attribute that a docstring describes is not listed twice
+suppress_warnings = ["ref.python"]  # attributes of one name are no cross-references
 napoleon_attr_annotations = False  # shapes are no markup
 
 
