@@ -30,7 +30,7 @@ _SCHEDULERS = {latent_image.NAME: latent_image.make_scheduler}
 # The systems that take and write published LoRA files.
 _LORAS = {latent_image.NAME: latent_image}
 # The systems of published pipelines, by the class that model_index.json names.
-_PIPELINES = {"StableDiffusionPipeline": latent_image}
+_PIPELINES = dict.fromkeys((latent_image.GENERATES, latent_image.EDITS), latent_image)
 
 
 def build(config) -> Stage:

@@ -75,7 +75,7 @@ def build(
             "ControlVideo needs a latent image model, whose network is a LatentUNet; write a LoRA "
             "with its base first (vdm convert --to=diffusers --merged)"
         )
-    _check_controlnet(stage, controlnet)
+    check_controlnet(stage, controlnet)
     least = 2 if attention == ALL else 1
     if frames < least:
         raise ValueError(f"frames = {frames}: must be at least {least}")
@@ -111,7 +111,8 @@ def add_params(params: PyTree, controlnet: PyTree) -> dict[str, Any]:
     return {**params, CONTROLNET: controlnet}
 
 
-def _check_controlnet(stage: Stage, controlnet: ControlNet) -> None:
+def check_controlnet(stage: Stage, controlnet: ControlNet) -> None:
+    """Raises ValueError where a ControlNet does not fit an image model."""
     network = stage.network
     for name in ("unet", "in_channels", "settings"):
         ours, theirs = getattr(network, name), getattr(controlnet, name)
