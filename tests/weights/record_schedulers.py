@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import safetensors.numpy
 import torch
+from diffusers.schedulers import scheduling_euler_ancestral_discrete
 
 FILE = Path(__file__).parent / "golden" / "schedulers.safetensors"
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -26,6 +27,7 @@ SVD = {
     "use_karras_sigmas": True,
 }
 EULER, DPM = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+ANCESTRAL = "EulerAncestralDiscreteScheduler"
 CASES = [
     ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
     ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
@@ -48,6 +50,8 @@ CASES = [
     (DPM, {"timestep_spacing": "trailing"}),
     (DPM, {"timestep_spacing": "linspace", "prediction_type": "v_prediction"}),
     (DPM, {"use_karras_sigmas": True}),
+    (ANCESTRAL, {"timestep_spacing": "linspace", "steps_offset": 1}),
+    (ANCESTRAL, {"timestep_spacing": "leading", "prediction_type": "v_prediction"}),
 ]
 STEPS = 20
 
@@ -55,6 +59,11 @@ STEPS = 20
 def network(z, t, cos, sin, roll):
     """The same numbers in every library."""
     return 0.3 * z * cos(t / 200) + 0.1 * roll(z) + 0.05 * sin(t / 50)
+
+
+def added_noise(*_, **__):
+    """In the place of random noise, of every step."""
+    return torch.cos(torch.arange(16.0)).reshape(1, 4, 2, 2)
 
 
 def record(name, settings):
@@ -66,12 +75,13 @@ def record(name, settings):
         scaled = scheduler.scale_model_input(z, t)
         output = network(scaled, t.float(), torch.cos, torch.sin, lambda x: torch.roll(x, 1, 1))
         z = scheduler.step(output, t, z).prev_sample
-        after = scheduler.sigmas[i + 1] if name == EULER else 0.0
+        after = scheduler.sigmas[i + 1] if name in (EULER, ANCESTRAL) else 0.0
         found.append(np.asarray(z / (1 + after**2) ** 0.5))
     return scheduler.to_json_string(), np.stack(found)
 
 
 if __name__ == "__main__":
+    scheduling_euler_ancestral_discrete.randn_tensor = added_noise
     configs, tensors = {}, {}
     for i, case in enumerate(CASES):
         configs[str(i)], tensors[str(i)] = record(*case)

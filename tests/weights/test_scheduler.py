@@ -29,7 +29,10 @@ def golden():
 
 
 @pytest.mark.parametrize("config,trajectory", golden())
-def test_every_step_equals_the_original(config, trajectory):
+def test_every_step_equals_the_original(config, trajectory, monkeypatch):
+    # What the recording has in the place of random noise.
+    added = jnp.cos(jnp.arange(16.0)).reshape(1, 4, 2, 2)
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: added)
     published = scheduler.from_config(config, Path("scheduler_config.json"))
     sampling = published.sampling(STEPS)
     levels = np.asarray(sampling["grid"].levels, np.float32)

@@ -94,6 +94,41 @@ def read(video: UInt8[np.ndarray, "f h w 3"]) -> list[Reading]:
     return readings
 
 
+def foregrounds(videos: UInt8[np.ndarray, "n f h w 3"]) -> Bool[np.ndarray, "n f h w"]:
+    """Where clips of 64 x 64 show what their background does not explain: their objects.
+
+    Nothing where no background is recognised. Raises ValueError for another size.
+    """
+    check_size("videos", videos.shape[1:])
+    return np.stack([_foreground(video) for video in videos])
+
+
+def _foreground(video: UInt8[np.ndarray, "f h w 3"]) -> Bool[np.ndarray, "f h w"]:
+    pixels = matching.halved(video.astype(np.float32) / 255)
+    if (ground := _background(pixels)) is None:
+        return np.zeros(video.shape[:3], bool)
+    cost = matching.make_view(pixels, ground).cost[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    return (cost > MOST_COST / 2).repeat(2, axis=1).repeat(2, axis=2)
+
+
+def centres(video: UInt8[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "f 2"] | None:
+    """The centre (x, y) of the plainest object in each frame, in frame widths; None where no object
+    is seen. Raises ValueError for another shape than `read`'s."""
+    check_size("video", video.shape)
+    pixels = matching.halved(video.astype(np.float32) / 255)
+    view = matching.make_view(pixels, _background(pixels))
+    if view.cost.sum((1, 2)).mean() < MIN_GAIN:
+        return None
+    track = _follow(view, _search(view))
+    return track.centre if np.median(track.gain) >= MIN_GAIN else None
+
+
+def check_size(name: str, shape: Sequence[int]) -> None:
+    """Raises ValueError where clips (f, h, w, 3) have another size than scenes."""
+    if tuple(shape[1:]) != (SIZE, SIZE, 3):
+        raise ValueError(f"{name}: clips {list(shape)}: must be [f, {SIZE}, {SIZE}, 3]")
+
+
 def _chosen(frames: int) -> Int[np.ndarray, "n"]:
     """The frames of a clip in which everything is searched."""
     return np.unique(np.linspace(0, frames - 1, _FRAMES).astype(int))

@@ -134,7 +134,8 @@ class Condition(Protocol):
 
     Attributes:
       name: its own, unique in a stage; guidance nulls conditions by it.
-      mechanism: how it enters the network: "vector", "tokens" or "channels".
+      mechanism: how it enters the network: "vector", "tokens" or "channels"; "none" where only the
+        sampler reads it.
       dropout: chance of the null condition in training.
       like_z: the keys of `Cond` that are cut in space and time as z is.
       reach: how far those depend on the clip along frames, rows and columns; None = on all of it.

@@ -229,6 +229,22 @@ class Sampler:
             denoiser = self.threshold(denoiser, stage, logsnrs)
         return denoiser, rule
 
+    def run(
+        self,
+        key: Key[Array, ""],
+        denoiser: Denoiser,
+        rule: samplers.Rule,
+        z: Float[Array, "b f h w c"],
+        cond: PyTree,
+        callback: Callback | None = None,
+        watch: Callable[[Array, Array], None] | None = None,
+    ) -> Float[Array, "b f h w c"]:
+        """z at the end of the grid, from z at its beginning: what a subclass does otherwise.
+
+        callback, watch: see `diffusion.samplers.sample`.
+        """
+        return samplers.sample(key, denoiser, rule, self.logsnrs(), z, cond, callback, watch)
+
     def stream(
         self,
         params: PyTree,
@@ -367,7 +383,7 @@ class Sampler:
             watch = None
             if preview is not None:
                 watch = _watch(preview, self.steps, self.plan, space, frozen)
-            z = samplers.sample(steps_key, denoiser, rule, self.logsnrs(), z, cond, callback, watch)
+            z = self.run(steps_key, denoiser, rule, z, cond, callback, watch)
             video = space.decode(z, frozen)[0]
             return to_uint8(video), jnp.all(jnp.isfinite(video))
 

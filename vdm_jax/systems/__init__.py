@@ -49,7 +49,7 @@ _SCHEDULERS = {name: system.make_scheduler for name, system in _LATENT.items()}
 _LORAS = {latent_image.NAME: latent_image, stable_video.NAME: stable_video_folder}
 # The systems of published pipelines, by the class that model_index.json names.
 _PIPELINES = {
-    "StableDiffusionPipeline": latent_image,
+    **dict.fromkeys((latent_image.GENERATES, latent_image.EDITS), latent_image),
     "StableVideoDiffusionPipeline": stable_video_folder,
     "WanPipeline": video_dit,
 }

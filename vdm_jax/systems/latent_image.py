@@ -1,4 +1,5 @@
-"""Latent diffusion of images (Rombach et al. 2022), as Stable Diffusion 1 and 2 are published.
+"""Latent diffusion of images (Rombach et al. 2022), as Stable Diffusion 1 and 2 are published, and
+InstructPix2Pix (Brooks et al. 2023), whose U-Net takes the latents of the image that is edited too.
 
 A frozen autoencoder makes latents of an image (section 3.1). A U-Net is trained on them by noise or
 velocity prediction on a discrete grid of timesteps (section 3.2). Pixels attend to the states of a
@@ -22,9 +23,11 @@ from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import Process
 from vdm_jax.models.autoencoder import Autoencoder, AutoencoderKL
+from vdm_jax.models.condition import Concatenated
 from vdm_jax.models.controlnet import ControlNet
 from vdm_jax.stage.conditions.hint import Hint
 from vdm_jax.stage.conditions.prompt import TextOrNull
+from vdm_jax.stage.conditions.source import SourceVideo
 from vdm_jax.stage.control import ControlStage
 from vdm_jax.stage.space import AUTOENCODER, LatentSpace
 from vdm_jax.stage.stage import Stage
@@ -37,6 +40,7 @@ from vdm_jax.weights import autoencoder as autoencoder_weights
 from vdm_jax.weights import controlnet, latent_unet, lora, published, scheduler
 
 NAME = "latent_image"
+GENERATES, EDITS = "StableDiffusionPipeline", "StableDiffusionInstructPix2PixPipeline"
 # Of the published pipeline: parts that are read, parts that sampling does not need, and settings of
 # those.
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -65,6 +69,12 @@ def build(config: ConfigDict) -> Stage:
             f"{network.settings.text_width} asks for an encoder of that width"
         )
     shape = (frames, size, config.data.image_width or size, autoencoder.in_channels)
+    space = LatentSpace(data_shape=shape, autoencoder=autoencoder, decode_frames=1)
+    conditions = [TextOrNull(encoder=encoder, drop=config.train.cond_dropout)]
+    if network.in_channels == 2 * autoencoder.latent_channels:  # it edits another image
+        source = SourceVideo(shape=shape, z_shape=space.z_shape, scale=autoencoder.scaling_factor)
+        network = network.clone(videos=(Concatenated(key=source.name),))
+        conditions.append(source)
     return Stage(
         network=network,
         process=Process(
@@ -72,9 +82,9 @@ def build(config: ConfigDict) -> Stage:
             prediction=schedule.prediction,
             loss_name=f"{schedule.prediction}_mse",
         ),
-        space=LatentSpace(data_shape=shape, autoencoder=autoencoder, decode_frames=1),
+        space=space,
         view=View(shape=shape),
-        conditions=(TextOrNull(encoder=encoder, drop=config.train.cond_dropout),),
+        conditions=tuple(conditions),
     )
 
 
@@ -259,6 +269,8 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     if "tokenizer" not in copied:
         index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
         index[_OURS] = {section: config[section].to_dict() for section in _OUR_SECTIONS}
+    if network.in_channels == 2 * _autoencoder(config).latent_channels:
+        index["_class_name"] = EDITS
     write_json(folder / published.PIPELINE, index)
     return ["unet", "scheduler", *copied]
 
@@ -270,7 +282,7 @@ def write_control(folder: Path, stage: ControlStage, params: PyTree, dtype: str)
 
 
 _INDEX = {
-    "_class_name": "StableDiffusionPipeline",
+    "_class_name": GENERATES,
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],

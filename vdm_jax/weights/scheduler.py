@@ -39,6 +39,7 @@ class Scheduler:
       ends_clean: whether the last step of "ddim" returns x̂. Otherwise it returns z at timestep 0.
       clips: whether x̂ is clipped to [-1, 1].
       continuous: whether the network takes log σ / 4 in the place of a timestep.
+      ancestral: whether the steps of "euler" add noise.
     """
 
     kind: str = "ddim"
@@ -52,6 +53,7 @@ class Scheduler:
     ends_clean: bool = True
     clips: bool = False
     continuous: bool = False
+    ancestral: bool = False
 
     @property
     def time(self) -> Timestep | NoiseTime:
@@ -89,7 +91,9 @@ class Scheduler:
         # Noise of deviation σ, and not √(σ² + 1) with the data's, for these two spacings.
         largest = float(levels.max())
         start = 1.0 if self.spacing == "leading" else largest / np.sqrt(largest**2 + 1)
-        return {"rule": solvers.Euler(), "grid": grid, "start": float(start)}
+        # In EDM's σ, DDIM with η = 1 is Euler's step to a lower σ, and noise that makes up for it.
+        rule = samplers.DDIM(eta=1.0) if self.ancestral else solvers.Euler()
+        return {"rule": rule, "grid": grid, "start": float(start)}
 
     def _ddim(self, steps: int, timesteps: np.ndarray) -> dict[str, Any]:
         stride = self.schedule.num_timesteps // steps
@@ -205,19 +209,23 @@ def from_config(config: Mapping[str, Any], path: Path) -> Scheduler:
         ends_clean=bool(read.get("set_alpha_to_one", True)),
         clips=bool(read.get("clip_sample", False)),
         continuous=continuous,
+        ancestral=name == _ANCESTRAL,
     )
 
 
+_ANCESTRAL = "EulerAncestralDiscreteScheduler"
 _READERS = {
     "DDIMScheduler": "ddim",
     "PNDMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
+    _ANCESTRAL: "euler",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
 _SPACING = {
     "DDIMScheduler": "leading",
     "PNDMScheduler": "leading",
     "EulerDiscreteScheduler": "linspace",
+    _ANCESTRAL: "linspace",
     "DPMSolverMultistepScheduler": "linspace",
 }
 _COMMON = (
@@ -241,6 +249,7 @@ _READ = {
         "sigma_max": None,
         "timestep_type": "discrete",
     },
+    _ANCESTRAL: {},
     "DPMSolverMultistepScheduler": {"use_karras_sigmas": False},
 }
 # What must have one value.
@@ -253,6 +262,7 @@ _FIXED = {
         "use_exponential_sigmas": False,
         "use_beta_sigmas": False,
     },
+    _ANCESTRAL: {},
     "DPMSolverMultistepScheduler": {
         "algorithm_type": "dpmsolver++",
         "solver_order": 2,
