@@ -23,6 +23,7 @@ from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.diffusion.schedules import alpha_sigma
 from vdm_jax.diffusion.solvers import Denoise, Rule, Stateless, ddim_step, innovation
+from vdm_jax.diffusion.unipc import UniPC
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,7 @@ RULES: Mapping[str, type] = {
     "flow_euler": solvers.FlowEuler,
     "flow_midpoint": solvers.FlowMidpoint,
     "flow_heun": solvers.FlowHeun,
+    "unipc": UniPC,
     "distilled": Distilled,
     "consistency": Consistency,
 }

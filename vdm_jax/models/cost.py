@@ -53,6 +53,7 @@ def level_table(
     is_known = isinstance(network, Network)
     flops: dict[str, int] = collections.Counter()
     kinds: dict[str, list[str]] = collections.defaultdict(list)
+    stacked, traced = (network.stacked if is_known else {}), set()
 
     def part(submodule: str) -> str:
         return network.section(submodule) if is_known else submodule
@@ -62,11 +63,15 @@ def level_table(
         module = context.module
         if context.method_name != "__call__" or not module.path:
             return output
-        name = part(module.path[0])
+        name, times = part(module.path[0]), stacked.get(module.path[0], 1)
+        if module.path[0] in stacked:
+            # A scan traces its layer as often as it likes.
+            times *= module.path not in traced
+            traced.add(module.path)
         if isinstance(module, nn.Dense | nn.DenseGeneral | nn.Conv):
-            flops[name] += 2 * math.prod(output.shape) * _fan_in(module, args[0].shape)
+            flops[name] += times * 2 * math.prod(output.shape) * _fan_in(module, args[0].shape)
         elif hasattr(module, "attention_flops"):
-            flops[name] += module.attention_flops(*args)
+            flops[name] += times * module.attention_flops(*args)
             kinds[name].append(module.LABEL)
         return output
 

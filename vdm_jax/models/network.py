@@ -1,7 +1,7 @@
 """What training and sampling ask of any network, with defaults."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -58,6 +58,11 @@ class Network(nn.Module):
     def reach(self) -> int | None:
         """An output pixel depends on input pixels up to this distance; None: on the whole frame."""
         return None
+
+    @property
+    def stacked(self) -> Mapping[str, int]:
+        """The submodules that are scanned, and the number of layers that each stacks."""
+        return {}
 
     @nn.nowrap
     def sections(self, video_shape: Sequence[int]) -> list[Section] | None:

@@ -1,10 +1,10 @@
 """Frozen text encoders: captions to the states of a language model that others trained.
 
 A `FrozenTextEncoder` is a `TextEncoder` (`text.py`) that gives embeddings in the place of token
-numbers: MiniLM, T5 v1.1's encoder as in Imagen (Saharia et al. 2022, section 2.1), or CLIP's as in
-Stable Diffusion (Rombach et al. 2022, section 3.3). Networks and shapes are known at once; weights
-are read when the first caption is encoded, so a model can be built, described, compiled and trained
-on stored embeddings where there are none.
+numbers: MiniLM, T5 v1.1's encoder as in Imagen (Saharia et al. 2022, section 2.1), umT5's as in Wan
+(Wan Team 2025, section 4.2), or CLIP's as in Stable Diffusion (Rombach et al. 2022, section 3.3).
+Networks and shapes are known at once; weights are read when the first caption is encoded, so a
+model can be built, described, compiled and trained on stored embeddings where there are none.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 from vdm_jax.models.text import clip, t5
 from vdm_jax.models.text import token_attention as transformer
 from vdm_jax.models.text.minilm import MiniLM
-from vdm_jax.models.text.subwords import batches
+from vdm_jax.models.text.subwords import batches, plain
 from vdm_jax.weights import clip as clip_weights
 from vdm_jax.weights import clip_inputs, fetch
 from vdm_jax.weights import minilm as minilm_weights
@@ -52,6 +52,7 @@ class _Family:
       states: the type of the embeddings.
       adapt: the parameters of a network, changed by LoRA files with their scales; None = such an
         encoder takes none.
+      clean: changes captions before they are tokenised; None = they stay as they are.
     """
 
     variable: str
@@ -63,6 +64,7 @@ class _Family:
     null_text: str | None = None
     states: Any = DTYPE
     adapt: Callable[[Any, PyTree, Loras], PyTree] | None = None
+    clean: Callable[[str], str] | None = None
 
 
 _FAMILIES = {
@@ -73,6 +75,18 @@ _FAMILIES = {
         make=t5.T5Encoder,
         read_config=t5_weights.read_config,
         read_folder=t5_weights.read_folder,
+    ),
+    "umt5": _Family(
+        variable="VDM_JAX_UMT5",
+        files="text_encoder/ and tokenizer/, or config.json, model.safetensors (or shards and "
+        "index) and spiece.model or tokenizer.json",
+        sizes=t5.UMT5_SIZES,
+        make=t5.T5Encoder,
+        read_config=t5_weights.read_config,
+        read_folder=t5_weights.read_folder,
+        null_text="",
+        states=np.float32,  # as published pipelines sample
+        clean=plain,
     ),
     "clip": _Family(
         variable="VDM_JAX_CLIP",
@@ -100,15 +114,15 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
 
     own: one of the caller's own, who may `place` it; else stages of equal `text` share one.
 
-    `encoder`: minilm; t5_small, t5_base, t5_large, t5_xl, t5_xxl; clip_l, clip_h, Stable Diffusion
-    1's and 2's; or t5 or clip, which are of the size that the folder's config.json says.
-    `max_length`: of tokens; CLIP fills all of them, and Stable Diffusion has 77. Optional fields:
-    `weights`, a folder of published files (`weights/t5.py`, `clip_inputs.py`, `minilm.py`), which
-    T5 and CLIP need to encode anything; the environment variable VDM_JAX_T5 or VDM_JAX_CLIP
-    overrides it, for a model that was trained elsewhere. `dtype`, in which T5 and CLIP are kept and
-    compute, float32 or bfloat16. `loras`, pairs of a LoRA file and its scale, whose entries for the
-    text encoder are added to CLIP's weights. `identity`, see `FrozenTextEncoder`. Raises
-    ValueError, FileNotFoundError.
+    `encoder`: minilm; t5_small, t5_base, t5_large, t5_xl, t5_xxl; umt5_xxl, Wan's; clip_l, clip_h,
+    Stable Diffusion 1's and 2's; or t5, umt5 or clip, which are of the size that the folder's
+    config.json says. `max_length`: of tokens; CLIP fills all of them, and Stable Diffusion has 77,
+    Wan 512. Optional fields: `weights`, a folder of published files (`weights/t5.py`,
+    `clip_inputs.py`, `minilm.py`), which all but MiniLM need to encode anything; the environment
+    variable VDM_JAX_T5, VDM_JAX_UMT5 or VDM_JAX_CLIP overrides it, for a model that was trained
+    elsewhere. `dtype`, in which they are kept and compute, float32 or bfloat16. `loras`, pairs of a
+    LoRA file and its scale, whose entries for the text encoder are added to CLIP's weights.
+    `identity`, see `FrozenTextEncoder`. Raises ValueError, FileNotFoundError.
     """
     name, weights = text["encoder"], text.get("weights", "")
     if name not in ENCODERS:
@@ -149,6 +163,7 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
         load=load,
         null_text=None if family is None else family.null_text,
         states=DTYPE if family is None else family.states,
+        clean=None if family is None else family.clean,
         expected=text.get("identity", ""),
     )
     if not own:
@@ -175,8 +190,8 @@ class _Ready(NamedTuple):
 
 
 class FrozenTextEncoder:
-    """See `TextEncoder`: `encode` gives `text_embeddings` float16, or float32 of CLIP, (n,
-    max_length, embedding_width), zero outside of `token_mask`.
+    """See `TextEncoder`: `encode` gives `text_embeddings` float16, or float32 of CLIP and umT5,
+    (n, max_length, embedding_width), zero outside of `token_mask`.
 
     Attributes:
       name: of `ENCODERS`.
@@ -199,11 +214,12 @@ class FrozenTextEncoder:
         load: Callable[[], Any],
         null_text: str | None = None,
         states: Any = DTYPE,
+        clean: Callable[[str], str] | None = None,
         expected: str = "",
         batch_size: int = 32,
     ):
         """load: gives network, parameters and tokeniser; the network must equal `network`. states:
-        the type of the embeddings."""
+        the type of the embeddings. clean: changes captions before they are tokenised."""
         if max_length < 3:
             raise ValueError(f"text.max_length = {max_length}: {name} needs at least 3")
         longest = getattr(network, "max_positions", max_length)
@@ -212,7 +228,7 @@ class FrozenTextEncoder:
         self.name, self.network = name, network
         self.max_length, self.embedding_width = max_length, embedding_width
         self.null_text, self.batch_size, self.expected = null_text, batch_size, expected
-        self._load, self._states = load, np.dtype(states)
+        self._load, self._states, self._clean = load, np.dtype(states), clean
         self._plan: Any = None
 
     @property
@@ -242,7 +258,7 @@ class FrozenTextEncoder:
         """See `TextEncoder`. Without `strict` captions that are too long are cut; with it they
         raise ValueError. Raises what reading the weights does, and FloatingPointError where an
         embedding is not a finite number of the embeddings' type."""
-        captions = list(captions)
+        captions = [self._clean(one) if self._clean else one for one in captions]
         ready = self._ready
         tokens, mask = ready.tokenizer.encode(captions, self.max_length, strict=strict)
         shape = (len(captions), self.max_length, self.embedding_width)

@@ -1,5 +1,6 @@
-"""The weights and the vocabulary of T5 v1.1's encoder (`t5.py`), from a folder as it is published:
-config.json, model.safetensors (or its shards and their index) and spiece.model."""
+"""The weights and the vocabulary of the encoders of T5 v1.1 and umT5 (`models/text/t5.py`), from a
+folder as it is published: config.json, model.safetensors (or its shards and their index), and
+spiece.model or tokenizer.json. In a pipeline's folder they lie in text_encoder/ and tokenizer/."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,11 +9,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from vdm_jax.models.text import token_attention as transformer
-from vdm_jax.models.text.subwords import SentencePiece
+from vdm_jax.models.text.subwords import SentencePiece, Unigram
 from vdm_jax.models.text.t5 import T5Config, T5Encoder
 from vdm_jax.weights import published
 
-_TOKENIZER = "spiece.model"
+_TOKENIZERS = {"spiece.model": SentencePiece.read, "tokenizer.json": Unigram.read}
+_TEXT_ENCODER, _TOKENIZER = "text_encoder", "tokenizer"
 _IN_LAYER = {
     "query": "layer.0.SelfAttention.q",
     "key": "layer.0.SelfAttention.k",
@@ -23,6 +25,7 @@ _IN_LAYER = {
     "mlp_in": "layer.1.DenseReluDense.wi_1",
     "mlp_out": "layer.1.DenseReluDense.wo",
     "mlp_norm": "layer.1.layer_norm",
+    "position_bias": "layer.0.SelfAttention.relative_attention_bias",
 }
 _OUTSIDE = {
     "norm": "encoder.final_layer_norm.weight",
@@ -35,7 +38,7 @@ class Loaded(NamedTuple):
 
     network: T5Encoder
     params: dict[str, Any]
-    tokenizer: SentencePiece
+    tokenizer: SentencePiece | Unigram
 
 
 def _is_unused(name: str) -> bool:
@@ -45,14 +48,14 @@ def _is_unused(name: str) -> bool:
 
 def read_config(folder: str | Path) -> T5Config:
     """The sizes that a folder's config.json says. Raises FileNotFoundError; ValueError where it is
-    no T5 of version 1.1."""
-    path = Path(folder).expanduser() / "config.json"
+    no T5 of version 1.1 and no umT5."""
+    path = _part(folder, _TEXT_ENCODER) / "config.json"
     config = published.read_json(path)
 
     def value(name: str, allowed: Any = None) -> Any:
         return published.config_value(config, path, name, allowed)
 
-    value("model_type", ["t5", "mt5"])
+    kind = value("model_type", ["t5", "mt5", "umt5"])
     # Version 1.0 says nothing, or relu.
     value("feed_forward_proj", ["gated-gelu"])
     return T5Config(
@@ -65,7 +68,29 @@ def read_config(folder: str | Path) -> T5Config:
         buckets=value("relative_attention_num_buckets"),
         max_distance=config.get("relative_attention_max_distance", 128),
         epsilon=config.get("layer_norm_epsilon", 1e-6),
+        bias_in_layers=kind == "umt5",
     )
+
+
+def _part(folder: str | Path, name: str) -> Path:
+    """The folder of a part; of a pipeline's folder the one inside of it."""
+    folder = Path(folder).expanduser()
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _read_tokenizer(folder: Path, vocab_size: int) -> SentencePiece | Unigram:
+    """The tokeniser in a folder. Raises FileNotFoundError, ValueError."""
+    for file, read in _TOKENIZERS.items():
+        path = folder / file
+        if not path.is_file():
+            continue
+        tokenizer = read(path)
+        if tokenizer.size > vocab_size:
+            raise ValueError(
+                f"{path}: has {tokenizer.size} pieces; config.json says vocab_size = {vocab_size}"
+            )
+        return tokenizer
+    raise FileNotFoundError(f"{folder}: none of {', '.join(_TOKENIZERS)} is there")
 
 
 def read_folder(folder: str | Path, dtype: DTypeLike = np.float32) -> Loaded:
@@ -75,18 +100,9 @@ def read_folder(folder: str | Path, dtype: DTypeLike = np.float32) -> Loaded:
     Raises FileNotFoundError; ValueError naming the file, and the tensor that is missing or of
     another shape than config.json says.
     """
-    folder = Path(folder).expanduser()
     network = T5Encoder(read_config(folder), dtype)
-    path = folder / _TOKENIZER
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    tokenizer = SentencePiece(path.read_bytes())
-    if tokenizer.size > network.config.vocab_size:
-        raise ValueError(
-            f"{path}: has {tokenizer.size} pieces; config.json says vocab_size = "
-            f"{network.config.vocab_size}"
-        )
-    tensors = published.Tensors(folder)
+    tokenizer = _read_tokenizer(_part(folder, _TOKENIZER), network.config.vocab_size)
+    tensors = published.Tensors(_part(folder, _TEXT_ENCODER))
 
     def name(path: str) -> str | list[str]:
         module = path.split("/")[-2]

@@ -56,3 +56,36 @@ class LatentSettings:
             raise ValueError(
                 f"depth = {self.depth}, heads = {self.heads}: must have one number for each level"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerSettings:
+    """The sizes that the blocks of a video transformer share. The defaults are Wan 2.1's of 1.3
+    billion parameters.
+
+    Attributes:
+      heads, head_dim: of attention; their product is the width of a token.
+      hidden: features inside of an MLP.
+      epsilon: of all normalisations.
+      qk_norm: what queries and keys are normalised over before attention: "width", all heads
+        together; "head", each head; or "none".
+      text_norm: whether tokens are normalised before they attend to the text.
+    """
+
+    heads: int = 12
+    head_dim: int = 128
+    hidden: int = 8960
+    epsilon: float = 1e-6
+    qk_norm: str = "width"
+    text_norm: bool = True
+
+    def __post_init__(self):
+        if self.qk_norm not in ("width", "head", "none"):
+            raise ValueError(f"qk_norm = {self.qk_norm!r}: allowed are width, head, none")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim}: must be even, for rotary positions")
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.heads * self.head_dim

@@ -4,7 +4,7 @@ of its own for each."""
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.models.ops import blocked_attention, few_frames
 
@@ -46,3 +46,18 @@ def attend_frames(
     if q.shape[1] > _FEW_FRAMES:
         return plain(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=plain)
+
+
+def attend_segments(
+    q: Float[Array, "n p heads d"],
+    k: Float[Array, "n l heads d"],
+    v: Float[Array, "n l heads d"],
+    q_segments: Int[Array, "n p"],
+    k_segments: Int[Array, "n l"],
+) -> Float[Array, "n p heads d"]:
+    """Scaled dot-product attention of queries to the keys of their own segment.
+
+    Every query needs a key in its segment.
+    """
+    mask = q_segments[:, None, :, None] == k_segments[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)

@@ -4,8 +4,10 @@ A tokeniser holds what it was made of, so that it can be sent to other processes
 """
 
 import hashlib
+import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +18,12 @@ class WordPiece:
 
     def __init__(self, text: str):
         """`text`: of the file. Raises ValueError where it is not such a file."""
-        import tokenizers
-
         self._text = text
         self.hash = hashlib.sha256(text.encode()).hexdigest()
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # what the library raises has no type of its own
-            raise ValueError(f"tokenizer.json cannot be read ({error})") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = _from_json(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return WordPiece, (self._text,)
+        return type(self), (self._text,)
 
     def encode(
         self, captions: Sequence[str], max_length: int, *, strict: bool = False
@@ -39,6 +34,45 @@ class WordPiece:
         return _padded(captions, [one.ids for one in encoded], max_length, strict)
 
 
+def _from_json(text: str) -> Any:
+    """A tokeniser of the library tokenizers. Raises ValueError."""
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # what the library raises has no type of its own
+        raise ValueError(f"tokenizer.json cannot be read ({error})") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+class Unigram(WordPiece):
+    """T5's tokeniser from a `tokenizer.json`: the pieces, then </s>; padding is 0.
+
+    Attributes:
+      size: how many pieces there are.
+    """
+
+    END = 1
+
+    def __init__(self, text: str):
+        """`text`: of the file. Raises ValueError where it is not such a file."""
+        super().__init__(text)
+        self.size = self._tokenizer.get_vocab_size()
+        ids, padding = self._tokenizer.encode("").ids, self._tokenizer.token_to_id("<pad>")
+        if ids != [self.END] or padding != 0:
+            raise ValueError(
+                f"tokenizer.json: an empty text is {ids} and <pad> {padding}; T5 has "
+                f"{[self.END]} and 0"
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> "Unigram":
+        """The tokeniser of a file. Raises ValueError."""
+        return cls(path.read_text(encoding="utf-8"))
+
+
 class SentencePiece:
     """T5's tokeniser from a `spiece.model`: the pieces, then </s>; padding is 0.
 
@@ -47,6 +81,11 @@ class SentencePiece:
     """
 
     END = 1
+
+    @classmethod
+    def read(cls, path: Path) -> "SentencePiece":
+        """The tokeniser of a file. Raises ValueError."""
+        return cls(path.read_bytes())
 
     def __init__(self, model: bytes):
         """`model`: of the file. Raises ValueError where it is not such a file."""
@@ -152,6 +191,14 @@ class BytePairs:
         ids = [[self._start, *one.ids, self._end] for one in encoded]
         tokens, mask = _padded(captions, ids, max_length, strict, self._padding)
         return tokens, np.ones_like(mask)
+
+
+def plain(text: str) -> str:
+    """The text with HTML entities replaced, white space as single spaces, and none at its ends.
+
+    Wan's prompts are cleaned so. Its published code also repairs broken encodings.
+    """
+    return " ".join(html.unescape(html.unescape(text)).split())
 
 
 def _padded(

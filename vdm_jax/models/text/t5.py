@@ -1,9 +1,10 @@
-"""The encoder of T5 v1.1: the frozen text encoder of Imagen and Imagen Video.
+"""The encoders of T5 v1.1, the frozen text encoder of Imagen and Imagen Video, and of umT5, Wan's.
 
 Raffel et al. 2020, section 2.1: pre-normalised layers without biases, attention whose scores are
 not scaled and have a learned bias for every relative position, the same in all layers. Version 1.1
-has gated GELUs (Shazeer 2020) and shares no table with a decoder's output. Its weights are in
-`t5_weights.py`.
+has gated GELUs (Shazeer 2020) and shares no table with a decoder's output. umT5 (Chung et al. 2023,
+section 4.1) has a bias for every relative position in every layer. Their weights are read by
+`weights/t5.py`.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ class T5Config:
       heads, head_dim: of attention; together they need not be `width`.
       buckets, max_distance: of relative positions, see `relative_buckets`.
       epsilon: of the normalisations.
+      bias_in_layers: whether every layer has a bias of its own for relative positions, as in umT5.
     """
 
     width: int
@@ -40,6 +42,7 @@ class T5Config:
     buckets: int = 32
     max_distance: int = 128
     epsilon: float = 1e-6
+    bias_in_layers: bool = False
 
 
 # The published sizes of version 1.1. Imagen and Imagen Video take xxl, 4.8 billion parameters.
@@ -49,6 +52,10 @@ SIZES = {
     "large": T5Config(width=1024, hidden=2816, num_layers=24, heads=16),
     "xl": T5Config(width=2048, hidden=5120, num_layers=24, heads=32),
     "xxl": T5Config(width=4096, hidden=10_240, num_layers=24, heads=64),
+}
+# The one that Wan takes, 5.7 billion parameters.
+UMT5_SIZES = {
+    "xxl": dataclasses.replace(SIZES["xxl"], vocab_size=256_384, bias_in_layers=True),
 }
 
 
@@ -80,7 +87,9 @@ class T5Encoder(nn.Module):
         x = nn.Embed(
             config.vocab_size, config.width, embedding_init=init, dtype=self.dtype, name="words"
         )(tokens)
-        bias = self._position_bias(tokens.shape[1])
+        bias = None
+        if not config.bias_in_layers:
+            bias = _position_bias(config, tokens.shape[1])
         scanned = nn.scan(
             _Layer,
             variable_axes={"params": 0},
@@ -91,16 +100,16 @@ class T5Encoder(nn.Module):
         x, _ = scanned(config, self.dtype, name="layers")(x, bias, mask)
         return _RMSNorm(config.epsilon, name="norm")(x).astype(self.dtype)
 
-    def _position_bias(self, length: int) -> Float[Array, "heads l l"]:
-        places = np.arange(length)
-        buckets = relative_buckets(
-            places[None, :] - places[:, None], self.config.buckets, self.config.max_distance
-        )
-        init = layers.named(nn.initializers.normal(1.0), None, layers.HEADS)
-        table = nn.Embed(
-            self.config.buckets, self.config.heads, embedding_init=init, name="position_bias"
-        )
-        return jnp.transpose(table(jnp.asarray(buckets)), (2, 0, 1))
+
+def _position_bias(config: T5Config, length: int) -> Float[Array, "heads l l"]:
+    """What is added to the scores of every two places; a part of the calling module."""
+    places = np.arange(length)
+    buckets = relative_buckets(
+        places[None, :] - places[:, None], config.buckets, config.max_distance
+    )
+    init = layers.named(nn.initializers.normal(1.0), None, layers.HEADS)
+    table = nn.Embed(config.buckets, config.heads, embedding_init=init, name="position_bias")
+    return jnp.transpose(table(jnp.asarray(buckets)), (2, 0, 1))
 
 
 class _RMSNorm(nn.Module):
@@ -125,10 +134,13 @@ class _Layer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        bias: Float[Array, "heads l l"],
+        bias: Float[Array, "heads l l"] | None,
         mask: Bool[Array, "b l"],
     ) -> tuple[Float[Array, "b l d"], None]:
+        """bias: of relative positions; None = the layer has its own."""
         config = self.config
+        if bias is None:
+            bias = _position_bias(config, x.shape[1])
         sizes, names = (config.heads, config.head_dim), (layers.HEADS, layers.HEAD_DIM)
         h = _RMSNorm(config.epsilon, name="attention_norm")(x).astype(self.dtype)
         query, key, value = (

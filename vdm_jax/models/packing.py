@@ -1,0 +1,71 @@
+"""Samples of different sizes in rows of one length, as `VideoTransformer.packed` takes them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+
+from vdm_jax.models.blocks.rotary import grid_positions
+from vdm_jax.models.video_transformer import Packed
+
+PADDING = -1  # the segment of tokens that belong to no sample
+
+
+class Sample(NamedTuple):
+    """A clip of any size, its noise level and its text."""
+
+    z: Float[np.ndarray, "f h w c"]
+    logsnr: float
+    text: Float[np.ndarray, "l d"]
+
+
+def num_tokens(shape: Sequence[int], patch: tuple[int, int, int]) -> int:
+    """The tokens of a clip of `shape` (f, h, w, c). Raises ValueError where `patch` does not
+    divide it."""
+    if any(size % part for size, part in zip(shape[:3], patch, strict=True)):
+        raise ValueError(f"a clip of {tuple(shape[:3])}: must be multiples of patch = {patch}")
+    return int(np.prod([size // part for size, part in zip(shape[:3], patch, strict=True)]))
+
+
+def pack(
+    rows: Sequence[Sequence[Sample]], patch: tuple[int, int, int], length: int, text_length: int
+) -> Packed:
+    """Rows of `length` tokens and `text_length` tokens of text.
+
+    Raises ValueError where a row's samples are longer.
+    """
+    samples = max(len(row) for row in rows)
+    (*_, channels), (_, width) = rows[0][0].z.shape, rows[0][0].text.shape
+    shape = (len(rows), length)
+    packed = Packed(
+        patches=np.zeros((*shape, *patch, channels), np.float32),
+        positions=np.zeros((*shape, 3), np.float32),
+        logsnr=np.zeros((len(rows), samples), np.float32),
+        segments=np.full(shape, PADDING, np.int32),
+        text=np.zeros((len(rows), text_length, width), np.float32),
+        text_segments=np.full((len(rows), text_length), PADDING, np.int32),
+    )
+    for place, row in enumerate(rows):
+        for name, allowed, used in (
+            ("length", length, sum(num_tokens(sample.z.shape, patch) for sample in row)),
+            ("text_length", text_length, sum(len(sample.text) for sample in row)),
+        ):
+            if used > allowed:
+                raise ValueError(f"{name} = {allowed}: row {place} has {used} tokens")
+        at = text_at = 0
+        for number, sample in enumerate(row):
+            i, j, k = patch
+            order = "(f i) (h j) (w k) c -> (f h w) i j k c"
+            patches = rearrange(sample.z, order, i=i, j=j, k=k)
+            end, text_end = at + len(patches), text_at + len(sample.text)
+            sizes = [n // p for n, p in zip(sample.z.shape, patch, strict=False)]
+            packed.patches[place, at:end] = patches
+            packed.positions[place, at:end] = grid_positions(*sizes)
+            packed.segments[place, at:end] = number
+            packed.logsnr[place, number] = sample.logsnr
+            packed.text[place, text_at:text_end] = sample.text
+            packed.text_segments[place, text_at:text_end] = number
+            at, text_at = end, text_end
+    return packed

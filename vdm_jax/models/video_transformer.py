@@ -1,0 +1,347 @@
+"""A diffusion transformer on the spacetime patches of a clip (Peebles & Xie 2022; Brooks et al.
+2024), as Wan 2.1 is published (Wan Team 2025, section 4.2).
+
+Every patch is a token, and all tokens of a clip attend to one another. Durations, heights and
+widths are free: positions are rotary, and samples of different sizes can be packed into one row.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from vdm_jax.diffusion.schedules import alpha_sigma, flow_time
+from vdm_jax.models import layers
+from vdm_jax.models.blocks.rotary import grid_positions, rotation
+from vdm_jax.models.blocks.settings import TransformerSettings
+from vdm_jax.models.blocks.tokens import (
+    MODULATIONS,
+    TokenBlock,
+    TokenContext,
+    level,
+    modulate,
+    modulation_bias,
+)
+from vdm_jax.models.condition import Cond
+from vdm_jax.models.condition.base import Inputs
+from vdm_jax.models.network import Network, Section
+
+Patches = Float[Array, "b n i j k c"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowTime:
+    """Rectified flow's t of a log-SNR in timesteps: the number that the network embeds.
+
+    Attributes:
+      num_timesteps: of t = 1.
+      whole: whether fractions of a timestep are cut off, as published samplers do.
+    """
+
+    num_timesteps: int = 1000
+    whole: bool = False
+
+    def __call__(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        timestep = self.num_timesteps * flow_time(logsnr)
+        return jnp.floor(timestep) if self.whole else timestep
+
+
+class Packed(struct.PyTreeNode):
+    """Rows of tokens that hold samples of any sizes one behind the other; see `packing.pack`.
+
+    Attributes:
+      patches: of z, see `to_patches`.
+      positions: frame, row and column of each patch in its sample.
+      logsnr: of the samples of each row.
+      segments: the number of each patch's sample in its row; the row's padding has a number that
+        none has.
+      text: of all samples of a row, one behind the other.
+      text_segments: the number of each text token's sample.
+    """
+
+    patches: Patches
+    positions: Float[Array, "b n 3"]
+    logsnr: Float[Array, "b samples"]
+    segments: Int[Array, "b n"]
+    text: Float[Array, "b l d"]
+    text_segments: Int[Array, "b l"]
+
+
+class VideoTransformer(Network):
+    """z, log-SNR and text to a raw output. The defaults are Wan 2.1's of 1.3 billion parameters.
+
+    The blocks are one scanned block, whose parameters are stacked along their first axis.
+
+    Attributes:
+      settings: the sizes that blocks share.
+      depth: number of blocks.
+      in_channels, out_channels: of z and of the output.
+      patch: frames, rows and columns of a patch.
+      time: converts log-SNR to the number whose sinusoids are embedded.
+      time_features: number of these sinusoids.
+      flow: whether z enters as rectified flow's z / (alpha + sigma).
+      text: the key of the condition that tokens attend to, (b, l, text_width). The text of images
+        is at "image_" + key, (b, k, l, text_width). All tokens have weight.
+      text_width: features of a token of the text.
+      dtype: of the computation. Parameters are always float32.
+      remat: of each block, see `layers.remat`.
+      layout: not used; activations lie where the compiler puts them.
+    """
+
+    settings: TransformerSettings = TransformerSettings()
+    depth: int = 30
+    in_channels: int = 16
+    out_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    time: Callable[[Array], Array] = FlowTime()
+    time_features: int = 256
+    flow: bool = True
+    text: str = "text_embeddings"
+    text_width: int = 4096
+    dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+    layout: layers.Layout = layers.ANYWHERE
+
+    def setup(self):
+        width, dtype = self.settings.width, self.dtype
+        self.patch_embedding = nn.DenseGeneral(
+            width,
+            axis=(-4, -3, -2, -1),
+            dtype=dtype,
+            kernel_init=layers.named(
+                nn.initializers.xavier_uniform(),
+                *(None, None, None, layers.IN, layers.OUT),
+                dtype=dtype,
+            ),
+            bias_init=layers.named(nn.initializers.zeros, layers.OUT, dtype=dtype),
+        )
+        self.time_embedding = TimeEmbedding(width, self.time_features)
+        self.text_embedding = TextEmbedding(width, dtype)
+        self.blocks = layers.remat(TokenBlock, self.remat)(self.settings, dtype)
+        self.output = Output(self.out_channels, self.patch, self.settings)
+
+    def __call__(
+        self,
+        z: Float[Array, "b f h w c"],
+        logsnr: Float[Array, "b"],
+        cond: Cond,
+        *,
+        num_images: int = 0,
+        train: bool = False,
+        origin: tuple[float, float, float] = (0, 0, 0),
+    ) -> Float[Array, "b f h w c2"]:
+        """See `network.Network`. origin: the position of the first patch. Raises ValueError for
+        sizes and texts that do not fit."""
+        self.check(z, cond, num_images)
+        _, frames, height, width, _ = z.shape
+        sizes = [size // p for size, p in zip((frames, height, width), self.patch, strict=True)]
+        clip = grid_positions(sizes[0] - num_images, *sizes[1:], origin)
+        images = [grid_positions(1, *sizes[1:], origin)] * num_images
+        numbers = [number for number, part in enumerate([clip, *images]) for _ in part]
+        positions = jnp.asarray(np.concatenate([clip, *images]))[None]
+        texts = Inputs(cond=cond, frames=sizes[0], num_images=num_images).items(self.text)
+        segments = text_segments = None
+        if num_images:  # the images are samples of their own
+            segments = jnp.broadcast_to(jnp.asarray(numbers), (len(z), len(numbers)))
+            places = jnp.repeat(jnp.arange(1 + num_images), texts.shape[2])
+            text_segments = jnp.broadcast_to(places, (len(z), places.size))
+        patches = self._tokens(
+            to_patches(z, self.patch),
+            positions,
+            logsnr[:, None],
+            rearrange(texts, "b items l d -> b (items l) d"),
+            segments=segments,
+            text_segments=text_segments,
+        )
+        return from_patches(patches, sizes)
+
+    def packed(self, packed: Packed) -> Float[Array, "b n i j k c2"]:
+        """The output's patches of packed samples: for each sample that of the sample alone."""
+        return self._tokens(
+            packed.patches,
+            packed.positions,
+            packed.logsnr,
+            packed.text,
+            # Padding has some sample's noise level; nothing reads what comes of it.
+            levels=jnp.clip(packed.segments, 0, packed.logsnr.shape[1] - 1),
+            segments=packed.segments,
+            text_segments=packed.text_segments,
+        )
+
+    def _tokens(
+        self,
+        patches: Patches,
+        positions: Float[Array, "#b n 3"],
+        logsnr: Float[Array, "b levels"],
+        text: Float[Array, "b l d"],
+        **of_tokens: Any,
+    ) -> Float[Array, "b n i j k c2"]:
+        vector, modulation = self.time_embedding(self.time(logsnr))
+        context = TokenContext(
+            modulation=modulation,
+            rotation=rotation(positions, self.settings.head_dim),
+            text=self.text_embedding(text),
+            **of_tokens,
+        )
+        if self.flow:
+            total = level(sum(alpha_sigma(logsnr))[..., None], context)
+            patches = patches / total[..., None, None, None]
+        x = self.patch_embedding(patches.astype(self.dtype))
+        x, _ = _scan(self.depth)(self.blocks, x, context)
+        return self.output(x, vector, context)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset([self.text])
+
+    @property
+    def multiple(self) -> int:
+        return int(np.lcm(*self.patch[1:]))
+
+    @property
+    def stacked(self) -> Mapping[str, int]:
+        return {"blocks": self.depth}
+
+    @nn.nowrap
+    def section(self, submodule: str) -> str:
+        return _SECTIONS[submodule]
+
+    @nn.nowrap
+    def sections(self, video_shape: Sequence[int]) -> list[Section]:
+        height, width = (n // p for n, p in zip(video_shape[1:3], self.patch[1:], strict=True))
+        sizes = {"resolution": f"{height} x {width}", "channels": self.settings.width}
+        names = dict.fromkeys(_SECTIONS.values())
+        return [Section(name=name, **({} if name == "condition" else sizes)) for name in names]
+
+    @nn.nowrap
+    def check(self, z: Array, cond: Cond, num_images: int) -> None:
+        """Raises ValueError if the shape of z or of the text does not fit the network."""
+        if z.ndim != 5 or z.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"z has shape {z.shape}: expected (batch, frames, height, width, "
+                f"{self.in_channels})"
+            )
+        names = ("frames", "height", "width")
+        for name, size, part in zip(names, z.shape[1:4], self.patch, strict=True):
+            if size % part:
+                raise ValueError(f"{name} = {size} must be a multiple of {part}")
+        if not 0 <= num_images <= z.shape[1]:
+            raise ValueError(f"num_images = {num_images}: the video has {z.shape[1]} frames")
+        if num_images and self.patch[0] > 1:
+            raise ValueError(
+                f"num_images = {num_images}: patches of {self.patch[0]} frames hold no image"
+            )
+        if self.text not in cond:
+            raise ValueError(f"cond lacks {self.text}; it has: {', '.join(cond) or 'nothing'}")
+        shape = cond[self.text].shape
+        if len(shape) != 3 or shape[-1] != self.text_width:
+            raise ValueError(
+                f"cond: {self.text} {shape} must be (batch, tokens, {self.text_width}), the "
+                "text_width that the network was made for"
+            )
+
+
+_SECTIONS = {
+    "time_embedding": "condition",
+    "text_embedding": "condition",
+    "patch_embedding": "input",
+    "blocks": "blocks",
+    "output": "output",
+}
+
+
+def _scan(depth: int) -> Callable[..., tuple[Array, None]]:
+    """`depth` blocks of equal shapes, compiled once."""
+
+    def apply(block: TokenBlock, x: Array, context: TokenContext) -> tuple[Array, None]:
+        return block(x, context), None
+
+    return nn.scan(
+        apply,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=depth,
+    )
+
+
+class TimeEmbedding(nn.Module):
+    """Times to a vector, and to the vectors that modulate all blocks, in float32."""
+
+    width: int
+    features: int
+
+    @nn.compact
+    def __call__(
+        self, times: Float[Array, "b levels"]
+    ) -> tuple[Float[Array, "b levels c"], Float[Array, "b levels 6 c"]]:
+        sine, cosine = jnp.split(layers.sinusoidal_embedding(times, self.features), 2, axis=-1)
+        h = jnp.concatenate([cosine, sine], axis=-1)  # the published order
+        vector = _mlp(h, self.width, jnp.float32, nn.swish)
+        last = layers.dense(MODULATIONS * self.width, dtype=jnp.float32, name="modulation")
+        modulation = last(nn.swish(vector))
+        return vector, rearrange(modulation, "b l (m c) -> b l m c", m=MODULATIONS)
+
+
+class TextEmbedding(nn.Module):
+    """States of a text encoder to tokens of the network's width."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, text: Float[Array, "b l d"]) -> Float[Array, "b l c"]:
+        def gelu(h: Array) -> Array:
+            return nn.gelu(h, approximate=True)
+
+        return _mlp(text.astype(self.dtype), self.width, self.dtype, gelu)
+
+
+def _mlp(
+    h: Float[Array, "*n d"], width: int, dtype: DTypeLike, between: Callable[[Array], Array]
+) -> Float[Array, "*n c"]:
+    """Two linear maps, parts of the calling module."""
+    first, second = (layers.IN, layers.HIDDEN), (layers.HIDDEN, layers.OUT)
+    h = layers.dense(width, dtype=dtype, axes=first, name="linear_in")(h)
+    return layers.dense(width, dtype=dtype, axes=second, name="linear_out")(between(h))
+
+
+class Output(nn.Module):
+    """Tokens, modulated by the noise level, to the output's patches in float32."""
+
+    features: int
+    patch: tuple[int, int, int]
+    settings: TransformerSettings
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n c"], vector: Float[Array, "b levels c"], context: TokenContext
+    ) -> Float[Array, "b n i j k c2"]:
+        bias = modulation_bias(2, self.settings.width, self)
+        shift, scale = (level(vector + bias[..., part, :], context) for part in range(2))
+        h = modulate(x, shift, scale, self.settings.epsilon)
+        features = int(np.prod(self.patch)) * self.features
+        h = layers.dense(features, dtype=jnp.float32, name="linear")(h)
+        return h.reshape((*h.shape[:2], *self.patch, self.features))
+
+
+def to_patches(
+    z: Float[Array, "b f h w c"], patch: tuple[int, int, int]
+) -> Float[Array, "b n i j k c"]:
+    """The patches of clips, each i frames, j rows and k columns, in the order of frame, row and
+    column."""
+    i, j, k = patch
+    return rearrange(z, "b (f i) (h j) (w k) c -> b (f h w) i j k c", i=i, j=j, k=k)
+
+
+def from_patches(patches: Patches, sizes: Sequence[int]) -> Float[Array, "b f h w c"]:
+    """The clips of patches; `sizes`: patches along frames, rows and columns."""
+    f, h, w = sizes
+    return rearrange(patches, "b (f h w) i j k c -> b (f i) (h j) (w k) c", f=f, h=h, w=w)
