@@ -40,6 +40,9 @@ class Blocks:  # a space
         matrix = jax.ShapeDtypeStruct((12, 12), jnp.float32)
         return layers.Named(value=matrix, names=(None, None), dtype=jnp.float32)
 
+    def z_shape_for(self, data_shape):
+        return self.z_shape
+
     def encode(self, video, frozen, key=None):
         z = rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=2, q=2)
         return z @ frozen["space"]

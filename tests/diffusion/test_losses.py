@@ -27,6 +27,7 @@ def case():
         ("x_mse", np.ones_like(SNR)),
         ("eps_mse", SNR),
         ("v_mse", 1 + SNR),
+        ("velocity_mse", (1 + np.sqrt(SNR)) ** 2),
         ("truncated_snr", np.maximum(SNR, 1)),
         ("min_snr_gamma", np.minimum(SNR, 5)),
         ("edm", (1 / SNR + 0.5**2) / (1 / SNR * 0.5**2)),  # (σ² + σ_d²)/(σ σ_d)², σ² = 1/SNR

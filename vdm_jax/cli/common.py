@@ -211,7 +211,7 @@ def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
     add_process_arguments(arguments)
 
 
-_SAMPLER_NUMBERS = ("steps", "num_frames", "batch_size")
+_SAMPLER_NUMBERS = ("steps", "num_frames", "height", "width", "batch_size")
 SAMPLER_FLAGS = (*_SAMPLER_NUMBERS, "guidance", "negative", "sampler", "grid")
 SAMPLER_FLAGS += ("eta", "churn", "corrector", "oscillate_after", "threshold")
 
@@ -221,6 +221,8 @@ def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
     helps = (
         "denoising steps*",
         "frames of a clip (default: as trained)",
+        "of a clip in pixels (default: as trained)",
+        "of a clip in pixels (default: as trained)",
         "clips computed at once*",
     )
     for name, text in zip(_SAMPLER_NUMBERS, helps, strict=True):
@@ -233,7 +235,7 @@ def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
         "--sampler",
         metavar="NAME",
         help="ddim, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, heun, flow_euler, "
-        "flow_midpoint, flow_heun, distilled or consistency*",
+        "flow_midpoint, flow_heun, unipc, distilled or consistency*",
     )
     arguments.add_argument(
         "--grid",

@@ -1,7 +1,8 @@
 """Training losses, each a mean square over an example's elements: `[b, ...]` to `[b]`.
 
 They are one another's reweightings, since the errors of x̂ and ε̂ are tied by z:
-ε_mse = SNR · x_mse and v_mse = (1 + SNR) · x_mse, with SNR = e^λ.
+ε_mse = SNR · x_mse, v_mse = (1 + SNR) · x_mse and velocity_mse = (1 + √SNR)² · x_mse, with
+SNR = e^λ.
 """
 
 import functools
@@ -50,6 +51,16 @@ def v_mse(
     return _mean_square(prediction.v - target("v", x, eps, logsnr))
 
 
+def velocity_mse(
+    prediction: Prediction,
+    x: Float[Array, "b ..."],
+    eps: Float[Array, "b ..."],
+    logsnr: Float[Array, "b"],
+) -> Float[Array, "b"]:
+    """|û − u|² of rectified flow's u = ε − x, weight (1 + √SNR)² on x (Liu et al. 2022, eq. 1)."""
+    return _mean_square(prediction.velocity - target("velocity", x, eps, logsnr))
+
+
 def truncated_snr(
     prediction: Prediction,
     x: Float[Array, "b ..."],
@@ -93,6 +104,7 @@ LOSSES: Mapping[str, Loss] = {
     "v_mse": v_mse,
     "eps_mse": eps_mse,
     "x_mse": x_mse,
+    "velocity_mse": velocity_mse,
     "truncated_snr": truncated_snr,
     "min_snr_gamma": min_snr_gamma,
     "edm": edm,

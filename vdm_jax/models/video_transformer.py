@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vdm_jax.diffusion.schedules import alpha_sigma, flow_time
 from vdm_jax.models import layers
@@ -57,21 +58,23 @@ class Packed(struct.PyTreeNode):
     """Rows of tokens that hold samples of any sizes one behind the other; see `packing.pack`.
 
     Attributes:
-      patches: of z, see `to_patches`.
-      positions: frame, row and column of each patch in its sample.
-      logsnr: of the samples of each row.
-      segments: the number of each patch's sample in its row; the row's padding has a number that
-        none has.
-      text: of all samples of a row, one behind the other.
-      text_segments: the number of each text token's sample.
+      patches: float (b, n, i, j, k, c), of z, see `to_patches`.
+      positions: float (b, n, 3), frame, row and column of each patch in its sample.
+      logsnr: float (b, samples), of the samples of each row.
+      segments: int (b, n), the number of each patch's sample in its row; the row's padding has a
+        number that none has.
+      text: float (b, l, d), of all samples of a row, one behind the other.
+      text_segments: int (b, l), the number of each text token's sample.
     """
 
-    patches: Patches
-    positions: Float[Array, "b n 3"]
-    logsnr: Float[Array, "b samples"]
-    segments: Int[Array, "b n"]
-    text: Float[Array, "b l d"]
-    text_segments: Int[Array, "b l"]
+    # Any, not Array: they are NumPy arrays on the host, and JAX rebuilds the class with whatever
+    # its tree functions map leaves to.
+    patches: Any
+    positions: Any
+    logsnr: Any
+    segments: Any
+    text: Any
+    text_segments: Any
 
 
 class VideoTransformer(Network):
@@ -135,7 +138,7 @@ class VideoTransformer(Network):
         *,
         num_images: int = 0,
         train: bool = False,
-        origin: tuple[float, float, float] = (0, 0, 0),
+        origin: Sequence[float | int] = (0, 0, 0),
     ) -> Float[Array, "b f h w c2"]:
         """See `network.Network`. origin: the position of the first patch. Raises ValueError for
         sizes and texts that do not fit."""
@@ -164,6 +167,7 @@ class VideoTransformer(Network):
 
     def packed(self, packed: Packed) -> Float[Array, "b n i j k c2"]:
         """The output's patches of packed samples: for each sample that of the sample alone."""
+        packed = jax.tree.map(jnp.asarray, packed)
         return self._tokens(
             packed.patches,
             packed.positions,

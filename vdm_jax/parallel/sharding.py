@@ -7,7 +7,7 @@ this module knows meshes and no network. A `Plan` joins the two.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -155,9 +155,24 @@ class _Stored(struct.PyTreeNode, nn.meta.AxisMetadata):
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> "_Stored":
-        raise ValueError("a stored parameter has no place for a further axis")
+        def longer(spec: list[Any]) -> list[Any]:
+            return [*spec[:index], None, *spec[index:]]
 
-    remove_axis = add_axis
+        return self._with_specs(longer)
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "_Stored":
+        # A scan takes one layer of stacked parameters, whose first axis no rule cuts.
+        def shorter(spec: list[Any]) -> list[Any]:
+            return [*spec[:index], *spec[index + 1 :]]
+
+        return self._with_specs(shorter)
+
+    def _with_specs(self, change: Callable[[list[Any]], list[Any]]) -> "_Stored":
+        stored, gathered = (
+            NamedSharding(place.mesh, PartitionSpec(*change(list(place.spec))))
+            for place in (self.stored, self.gathered)
+        )
+        return self.replace(stored=stored, gathered=gathered)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -1,6 +1,6 @@
 """What a stage asks of its parts. Any object with these methods fits; nothing is subclassed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -57,6 +57,9 @@ class Space(Protocol):
     z_shape: tuple[int, int, int, int]
     pixels: bool
     multiple: int
+
+    def z_shape_for(self, data_shape: Sequence[int]) -> tuple[int, int, int, int]:
+        """(f, h, w, c) of z of a video of another shape. Raises ValueError where it has no z."""
 
     def encode(
         self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None

@@ -65,7 +65,7 @@ class Sampler:
       negative: a prompt that guidance leads away from, in the place of the null condition.
       start: standard deviation of the noise that sampling begins with.
       batch_size: samples computed at once; the last batch is padded and cut.
-      num_frames: frames of a sample; None = as trained.
+      num_frames, height, width: of a sample, in frames and pixels; None = as trained.
       remat: of the network, where a method differentiates it: "none", or "dots" or "full" to keep
         less (`models.layers.remat`).
       frozen: parameters that the stage uses and that are not trained, by the part's name.
@@ -84,15 +84,18 @@ class Sampler:
     start: float = 1.0
     batch_size: int = 16
     num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
     remat: str = "none"
     frozen: Frozen = dataclasses.field(default_factory=dict)
     plan: sharding.Plan | None = None
 
     def __post_init__(self):
-        for name in ("batch_size", "num_frames"):
+        for name in ("batch_size", "num_frames", "height", "width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}: must be at least 1")
+        self._check_size()
         for part in (*self.guidance, *([] if self.threshold is None else [self.threshold])):
             part.check(self.stage)
         has = [name for condition in self.stage.conditions for name in condition.settings]
@@ -120,6 +123,21 @@ class Sampler:
                 "sampler has none (guidance = 1, or a model that takes the guidance scale as input)"
             )
         jax.eval_shape(self.logsnrs)  # steps that the schedule cannot have are refused here
+
+    def _check_size(self) -> None:
+        """Raises ValueError where a sample of this height and width cannot be."""
+        multiple = self.stage.space.multiple * self.stage.network.multiple
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value % multiple:
+                raise ValueError(f"{name} = {value}: must be a multiple of {multiple}")
+            if videos := [c.name for c in self.stage.conditions if c.like_z]:
+                raise ValueError(
+                    f"{name} = {value}: this model's condition {videos[0]} is a video of the "
+                    "trained size; omit it"
+                )
 
     def _check_length(self) -> None:
         """Warns of frames beyond those of training, which each window has where there are any."""
@@ -162,22 +180,16 @@ class Sampler:
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
         """(f, h, w, c) of one sample, in pixels."""
-        frames, *rest = self.stage.video_shape
-        return (self.num_frames or frames, *rest)
+        frames, height, width, channels = self.stage.video_shape
+        sizes = (self.num_frames or frames, self.height or height, self.width or width)
+        return (*sizes, channels)
 
     @property
     def z_shape(self) -> tuple[int, int, int, int]:
         """(f, h, w, c) of z of one sample."""
-        frames, *rest = self.stage.z_shape
-        if self.num_frames is None:
-            return (frames, *rest)
-        scaled = self.num_frames * frames
-        if scaled % self.stage.video_shape[0]:
-            raise ValueError(
-                f"num_frames = {self.num_frames}: {frames} frames of z stand for "
-                f"{self.stage.video_shape[0]} of a video"
-            )
-        return (scaled // self.stage.video_shape[0], *rest)
+        if self.video_shape == self.stage.video_shape:
+            return self.stage.z_shape
+        return self.stage.space.z_shape_for(self.video_shape)
 
     def logsnrs(self) -> Float[Array, "steps_plus_1"]:
         """The log-SNRs that are stepped through."""

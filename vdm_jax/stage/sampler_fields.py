@@ -18,11 +18,11 @@ GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
 _SETTINGS = ("augmentation", "fps")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_DIRECT = ("negative", "batch_size", "num_frames", "remat", "frozen", "plan")
+_DIRECT = ("negative", "batch_size", "num_frames", "height", "width", "remat", "frozen", "plan")
 FIELDS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
 _INTEGERS = ("steps", "oscillate_after", "tile", "tile_overlap", "window", "window_overlap")
-_INTEGERS += ("batch_size", "num_frames")
+_INTEGERS += ("batch_size", "num_frames", "height", "width")
 _NUMBERS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, "corrector", "guidance", "weight")
 _TEXTS = ("sampler", "threshold", "method", "negative", "remat")
 

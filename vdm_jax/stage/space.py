@@ -1,6 +1,8 @@
 """What z is. Training and sampling know no other way from clips to z and back."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +31,10 @@ class PixelSpace:
     @property
     def z_shape(self) -> tuple[int, int, int, int]:
         return self.data_shape
+
+    def z_shape_for(self, data_shape: Sequence[int]) -> tuple[int, int, int, int]:
+        """See `Space`."""
+        return tuple(data_shape)
 
     def encode(
         self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
@@ -110,7 +116,11 @@ class LatentSpace:
 
     @property
     def z_shape(self) -> tuple[int, int, int, int]:
-        frames, height, width, _ = self.data_shape
+        return self.z_shape_for(self.data_shape)
+
+    def z_shape_for(self, data_shape: Sequence[int]) -> tuple[int, int, int, int]:
+        """See `Space`."""
+        frames, height, width, _ = data_shape
         factor = self.multiple
         return (frames, height // factor, width // factor, self.autoencoder.latent_channels)
 
@@ -118,7 +128,7 @@ class LatentSpace:
         self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b f2 h2 w2 c2"]:
         """See `Space`. Raises ValueError where the parameters are missing."""
-        run = _bound(self.autoencoder, AUTOENCODER, frozen, "encode")
+        run = _over_frames(self.autoencoder, AUTOENCODER, frozen, "encode")
         posterior = tiling.in_slices(
             lambda frames: self._cut(run, frames, shrinks=self.multiple), video, self.encode_frames
         )
@@ -133,7 +143,7 @@ class LatentSpace:
     def decode(self, z: Float[Array, "b f2 h2 w2 c2"], frozen: Frozen) -> Float[Array, "b f h w c"]:
         """See `Space`. Raises ValueError where the parameters are missing."""
         latents = _latents(self.autoencoder, z)
-        run = _bound(self.autoencoder, AUTOENCODER, frozen, "decode")
+        run = _over_frames(self.autoencoder, AUTOENCODER, frozen, "decode")
 
         def decode(part: Array) -> Array:
             return self._cut(run, part, grows=self.multiple)
@@ -151,7 +161,7 @@ class LatentSpace:
         """See `Space`. Raises ValueError where the parameters are missing."""
         if self.previewer is None:
             return self.decode(z, frozen)
-        run = _bound(self.previewer, PREVIEWER, frozen, "decode")
+        run = _over_frames(self.previewer, PREVIEWER, frozen, "decode")
         return tiling.in_slices(run, _latents(self.previewer, z), self.decode_frames)
 
     def _cut(self, function: tiling.Function, video: Array, **scale: int) -> PyTree:
@@ -166,19 +176,24 @@ def _latents(autoencoder: Any, z: Array) -> Array:
     return z / autoencoder.scaling_factor + autoencoder.shift_factor
 
 
-def _bound(autoencoder: Any, name: str, frozen: Frozen, method: str) -> tiling.Function:
-    """The autoencoder's method as a function of videos. Raises ValueError."""
+def bound(autoencoder: Any, name: str, frozen: Frozen, method: str) -> Callable[..., PyTree]:
+    """A method of an autoencoder with its parameters, `frozen[name]`. Raises ValueError."""
     if name not in frozen:
         raise ValueError(
             f"frozen: lacks {name!r}, the parameters of this stage's space; it has: "
             f"{', '.join(sorted(frozen)) or 'none'}"
         )
+    return functools.partial(autoencoder.apply, {"params": frozen[name]}, method=method)
+
+
+def _over_frames(autoencoder: Any, name: str, frozen: Frozen, method: str) -> tiling.Function:
+    """An image autoencoder's method as a function of videos. Raises ValueError."""
+    apply = bound(autoencoder, name, frozen, method)
 
     def run(video: Array) -> PyTree:
         frames = video.shape[1]
         folded = rearrange(video, "b f h w c -> (b f) h w c")
-        further = (frames,) if method == "decode" else ()
-        result = autoencoder.apply({"params": frozen[name]}, folded, *further, method=method)
+        result = apply(folded, *((frames,) if method == "decode" else ()))
         return jax.tree.map(lambda leaf: rearrange(leaf, "(b f) ... -> b f ...", f=frames), result)
 
     return run

@@ -12,9 +12,10 @@ from jaxtyping import PyTree
 from vdm_jax.parallel import sharding
 from vdm_jax.stage.low_rank import BASE, LowRank
 from vdm_jax.stage.stage import Stage
-from vdm_jax.systems import imagen_video, latent_image, lumiere, vdm
+from vdm_jax.systems import imagen_video, latent_image, lumiere, vdm, video_dit
 from vdm_jax.training import step
 from vdm_jax.weights import published
+from vdm_jax.weights.flow_scheduler import FlowScheduler
 from vdm_jax.weights.scheduler import Scheduler
 
 SYSTEMS = {
@@ -22,15 +23,17 @@ SYSTEMS = {
     "imagen_video": imagen_video.build,
     "lumiere": lumiere.build,
     latent_image.NAME: latent_image.build,
+    video_dit.NAME: video_dit.build,
 }
 # Of the systems with parameters that are not trained.
-_FROZEN = {latent_image.NAME: latent_image.read_frozen}
-_FROZEN_NETWORKS = {latent_image.NAME: latent_image.frozen_networks}
-_SCHEDULERS = {latent_image.NAME: latent_image.make_scheduler}
+_LATENT = {system.NAME: system for system in (latent_image, video_dit)}
+_FROZEN = {name: system.read_frozen for name, system in _LATENT.items()}
+_FROZEN_NETWORKS = {name: system.frozen_networks for name, system in _LATENT.items()}
+_SCHEDULERS = {name: system.make_scheduler for name, system in _LATENT.items()}
 # The systems that take and write published LoRA files.
 _LORAS = {latent_image.NAME: latent_image}
 # The systems of published pipelines, by the class that model_index.json names.
-_PIPELINES = {"StableDiffusionPipeline": latent_image}
+_PIPELINES = {"StableDiffusionPipeline": latent_image, "WanPipeline": video_dit}
 
 
 def build(config) -> Stage:
@@ -100,7 +103,7 @@ def frozen_plan(part, mesh: Mapping[str, int] | None = None) -> sharding.Plan:
     return sharding.make_plan(part, {"data": 1} if mesh is None else mesh, devices)
 
 
-def scheduler(config) -> Scheduler | None:
+def scheduler(config) -> Scheduler | FlowScheduler | None:
     """How a configuration's model is sampled where that is published; None = by `config.sample`."""
     make = _SCHEDULERS.get(config.get("system"))
     return None if make is None else make(config)

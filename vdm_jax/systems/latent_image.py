@@ -11,8 +11,6 @@ the autoencoder. So a published pipeline and a network that is trained here are 
 """
 
 import hashlib
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from vdm_jax.stage.view import View
 from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import FrozenPart
 from vdm_jax.systems.network import DTYPES, make_text_encoder
+from vdm_jax.systems.pipeline_folder import copy_parts, write_json
 from vdm_jax.weights import autoencoder as autoencoder_weights
 from vdm_jax.weights import latent_unet, lora, published, scheduler
 
@@ -206,25 +205,18 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     # The published pipeline takes the size of its images from here.
     factor = _autoencoder(config).factor
     values = {**latent_unet.config(network), "sample_size": config.data.image_size // factor}
-    _write_json(folder / "unet" / "config.json", values)
-    _write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
+    write_json(folder / "unet" / "config.json", values)
+    write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
     copied = {"vae": _folder(config.model.autoencoder)}
     weights = Path(config.text.weights).expanduser()
     has_clip = config.text.encoder.startswith("clip") and config.text.weights
     if has_clip and (weights / "text_encoder").is_dir():
         copied |= {part: weights / part for part in ("text_encoder", "tokenizer")}
-    for part, source in copied.items():
-        keep = shutil.ignore_patterns(published.RECORD, "*.bin", "*.ckpt")
-        shutil.copytree(source, folder / part, ignore=keep)
+    copy_parts(folder, copied)
     if "tokenizer" in copied:
         index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
-        _write_json(folder / published.PIPELINE, index)
+        write_json(folder / published.PIPELINE, index)
     return ["unet", "scheduler", *copied]
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 _INDEX = {

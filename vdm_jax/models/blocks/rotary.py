@@ -1,5 +1,7 @@
 """Rotary positions (Su et al. 2021) on the three axes of a clip: frame, row and column."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
@@ -41,7 +43,7 @@ def rotate(
 
 
 def grid_positions(
-    frames: int, height: int, width: int, origin: tuple[float, float, float] = (0, 0, 0)
+    frames: int, height: int, width: int, origin: Sequence[float | int] = (0, 0, 0)
 ) -> Float[np.ndarray, "n 3"]:
     """Frame, row and column of the tokens of a clip, in their order; `origin` is the first's."""
     axes = (range(size) for size in (frames, height, width))

@@ -72,7 +72,7 @@ class TokenBlock(nn.Module):
 def modulation_bias(vectors: int, width: int, module: nn.Module) -> Float[Array, "1 vectors width"]:
     """The learned vectors of `module` that are added to those of the noise level, float32."""
     init = layers.named(nn.initializers.normal(width**-0.5), None, None, layers.CHANNELS)
-    return module.param("modulation", init, (1, vectors, width)).astype(jnp.float32)
+    return jnp.asarray(module.param("modulation", init, (1, vectors, width)), jnp.float32)
 
 
 def level(vectors: Float[Array, "b levels c"], context: TokenContext) -> Float[Array, "b #n c"]:

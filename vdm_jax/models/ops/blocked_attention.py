@@ -39,9 +39,7 @@ def _attend(q: _Sequences, k: _Keys, v: _Keys) -> _Sequences:
     return _forward(q, k, v)[0]
 
 
-def _forward(
-    q: _Sequences, k: _Keys, v: _Keys
-) -> tuple[_Sequences, tuple[_Sequences | Float[Array, "s p 1"], ...]]:
+def _forward(q: _Sequences, k: _Keys, v: _Keys) -> tuple[_Sequences, tuple[Array, ...]]:
     def one(sequence: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         q, k, v = sequence
         logits = q @ k.T
@@ -54,7 +52,7 @@ def _forward(
     return out, (q, k, v, out, normaliser)
 
 
-def _backward(saved: tuple[Array, ...], gradient: _Sequences) -> tuple[_Sequences, ...]:
+def _backward(saved: tuple[Array, ...], gradient: _Sequences) -> tuple[_Sequences, _Keys, _Keys]:
     def one(sequence: tuple[Array, ...]) -> tuple[Array, Array, Array]:
         q, k, v, out, normaliser, gradient = sequence
         weights = jnp.exp(q @ k.T - normaliser)
