@@ -40,7 +40,7 @@ class Published:
         """The input, for the table."""
         if self.kind == "text":
             return f"{self.batch} × 77 tokens"
-        channels = 4 if self.kind in ("unet", "controlnet", "motion") else 3
+        channels = {"unet": 4, "controlnet": 4, "motion": 4, "wan": 16}.get(self.kind, 3)
         frames = f"{self.frames} × " if self.frames > 1 else ""
         return f"{self.batch} × {frames}{self.size} × {self.size} × {channels}"
 
@@ -133,6 +133,23 @@ NETWORKS = (
         options=_SD_1,
         motion={"use_motion_mid_block": False},
         frames=4,
+        batch=1,
+    ),
+    Published(
+        name="wan-autoencoder",
+        title="AutoencoderKLWan, Wan 2.1",
+        kind="wan-autoencoder",
+        options={},
+        size=64,
+        frames=9,
+        batch=1,
+    ),
+    Published(
+        name="wan-1.3b",
+        title="Transformer, Wan 2.1 of 1.3 B",
+        kind="wan",
+        options={"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+        frames=3,
         batch=1,
     ),
 )

@@ -15,7 +15,16 @@ from jaxtyping import PyTree
 
 from benchmarks import serving
 from benchmarks.parity_networks import INPUT, OUTPUT, RECORDED
-from vdm_jax.weights import autoencoder, clip, controlnet, latent_unet, motion_adapter
+from vdm_jax.diffusion import schedules
+from vdm_jax.weights import (
+    autoencoder,
+    causal_autoencoder,
+    clip,
+    controlnet,
+    latent_unet,
+    motion_adapter,
+    video_transformer,
+)
 
 Arrays = dict[str, Any]
 
@@ -74,6 +83,26 @@ def _encoded_and_decoded(network: Any, params: PyTree, inputs: Arrays, frames: i
     return outputs
 
 
+def _wan(network: Any, params: PyTree, inputs: Arrays) -> Arrays:
+    t = inputs["timestep"] / network.time.num_timesteps
+    logsnr = 2 * (jnp.log1p(-t) - jnp.log(t))
+    # The original takes rectified flow's z.
+    z = schedules.flow_to_vp(inputs["z"], logsnr)
+    cond = {network.text: inputs["text"]}
+    return {"video": network.apply({"params": params}, z, logsnr, cond)}
+
+
+def _wan_autoencoder(network: Any, params: PyTree, inputs: Arrays) -> Arrays:
+    variables = {"params": params}
+    posterior = network.apply(variables, inputs["clip"], method="encode")
+    decoded = network.apply(variables, inputs["latents"], method="decode")
+    return {
+        "mean": posterior.mode(),
+        "log_variance": posterior.log_variance,
+        "decoded": decoded,
+    }
+
+
 READERS = {
     "unet": Reader(lambda folder: latent_unet.read_folder(folder / "network"), _unet),
     "controlnet": Reader(lambda folder: controlnet.read_folder(folder / "network"), _controlnet),
@@ -87,6 +116,10 @@ READERS = {
         lambda folder: autoencoder.read_folder(folder / "network"), _video_autoencoder
     ),
     "tiny": Reader(lambda folder: autoencoder.read_folder(folder / "network"), _image_autoencoder),
+    "wan": Reader(lambda folder: video_transformer.read_folder(folder / "network"), _wan),
+    "wan-autoencoder": Reader(
+        lambda folder: causal_autoencoder.read_folder(folder / "network"), _wan_autoencoder
+    ),
 }
 
 

@@ -150,6 +150,41 @@ def autoencoder(row: Published) -> Original:
     return {"network": network}, {"images": images, "latents": latents}, compute
 
 
+def wan(row: Published) -> Original:
+    from diffusers import WanTransformer3DModel
+
+    network = WanTransformer3DModel(**row.options)
+    randomise(network)
+    inputs = {
+        "z": torch.randn(row.batch, row.frames, row.size, row.size, 16),
+        "timestep": torch.tensor([987, 37][: row.batch]),
+        "text": torch.randn(row.batch, 77, 4096),
+    }
+
+    def compute() -> Tensors:
+        z = channels_first(inputs["z"])
+        return {"video": channels_last(network(z, inputs["timestep"], inputs["text"]).sample)}
+
+    return {"network": network}, inputs, compute
+
+
+def wan_autoencoder(row: Published) -> Original:
+    from diffusers import AutoencoderKLWan
+
+    network = AutoencoderKLWan(**row.options)
+    randomise(network)
+    clip = torch.rand(row.batch, row.frames, row.size, row.size, 3) * 2 - 1
+    latents = torch.randn(row.batch, 1 + row.frames // 4, row.size // 8, row.size // 8, 16)
+
+    def compute() -> Tensors:
+        posterior = network.encode(channels_first(clip)).latent_dist
+        outputs = {"mean": posterior.mean, "log_variance": posterior.logvar}
+        outputs["decoded"] = network.decode(channels_first(latents)).sample
+        return {name: channels_last(each) for name, each in outputs.items()}
+
+    return {"network": network}, {"clip": clip, "latents": latents}, compute
+
+
 def latent_inputs(row: Published) -> Tensors:
     """Latents (b f h w c), time and text."""
     return {
@@ -176,6 +211,8 @@ ORIGINALS = {
     "autoencoder": autoencoder,
     "temporal": autoencoder,
     "tiny": autoencoder,
+    "wan": wan,
+    "wan-autoencoder": wan_autoencoder,
 }
 
 

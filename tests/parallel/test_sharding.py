@@ -164,3 +164,19 @@ def test_a_batch_lies_where_its_rows_are_asked_for():
     placed = plan.put_batch(batch, 4)
     np.testing.assert_array_equal(placed["video"], batch["video"])
     assert placed["video"].sharding.is_equivalent_to(plan.batch, 2)
+
+
+def test_stacked_blocks_are_gathered_layer_by_layer():
+    """A scanned block on eight devices computes what it computes on one."""
+    program = Path(__file__).with_name("transformer_on_eight_devices.py")
+    done = subprocess.run(
+        [sys.executable, program],
+        capture_output=True,
+        text=True,
+        cwd=program.parents[2],
+        env=jax_free_environment(),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["loss"] < 1e-6 and report["gradients"] < 1e-5
+    assert report["cut"] > 20

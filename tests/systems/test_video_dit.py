@@ -192,6 +192,23 @@ def test_a_folder_that_is_not_understood_is_refused_by_name(tmp_path, file, chan
         vdm_jax.systems.build(vdm_jax.systems.read_published(folder))
 
 
+@pytest.mark.parametrize(
+    "field,value,message",
+    [
+        ("data.image_frames", 4, "data.image_frames = 4: must be 0"),
+        ("data.image_width", 24, "data.image_width = 24: must be multiples of 16"),
+        ("model.dtype", "float16", "model.dtype = 'float16': allowed are"),
+        ("text.encoder", "minilm", "text.encoder = 'minilm': model.transformer.text_dim = 16"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(model, field, value, message):
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        video_dit.build(config)
+
+
 def test_a_missing_part_is_named(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "vae").rename(folder / "elsewhere")

@@ -1,5 +1,5 @@
 """Records what Wan's published networks and pipeline compute, for `test_causal_autoencoder.py`,
-`test_video_transformer.py`, `test_umt5.py` and `test_video_dit.py`.
+`test_video_transformer.py`, `test_latte.py`, `test_umt5.py` and `test_video_dit.py`.
 
     PYTHON -m tests.weights.record_wan
 
@@ -41,6 +41,32 @@ TRANSFORMER = {
     "num_layers": 2,
     "rope_max_seq_len": 32,
 }
+LATTE = {
+    "sample_size": 8,
+    "num_layers": 2,
+    "patch_size": 2,
+    "attention_head_dim": 4,
+    "num_attention_heads": 2,
+    "caption_channels": 8,
+    "in_channels": 4,
+    "cross_attention_dim": 8,
+    "out_channels": 8,
+    "attention_bias": True,
+    "activation_fn": "gelu-approximate",
+    "num_embeds_ada_norm": 1000,
+    "norm_type": "ada_norm_single",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "video_length": 3,
+}
+LATTE_GRADIENTS = (
+    "pos_embed.proj.weight",
+    "transformer_blocks.0.attn2.to_k.weight",
+    "transformer_blocks.1.scale_shift_table",
+    "temporal_transformer_blocks.0.attn1.to_q.bias",
+    "temporal_transformer_blocks.1.ff.net.2.weight",
+    "scale_shift_table",
+)
 UMT5 = {
     "vocab_size": 40,
     "d_model": 16,
@@ -77,9 +103,12 @@ PROMPT, NEGATIVE, STEPS, GUIDANCE, FRAMES, SIDE = "a cat runs", "dull", 4, 5.0, 
 
 def drawn(network, factors=None):
     """The network with drawn weights."""
-    state = network.state_dict()
-    tensors = drawn_weights.draw_all({k: v.shape for k, v in state.items()}, factors)
-    network.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+    # T5's table of words has two names, of which files hold the other.
+    shapes = {k: v.shape for k, v in network.state_dict().items() if "embed_tokens" not in k}
+    tensors = drawn_weights.draw_all(shapes, factors)
+    tensors = {key: torch.from_numpy(value) for key, value in tensors.items()}
+    missing, unexpected = network.load_state_dict(tensors, strict=False)
+    assert not unexpected and all("embed_tokens" in key for key in missing)
     return network.eval()
 
 
@@ -135,6 +164,23 @@ def transformer():
     named = dict(network.named_parameters())
     found |= {f"gradient/{key}": named[key].grad for key in TRANSFORMER_GRADIENTS}
     save("wan_transformer", network, found)
+
+
+def latte():
+    network = drawn(diffusers.LatteTransformer3DModel(**LATTE))
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+
+    z, text = normal(2, 4, 3, 8, 8).requires_grad_(), normal(2, 5, 8)
+    timestep = torch.tensor([987, 37])
+    output = network(z, timestep, text).sample
+    output.square().mean().backward()
+    found = {"z": z, "text": text, "timestep": timestep, "output": output, "gradient/z": z.grad}
+    named = dict(network.named_parameters())
+    found |= {f"gradient/{key}": named[key].grad for key in LATTE_GRADIENTS}
+    save("latte", network, found)
 
 
 def text_encoder():
@@ -235,5 +281,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     autoencoder()
     transformer()
+    latte()
     umt5()
     record_pipeline()

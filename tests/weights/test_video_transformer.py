@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import linen as nn
 
 from tests.weights import drawn_files
 from tests.weights.drawn_files import assert_close
@@ -333,3 +334,50 @@ def test_sizes_that_do_not_fit_are_refused(shape, text, images, message, loaded)
         loaded.network.check(jnp.zeros(shape), {TEXT: jnp.zeros(text)}, images)
     with pytest.raises(ValueError, match="cond lacks text_embeddings"):
         loaded.network.check(jnp.zeros((1, 3, 4, 4, 4)), {}, 0)
+
+
+def test_modulation_of_each_block_starts_at_zero():
+    network = VideoTransformer(
+        settings=TransformerSettings(
+            heads=2, head_dim=4, hidden=8, qk_norm="head", modulation="block", positions="sines"
+        ),
+        depth=2,
+        in_channels=4,
+        out_channels=4,
+        time_features=8,
+        flow=False,
+        text_width=5,
+    )
+    z = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 4))
+    cond = {TEXT: jnp.ones((2, 3, 5))}
+    logsnr = jnp.array([-3.0, 2.0])
+
+    @jax.jit
+    def run():
+        params = nn.meta.unbox(network.init(jax.random.key(1), z, logsnr, cond)["params"])
+        shown = jax.tree.map(lambda leaf: leaf, params)
+        shown["output"]["linear"]["kernel"] += 1.0
+        moved = jax.tree.map(lambda leaf: leaf, shown)
+        moved["blocks"]["modulation"]["kernel"] += 0.1
+        same = jnp.broadcast_to(z[:1], z.shape)
+        return [
+            network.apply({"params": params}, z, logsnr, cond),
+            network.apply({"params": shown}, same, logsnr, cond),
+            network.apply({"params": moved}, same, logsnr, cond),
+            params["blocks"]["attention_self"]["query_norm"]["scale"],
+        ]
+
+    start, shown, moved, scale = run()
+    assert not start.any()
+    # The noise level has no effect at first.
+    assert_close(shown[1], shown[0], 1e-6)
+    assert np.abs(moved[1] - moved[0]).max() > 1e-3
+    assert scale.shape == (2, 4)  # of each layer, a feature of a head
+
+
+@pytest.mark.parametrize(
+    "field,value", [("qk_norm", "layer"), ("attention", "axial"), ("positions", "learned")]
+)
+def test_settings_that_do_not_exist_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} = '{value}': allowed are"):
+        TransformerSettings(**{field: value})

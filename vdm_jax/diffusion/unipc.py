@@ -78,6 +78,8 @@ class UniPC:
         self, x: Float[Array, "b ..."], state: Any, logsnr_t: Float[Array, ""]
     ) -> Float[Array, "b ..."]:
         """The end of the last step, made again with what the denoiser returns there."""
+        # Before the first step what comes of this is not used, but its gradient must be finite.
+        logsnr_t = jnp.where(state["steps"] > 0, logsnr_t, state["logsnr"])
         second = (state["steps"] > 1) & (self.order > 1)
         ratio, difference, second = _difference(state, logsnr_t, second)
         h = _half_step(state, logsnr_t)

@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from vdm_jax.models.blocks.rotary import grid_positions
+from vdm_jax.models.blocks.positions import grid_positions
 from vdm_jax.models.video_transformer import Packed
 
 PADDING = -1  # the segment of tokens that belong to no sample

@@ -20,15 +20,21 @@ from jaxtyping import Array, Float
 
 from vdm_jax.diffusion.schedules import alpha_sigma, flow_time
 from vdm_jax.models import layers
-from vdm_jax.models.blocks.rotary import grid_positions, rotation
+from vdm_jax.models.blocks.positions import (
+    frame_sines,
+    grid_positions,
+    place_sines,
+    rotation,
+)
 from vdm_jax.models.blocks.settings import TransformerSettings
 from vdm_jax.models.blocks.tokens import (
     MODULATIONS,
+    BlockPair,
     TokenBlock,
     TokenContext,
     level,
     modulate,
-    modulation_bias,
+    modulation,
 )
 from vdm_jax.models.condition import Cond
 from vdm_jax.models.condition.base import Inputs
@@ -125,9 +131,11 @@ class VideoTransformer(Network):
             ),
             bias_init=layers.named(nn.initializers.zeros, layers.OUT, dtype=dtype),
         )
-        self.time_embedding = TimeEmbedding(width, self.time_features)
+        shared = self.settings.modulation == "shared"
+        self.time_embedding = TimeEmbedding(width, self.time_features, shared)
         self.text_embedding = TextEmbedding(width, dtype)
-        self.blocks = layers.remat(TokenBlock, self.remat)(self.settings, dtype)
+        block = BlockPair if self.settings.attention == "factorised" else TokenBlock
+        self.blocks = layers.remat(block, self.remat, block.STATIC)(self.settings, dtype)
         self.output = Output(self.out_channels, self.patch, self.settings)
 
     def __call__(
@@ -160,13 +168,19 @@ class VideoTransformer(Network):
             positions,
             logsnr[:, None],
             rearrange(texts, "b items l d -> b (items l) d"),
+            frames=sizes[0],
             segments=segments,
             text_segments=text_segments,
         )
         return from_patches(patches, sizes)
 
     def packed(self, packed: Packed) -> Float[Array, "b n i j k c2"]:
-        """The output's patches of packed samples: for each sample that of the sample alone."""
+        """The output's patches of packed samples: for each sample that of the sample alone.
+
+        Raises ValueError for factorised attention, whose rows hold whole frames.
+        """
+        if self.settings.attention == "factorised":
+            raise ValueError("attention = 'factorised': packed rows need 'full'")
         packed = jax.tree.map(jnp.asarray, packed)
         return self._tokens(
             packed.patches,
@@ -185,21 +199,54 @@ class VideoTransformer(Network):
         positions: Float[Array, "#b n 3"],
         logsnr: Float[Array, "b levels"],
         text: Float[Array, "b l d"],
-        **of_tokens: Any,
+        *,
+        frames: int = 1,
+        **further: Any,
     ) -> Float[Array, "b n i j k c2"]:
-        vector, modulation = self.time_embedding(self.time(logsnr))
+        settings = self.settings
+        vector, shared = self.time_embedding(self.time(logsnr))
         context = TokenContext(
-            modulation=modulation,
-            rotation=rotation(positions, self.settings.head_dim),
+            vector=vector,
+            modulation=shared,
             text=self.text_embedding(text),
-            **of_tokens,
+            **further,
         )
+        if settings.positions == "rotary":
+            context = context._replace(rotation=rotation(positions, settings.head_dim))
         if self.flow:
             total = level(sum(alpha_sigma(logsnr))[..., None], context)
             patches = patches / total[..., None, None, None]
         x = self.patch_embedding(patches.astype(self.dtype))
-        x, _ = _scan(self.depth)(self.blocks, x, context)
-        return self.output(x, vector, context)
+        x, between = self._with_sines(x, positions, frames)
+        return self.output(self._blocks(x, context, frames, between), context)
+
+    def _with_sines(
+        self, x: Float[Array, "b n c"], positions: Float[Array, "#b n 3"], frames: int
+    ) -> tuple[Float[Array, "b n c"], Float[Array, "#b n c"] | None]:
+        """The tokens with their positions added, and what is added between the first two blocks of
+        factorised attention: there the frames' positions come in."""
+        if self.settings.positions != "sines":
+            return x, None
+        width = self.settings.width
+        places, times = place_sines(positions, width), frame_sines(positions, width)
+        if self.settings.attention == "factorised":
+            # As published, an image has no position in time.
+            return (x + places).astype(self.dtype), times if frames > 1 else None
+        # The first frame's is 0, so that an image has none here either.
+        added = places + times - frame_sines(jnp.zeros(3), width)
+        return (x + added).astype(self.dtype), None
+
+    def _blocks(self, x: Array, context: TokenContext, frames: int, between: Array | None) -> Array:
+        """All blocks, of equal shapes, compiled once. between: see `BlockPair`, of the first."""
+
+        def apply(block: nn.Module, x: Array, is_first: Array) -> tuple[Array, None]:
+            further = () if between is None else (is_first * between,)
+            return block(x, context, frames, *further), None
+
+        scan = nn.scan(
+            apply, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
+        )
+        return scan(self.blocks, x, jnp.arange(self.depth) == 0)[0]
 
     @property
     def reads(self) -> frozenset[str]:
@@ -261,34 +308,22 @@ _SECTIONS = {
 }
 
 
-def _scan(depth: int) -> Callable[..., tuple[Array, None]]:
-    """`depth` blocks of equal shapes, compiled once."""
-
-    def apply(block: TokenBlock, x: Array, context: TokenContext) -> tuple[Array, None]:
-        return block(x, context), None
-
-    return nn.scan(
-        apply,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=depth,
-    )
-
-
 class TimeEmbedding(nn.Module):
-    """Times to a vector, and to the vectors that modulate all blocks, in float32."""
+    """Times to a vector, and with `shared` to the vectors that modulate all blocks, in float32."""
 
     width: int
     features: int
+    shared: bool
 
     @nn.compact
     def __call__(
         self, times: Float[Array, "b levels"]
-    ) -> tuple[Float[Array, "b levels c"], Float[Array, "b levels 6 c"]]:
+    ) -> tuple[Float[Array, "b levels c"], Float[Array, "b levels 6 c"] | None]:
         sine, cosine = jnp.split(layers.sinusoidal_embedding(times, self.features), 2, axis=-1)
         h = jnp.concatenate([cosine, sine], axis=-1)  # the published order
         vector = _mlp(h, self.width, jnp.float32, nn.swish)
+        if not self.shared:
+            return vector, None
         last = layers.dense(MODULATIONS * self.width, dtype=jnp.float32, name="modulation")
         modulation = last(nn.swish(vector))
         return vector, rearrange(modulation, "b l (m c) -> b l m c", m=MODULATIONS)
@@ -326,13 +361,13 @@ class Output(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], vector: Float[Array, "b levels c"], context: TokenContext
+        self, x: Float[Array, "b n c"], context: TokenContext
     ) -> Float[Array, "b n i j k c2"]:
-        bias = modulation_bias(2, self.settings.width, self)
-        shift, scale = (level(vector + bias[..., part, :], context) for part in range(2))
+        shift, scale = modulation(2, context, self.settings, self)
         h = modulate(x, shift, scale, self.settings.epsilon)
         features = int(np.prod(self.patch)) * self.features
-        h = layers.dense(features, dtype=jnp.float32, name="linear")(h)
+        zero = self.settings.modulation == "block"
+        h = layers.dense(features, dtype=jnp.float32, zero=zero, name="linear")(h)
         return h.reshape((*h.shape[:2], *self.patch, self.features))
 
 

@@ -62,6 +62,11 @@ def build(config: ConfigDict) -> Stage:
             f"{network.text_width} asks for an encoder of that width"
         )
     data = config.data
+    if data.image_frames:
+        raise ValueError(
+            f"data.image_frames = {data.image_frames}: must be 0; the autoencoder would take "
+            "images beside a clip for its next frames"
+        )
     height, width = data.image_size, data.image_width or data.image_size
     _check_size(network, autoencoder, height, width)
     shape = (data.num_frames, height, width, autoencoder.in_channels)

@@ -279,10 +279,19 @@ class Place(NamedTuple):
 
     ones: how many axes of size 1 the published tensor has behind those of the parameter, such as 2
     where a 1 x 1 convolution is a dense layer here.
+    lacks: an axis of size 1 of the parameter, in the published order, that the published tensor
+    does not have; None = it has all.
     """
 
     name: str
     ones: int = 0
+    lacks: int | None = None
+
+    def axes(self, array: np.ndarray) -> np.ndarray:
+        """A tensor in the published order with the published axes, a view."""
+        if self.lacks is not None:
+            array = np.squeeze(array, self.lacks)
+        return array.reshape((*array.shape, *[1] * self.ones))
 
 
 Named = str | Place
@@ -329,8 +338,7 @@ def read_params(
         array = np.empty((len(places[path]), *shape), dtype)
         for number, place in enumerate(places[path]):
             found = tensors.shape(files[place.name])
-            view = from_ours(array[number, ...], path)
-            view = view.reshape((*view.shape, *[1] * place.ones))
+            view = place.axes(from_ours(array[number, ...], path))
             if found != view.shape:
                 raise ValueError(
                     f"{tensors.folder}: {place.name} has shape {found}, config.json asks for "
@@ -398,9 +406,8 @@ def _published(params: PyTree, name: Name, dtype: np.dtype) -> Iterator[tuple[st
         stacked = not isinstance(name(path), str | Place)
         array = np.asarray(leaf)
         for row, place in zip(array if stacked else [array], all_places(name(path)), strict=True):
-            tensor = from_ours(row, path).astype(dtype)
-            shape = (*tensor.shape, *[1] * place.ones)
-            yield place.name, np.ascontiguousarray(tensor).reshape(shape)
+            tensor = np.ascontiguousarray(from_ours(row, path).astype(dtype))
+            yield place.name, place.axes(tensor)
 
 
 def all_places(named: Named | Sequence[Named]) -> list[Place]:
@@ -426,7 +433,7 @@ def to_ours(array: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
 
 
 def from_ours(array: np.ndarray, path: str) -> np.ndarray:
-    """The parameter at `path` as it is published, without the axes of `Place.ones`; a view of a
+    """The parameter at `path` as it is published, but for the axes of `Place.axes`; a view of a
     contiguous array."""
     if not path.endswith("/kernel"):
         return array.reshape(published_shape(array.shape, path))
@@ -436,7 +443,7 @@ def from_ours(array: np.ndarray, path: str) -> np.ndarray:
 
 
 def published_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-    """The published shape of the parameter at `path`, without the axes of `Place.ones`.
+    """The published shape of the parameter at `path`, but for the axes of `Place.axes`.
 
     Heads and their features are one axis there: the inputs of a kernel that merges them, which is
     called out, and the outputs of any other. A kernel of four or five axes is a convolution's.

@@ -187,7 +187,7 @@ _OUTSIDE = {
     "text_embedding/linear_out": "condition_embedder.text_embedder.linear_2",
     "output/linear": "proj_out",
 }
-_IN_ATTENTION = {
+IN_ATTENTION = {
     "query": "to_q",
     "key": "to_k",
     "value": "to_v",
@@ -196,8 +196,8 @@ _IN_ATTENTION = {
     "key_norm": "norm_k",
 }
 _IN_BLOCK = {
-    **{f"attention_self/{ours}": f"attn1.{name}" for ours, name in _IN_ATTENTION.items()},
-    **{f"attention_text/{ours}": f"attn2.{name}" for ours, name in _IN_ATTENTION.items()},
+    **{f"attention_self/{ours}": f"attn1.{name}" for ours, name in IN_ATTENTION.items()},
+    **{f"attention_text/{ours}": f"attn2.{name}" for ours, name in IN_ATTENTION.items()},
     "norm_text": "norm2",
     "mlp/linear_in": "ffn.net.0.proj",
     "mlp/linear_out": "ffn.net.2",

@@ -70,6 +70,12 @@ class TransformerSettings:
       qk_norm: what queries and keys are normalised over before attention: "width", all heads
         together; "head", each head; or "none".
       text_norm: whether tokens are normalised before they attend to the text.
+      modulation: what the noise level modulates blocks by: "shared", one vector for all blocks
+        plus a learned bias of each (adaLN-single, Chen et al. 2023), or "block", a linear map of
+        each block that starts at zero (adaLN-zero, Peebles & Xie 2022).
+      attention: "full", of all tokens of a clip to one another, or "factorised", of the tokens of a
+        frame in one block and of a place in the next (Ma et al. 2024, Latte).
+      positions: "rotary", or "sines" that are added to the tokens.
     """
 
     heads: int = 12
@@ -78,10 +84,21 @@ class TransformerSettings:
     epsilon: float = 1e-6
     qk_norm: str = "width"
     text_norm: bool = True
+    modulation: str = "shared"
+    attention: str = "full"
+    positions: str = "rotary"
 
     def __post_init__(self):
-        if self.qk_norm not in ("width", "head", "none"):
-            raise ValueError(f"qk_norm = {self.qk_norm!r}: allowed are width, head, none")
+        for name, allowed in (
+            ("qk_norm", ("width", "head", "none")),
+            ("modulation", ("shared", "block")),
+            ("attention", ("full", "factorised")),
+            ("positions", ("rotary", "sines")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}"
+                )
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim}: must be even, for rotary positions")
 

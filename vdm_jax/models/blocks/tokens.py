@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.models import layers
-from vdm_jax.models.blocks.rotary import rotate
+from vdm_jax.models.blocks.positions import rotate
 from vdm_jax.models.blocks.settings import TransformerSettings
 from vdm_jax.models.ops import attention, product
 
@@ -24,15 +25,19 @@ class TokenContext(NamedTuple):
     A row may hold several samples one behind the other (packed), each of which is a segment.
 
     Attributes:
-      modulation: float32, for each noise level of a row the vectors that blocks add their own to.
-      rotation: cosines and sines of the tokens' positions, see `rotary.rotation`.
+      vector: float32, of each noise level of a row.
+      modulation: float32, for each noise level the vectors that blocks add their own to; None =
+        blocks make them of `vector`.
+      rotation: cosines and sines of the tokens' positions, see `positions.rotation`; None = no
+        rotary positions.
       text: tokens of the text; None = there is no text.
       levels: the noise level of each token, a number into `modulation`; None = the only one.
       segments, text_segments: a token attends to tokens and text of its own segment; None = all.
     """
 
-    modulation: Float[Array, "b levels 6 c"]
-    rotation: tuple[Float[Array, "#b n e"], Float[Array, "#b n e"]]
+    vector: Float[Array, "b levels c"]
+    modulation: Float[Array, "b levels 6 c"] | None = None
+    rotation: tuple[Float[Array, "#b n e"], Float[Array, "#b n e"]] | None = None
     text: Float[Array, "b l c"] | None = None
     levels: Int[Array, "b n"] | None = None
     segments: Int[Array, "b n"] | None = None
@@ -43,23 +48,28 @@ class TokenBlock(nn.Module):
     """Self-attention and an MLP on modulated normalised tokens, gated, and between the two
     attention to the text; each plus its input.
 
-    The modulation is that of the noise level, the same for all blocks, plus a learned bias of this
-    block (adaLN-single, Chen et al. 2023, section 2.3).
+    Attributes:
+      over: what a token attends to: "all" tokens of its row, those of its frame, "space", or those
+        of its place in all frames, "time".
+      text: whether there is attention to the text.
     """
 
     settings: TransformerSettings = TransformerSettings()
     dtype: DTypeLike = jnp.float32
+    over: str = "all"
+    text: bool = True
+    STATIC = (3,)  # `frames`, for `layers.remat`
 
     @nn.compact
-    def __call__(self, x: Tokens, context: TokenContext) -> Tokens:
+    def __call__(self, x: Tokens, context: TokenContext, frames: int = 1) -> Tokens:
+        """frames: of the clips whose tokens `x` holds; of no effect with "all"."""
         settings, dtype = self.settings, self.dtype
-        bias = modulation_bias(MODULATIONS, settings.width, self)
-        parts = [level(context.modulation[..., i, :] + bias[..., i, :], context) for i in range(6)]
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
+        vectors = modulation(MODULATIONS, context, settings, self)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = vectors
         h = modulate(x, shift, scale, settings.epsilon).astype(dtype)
-        h = SelfAttention(settings, dtype, name="attention_self")(h, context)
-        x = (x + gate * h).astype(dtype)
-        if context.text is not None:
+        attend = SelfAttention(settings, dtype, self.over, name="attention_self")
+        x = (x + gate * attend(h, context, frames)).astype(dtype)
+        if self.text and context.text is not None:
             h = x
             if settings.text_norm:
                 h = layer_norm(settings.epsilon, "norm_text")(x).astype(dtype)
@@ -69,10 +79,44 @@ class TokenBlock(nn.Module):
         return (x + mlp_gate * h).astype(dtype)
 
 
-def modulation_bias(vectors: int, width: int, module: nn.Module) -> Float[Array, "1 vectors width"]:
-    """The learned vectors of `module` that are added to those of the noise level, float32."""
-    init = layers.named(nn.initializers.normal(width**-0.5), None, None, layers.CHANNELS)
-    return jnp.asarray(module.param("modulation", init, (1, vectors, width)), jnp.float32)
+class BlockPair(nn.Module):
+    """A block over the tokens of each frame, then one over those of each place."""
+
+    settings: TransformerSettings = TransformerSettings()
+    dtype: DTypeLike = jnp.float32
+    STATIC = TokenBlock.STATIC
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Tokens,
+        context: TokenContext,
+        frames: int,
+        between: Float[Array, "#b n c"] | None = None,
+    ) -> Tokens:
+        """between: is added to the tokens between the two."""
+        settings, dtype = self.settings, self.dtype
+        x = TokenBlock(settings, dtype, "space", name="space")(x, context, frames)
+        if between is not None:
+            x = (x + between).astype(dtype)
+        return TokenBlock(settings, dtype, "time", text=False, name="time")(x, context, frames)
+
+
+def modulation(
+    vectors: int, context: TokenContext, settings: TransformerSettings, module: nn.Module
+) -> list[Float[Array, "b #n c"]]:
+    """The vectors that modulate the tokens in `module`, in which their parameters are made."""
+    width = settings.width
+    if settings.modulation == "block":
+        zero = layers.dense(vectors * width, dtype=jnp.float32, zero=True, name="modulation")
+        made = zero(nn.swish(context.vector)).reshape((*context.vector.shape[:2], vectors, width))
+    else:
+        init = layers.named(nn.initializers.normal(width**-0.5), None, None, layers.CHANNELS)
+        bias = module.param("modulation", init, (1, vectors, width))
+        # All vectors of a block, or for the output the noise level's own.
+        shared = context.modulation if vectors == MODULATIONS else context.vector[..., None, :]
+        made = shared + jnp.asarray(bias, jnp.float32)
+    return [level(made[..., number, :], context) for number in range(vectors)]
 
 
 def level(vectors: Float[Array, "b levels c"], context: TokenContext) -> Float[Array, "b #n c"]:
@@ -102,29 +146,52 @@ def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
 
 
 class SelfAttention(nn.Module):
-    """Attention among the tokens of a row, with rotary positions."""
+    """Attention among the tokens of a row, with rotary positions where there are any.
+
+    Attributes:
+      over: see `TokenBlock`.
+    """
 
     settings: TransformerSettings = TransformerSettings()
     dtype: DTypeLike = jnp.float32
-    LABEL = "space-time"
+    over: str = "all"
 
-    def attention_flops(self, x, context) -> int:
+    @property
+    def LABEL(self) -> str:
+        return "space-time" if self.over == "all" else self.over
+
+    def attention_flops(self, x, context, frames) -> int:
         """Operations of the two products for `x` (b, n, c), without the projections."""
-        return 4 * x.shape[0] * x.shape[1] ** 2 * x.shape[2]
+        batch, tokens, features = x.shape
+        attended = {"all": tokens, "space": tokens // frames, "time": frames}[self.over]
+        return 4 * batch * tokens * attended * features
 
     @nn.compact
-    def __call__(self, x: Tokens, context: TokenContext) -> Tokens:
-        q, k = (
-            rotate(projected(x, name, self.settings, self.dtype), *context.rotation)
-            for name in ("query", "key")
-        )
-        v = projected(x, "value", self.settings, self.dtype)
-        if context.segments is None:
+    def __call__(self, x: Tokens, context: TokenContext, frames: int) -> Tokens:
+        heads = [projected(x, n, self.settings, self.dtype) for n in ("query", "key", "value")]
+        if context.rotation is not None:
+            heads[:2] = [rotate(one, *context.rotation) for one in heads[:2]]
+        q, k, v = (self._folded(one, frames) for one in heads)
+        # A frame is of one sample, so it needs no mask.
+        segments = None if self.over == "space" else context.segments
+        if segments is None:
             attended = attention.attend_pixels(q, k, v)
         else:
-            segments = context.segments
+            segments = self._folded(segments, frames)
             attended = attention.attend_segments(q, k, v, segments, segments)
+        if self.over != "all":
+            axes = _FOLDED[self.over]
+            attended = rearrange(attended, f"{axes} ... -> b (f p) ...", f=frames, b=len(x))
         return merged(attended, x.shape[-1], self.dtype)
+
+    def _folded(self, x: Array, frames: int) -> Array:
+        """Tokens that attend to one another as rows of their own."""
+        if self.over == "all":
+            return x
+        return rearrange(x, f"b (f p) ... -> {_FOLDED[self.over]} ...", f=frames)
+
+
+_FOLDED = {"space": "(b f) p", "time": "(b p) f"}
 
 
 class TextAttention(nn.Module):

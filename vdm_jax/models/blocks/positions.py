@@ -1,10 +1,13 @@
-"""Rotary positions (Su et al. 2021) on the three axes of a clip: frame, row and column."""
+"""Positions of tokens on the three axes of a clip, frame, row and column: rotary (Su et al. 2021),
+or sines that are added (Vaswani et al. 2017, section 3.5)."""
 
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
+
+from vdm_jax.models import layers
 
 _THETA = 10_000.0  # the longest wavelength over 2π, nearly
 
@@ -49,3 +52,15 @@ def grid_positions(
     axes = (range(size) for size in (frames, height, width))
     grid = np.stack(np.meshgrid(*(np.fromiter(a, np.float32) for a in axes), indexing="ij"), -1)
     return grid.reshape(-1, 3) + np.asarray(origin, np.float32)
+
+
+def place_sines(positions: Real[Array, "*n 3"], width: int) -> Float[Array, "*n width"]:
+    """Sines of the column, then of the row, half of the features each (Peebles & Xie 2022)."""
+    column, row = positions[..., 2], positions[..., 1]
+    halves = [layers.sinusoidal_embedding(axis, width // 2) for axis in (column, row)]
+    return jnp.concatenate(halves, axis=-1)
+
+
+def frame_sines(positions: Real[Array, "*n 3"], width: int) -> Float[Array, "*n width"]:
+    """Sines of the frame."""
+    return layers.sinusoidal_embedding(positions[..., 0], width)

@@ -1,0 +1,89 @@
+"""Runs a video transformer, whose blocks are stacked, on eight virtual devices and on one; prints
+JSON of how loss and gradients differ. A program of its own, because the number of devices is fixed
+when JAX starts."""
+
+import json
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from vdm_jax.models.blocks.settings import TransformerSettings
+from vdm_jax.models.video_transformer import VideoTransformer
+from vdm_jax.parallel import sharding
+from vdm_jax.parallel.mesh import make_mesh
+
+NETWORK = VideoTransformer(
+    settings=TransformerSettings(heads=2, head_dim=12, hidden=32),
+    depth=3,
+    in_channels=4,
+    out_channels=4,
+    time_features=8,
+    text_width=8,
+    remat="full",
+)
+BATCH = 4
+
+
+class Part:
+    """What a plan is made of."""
+
+    def abstract_params(self):
+        z, text = jnp.zeros((1, 1, 2, 2, 4)), {NETWORK.text: jnp.zeros((1, 1, 8))}
+        return jax.eval_shape(NETWORK.init, jax.random.key(0), z, jnp.zeros(1), text)["params"]
+
+
+def main():
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(Part().abstract_params())
+    params = jax.tree.map(
+        lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes
+    )
+    batch = {
+        "z": rng.normal(size=(BATCH, 2, 4, 4, 4)).astype(np.float32),
+        "logsnr": rng.normal(size=BATCH).astype(np.float32),
+        "text": rng.normal(size=(BATCH, 3, 8)).astype(np.float32),
+    }
+
+    def loss(params, batch, plan=None):
+        gathered = params if plan is None else plan.gather(params)
+        cond = {NETWORK.text: batch["text"]}
+        return jnp.mean(NETWORK.apply({"params": gathered}, batch["z"], batch["logsnr"], cond) ** 2)
+
+    wanted = jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch))
+    mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2, "context": 1})
+    plan = sharding.Plan(
+        mesh=mesh, parameters=sharding.plan_parameters(Part(), dict(mesh.shape), 0)
+    )
+    run = jax.jit(
+        jax.value_and_grad(lambda params, batch: loss(params, batch, plan)),
+        in_shardings=(plan.params, plan.batch),
+        out_shardings=(plan.everywhere, plan.params),
+    )
+    found = jax.device_get(run(params, batch))
+
+    def difference(found, wanted):
+        return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+    cut = sum(
+        plan.spec != plan.gathered
+        for plan in jax.tree.leaves(plan.parameters, is_leaf=sharding.is_plan)
+    )
+    report = {
+        "loss": difference(found[0], wanted[0]),
+        "gradients": max(jax.tree.leaves(jax.tree.map(difference, found[1], wanted[1]))),
+        "cut": cut,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
