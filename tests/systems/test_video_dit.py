@@ -198,7 +198,7 @@ def test_a_folder_that_is_not_understood_is_refused_by_name(tmp_path, file, chan
         ("data.image_frames", 4, "data.image_frames = 4: must be 0"),
         ("data.image_width", 24, "data.image_width = 24: must be multiples of 16"),
         ("model.dtype", "float16", "model.dtype = 'float16': allowed are"),
-        ("text.encoder", "minilm", "text.encoder = 'minilm': model.transformer.text_dim = 16"),
+        ("text.encoder", "clip_l", "text.encoder = 'clip_l': model.transformer.text_dim = 16"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(model, field, value, message):

@@ -26,19 +26,19 @@ class TokenContext(NamedTuple):
 
     Attributes:
       vector: float32, of each noise level of a row.
+      text: tokens of the text.
       modulation: float32, for each noise level the vectors that blocks add their own to; None =
         blocks make them of `vector`.
       rotation: cosines and sines of the tokens' positions, see `positions.rotation`; None = no
         rotary positions.
-      text: tokens of the text; None = there is no text.
       levels: the noise level of each token, a number into `modulation`; None = the only one.
       segments, text_segments: a token attends to tokens and text of its own segment; None = all.
     """
 
     vector: Float[Array, "b levels c"]
+    text: Float[Array, "b l c"]
     modulation: Float[Array, "b levels 6 c"] | None = None
     rotation: tuple[Float[Array, "#b n e"], Float[Array, "#b n e"]] | None = None
-    text: Float[Array, "b l c"] | None = None
     levels: Int[Array, "b n"] | None = None
     segments: Int[Array, "b n"] | None = None
     text_segments: Int[Array, "b l"] | None = None
@@ -69,7 +69,7 @@ class TokenBlock(nn.Module):
         h = modulate(x, shift, scale, settings.epsilon).astype(dtype)
         attend = SelfAttention(settings, dtype, self.over, name="attention_self")
         x = (x + gate * attend(h, context, frames)).astype(dtype)
-        if self.text and context.text is not None:
+        if self.text:
             h = x
             if settings.text_norm:
                 h = layer_norm(settings.epsilon, "norm_text")(x).astype(dtype)
