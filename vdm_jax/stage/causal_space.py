@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from vdm_jax.models import autoencoder_tiling as tiling
 from vdm_jax.models.causal_autoencoder import CausalAutoencoder
@@ -85,7 +84,7 @@ class CausalLatentSpace:
         """See `Space`: the decoded z."""
         return self.decode(z, frozen)
 
-    def _cut(self, function: tiling.Function, video: Array, **scale: int) -> jax.Array:
+    def _cut(self, function: tiling.Function, video: Array, **scale: int) -> PyTree:
         """`function(video)`, in tiles where the space has them."""
         if not self.tile:
             return function(video)

@@ -90,7 +90,8 @@ def test_prompts_become_the_states_of_their_tokens(folder, loaded):
     assert states.dtype == np.float32 and not states[~mask].any()
     tokens, whole = loaded.tokenizer.encode(["a cat &"], 12)
     np.testing.assert_array_equal(whole[0], mask[0])
-    wanted = loaded.network.apply({"params": loaded.params}, tokens, jnp.asarray(whole))
+    inputs = jnp.asarray(tokens), jnp.asarray(whole)
+    wanted = jax.jit(loaded.network.apply)({"params": loaded.params}, *inputs)
     assert_close(states[0][mask[0]], np.asarray(wanted[0])[mask[0]], 1e-5)
 
 
