@@ -356,7 +356,8 @@ def test_modulation_of_each_block_starts_at_zero():
     def run():
         params = nn.meta.unbox(network.init(jax.random.key(1), z, logsnr, cond)["params"])
         shown = jax.tree.map(lambda leaf: leaf, params)
-        shown["output"]["linear"]["kernel"] += 1.0
+        kernel = shown["output"]["linear"]["kernel"]
+        shown["output"]["linear"]["kernel"] = jax.random.normal(jax.random.key(2), kernel.shape)
         moved = jax.tree.map(lambda leaf: leaf, shown)
         moved["blocks"]["modulation"]["kernel"] += 0.1
         same = jnp.broadcast_to(z[:1], z.shape)
