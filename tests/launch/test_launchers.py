@@ -1169,6 +1169,7 @@ def test_xpk_ends_a_run_that_its_supervisor_has_given_up(cluster):
         ("tpu_vm.sh", [*TYPED, "--type=v5p-8", "--topology=2x2"], "goes with a family"),
         ("tpu_vm.sh", [*TYPED, "--type=v5p-8x"], "not a family and a number"),
         ("tpu_vm.sh", ["run", *RETRY, "--env=A B", "--", "-a"], "not of the form NAME=VALUE"),
+        ("tpu_vm.sh", ["run", *MACHINE, "--delete_when_done", "--", "-a"], "only run --retry"),
         ("tpu_vm.sh", ["cost", "--type=v5p-8", "--hours=1"], "--price=DOLLARS"),
         (
             "tpu_vm.sh",
