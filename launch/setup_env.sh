@@ -84,7 +84,7 @@ esac
 
 wanted=("$@")
 if [ -z "${VDM_JAX_EXTRAS+set}" ]; then
-  # Without a word about extras, a machine with too old a driver gets JAX for the CPU, and is told.
+  # Without extras asked for, a machine with too old a driver gets JAX for the CPU, and a message.
   VDM_JAX_EXTRAS="$(find_gpu)" || VDM_JAX_EXTRAS=""
 fi
 read -r -a more <<<"$VDM_JAX_EXTRAS"

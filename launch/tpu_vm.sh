@@ -170,6 +170,7 @@ case "$verb" in
   ssh) ;;
   *) [ $# = 0 ] || die "$verb takes no arguments after --" ;;
 esac
+[ "$delete_when_done$retry" != 10 ] || die "--delete_when_done: only run --retry knows when it is"
 for variable in ${variables[@]+"${variables[@]}"}; do
   case "$variable" in
     [A-Za-z_]*=*) ;;
@@ -512,7 +513,7 @@ everywhere() {
   output="$(bounded "$installing" on all "$command")" || true
   printf '%s\n' "$output" | grep -v -e ': succeeded$' -e '^$' || true
   succeeded="$(printf '%s\n' "$output" | grep -c ': succeeded$' || true)"
-  [ "$succeeded" = "$workers" ] && return
+  [ "$succeeded" = "$workers" ] && [ "$workers" != 0 ] && return
   say "$succeeded of $workers workers answered that it succeeded"
   return 1
 }
@@ -642,7 +643,7 @@ watch() {
     esac
     all="$(states "" 2>/dev/null)" || true
     count="$(answers "$all")"
-    if [ "$count" -lt "$workers" ]; then
+    if [ "$count" -lt "$workers" ] || [ "$workers" = 0 ]; then
       missed=$((missed + 1))
       say "$count of $workers workers answer ($missed of $patience times)"
       [ "$missed" -ge "$patience" ] || continue

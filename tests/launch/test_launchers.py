@@ -1117,12 +1117,13 @@ def test_an_image_with_a_tag_is_taken_as_it_is(cluster):
 @pytest.mark.parametrize(
     "event",
     [
-        'kill -s TERM "$PPID"',  # a notice of preemption: saved, ends with 75
+        f'kill -s TERM "$PPID" & {SAVES}',  # a notice of preemption: saved, ends with 75
         'kill -s KILL "$PPID"; exit 1',  # the node is lost: 137
     ],
+    ids=["notice", "lost"],
 )
 def test_xpk_starts_all_pods_again_after_a_preemption(cluster, event):
-    cluster.trainer(f'[ "$starts" = 2 ] && exit 0\n[ $WORKER = pod0 ] || exit 0\n{event} & {SAVES}')
+    cluster.trainer(f'[ "$starts" = 2 ] && exit 0\n[ $WORKER = pod0 ] || exit 0\n{event}')
     done = cluster.run("xpk.sh", *WORKLOAD, *TRAINING)
     assert done.returncode == 0, done.stderr
     assert cluster.read("jobset.log") == [f"pods ended: again {i}, failed 0" for i in (1, 0)]
@@ -1168,6 +1169,7 @@ def test_xpk_ends_a_run_that_its_supervisor_has_given_up(cluster):
         ("tpu_vm.sh", [*TYPED, "--type=v5p-8", "--topology=2x2"], "goes with a family"),
         ("tpu_vm.sh", [*TYPED, "--type=v5p-8x"], "not a family and a number"),
         ("tpu_vm.sh", ["run", *RETRY, "--env=A B", "--", "-a"], "not of the form NAME=VALUE"),
+        ("tpu_vm.sh", ["run", *MACHINE, "--delete_when_done", "--", "-a"], "only run --retry"),
         ("tpu_vm.sh", ["cost", "--type=v5p-8", "--hours=1"], "--price=DOLLARS"),
         (
             "tpu_vm.sh",

@@ -6,6 +6,7 @@ Run as a script with a name of `ROLES`, this file is the other process of some o
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
@@ -26,7 +27,14 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vdm_jax.training import array_store, checkpoints, integrity, lock, step_folders
+from vdm_jax.training import (
+    array_store,
+    checkpoints,
+    integrity,
+    lock,
+    shared_folder,
+    step_folders,
+)
 from vdm_jax.training.checkpoints import CheckpointError, Checkpoints, DamagedError
 
 ROOT = Path(__file__).parents[2]
@@ -841,9 +849,13 @@ def together(workdir, port, index):
     saves.save(share(make_state(5)), {"batches": 5}, CONFIG)
     saves.close()
     assert saves.latest() == 5
-    checkpoints._LAG = 0.3
+    shared_folder.LAG = shared_folder.LAG_OF_CHANGES = 0.3
     with pytest.raises(CheckpointError, match="process 1 does not see what process 0 writes in"):
         Checkpoints(Path(workdir) / f"disk_of_process_{index}")
+    if index == 1:  # its mount keeps what it has read
+        Path.read_text = functools.cache(Path.read_text)
+    with pytest.raises(CheckpointError, match="process 1 does not see that process 0 has changed"):
+        Checkpoints(workdir)
     print(
         json.dumps(
             {

@@ -119,13 +119,13 @@ def compare_software(client: Any, index: int, count: int) -> None:
     key = "vdm_jax/software"
     client.key_value_set(f"{key}/{index}", json.dumps([socket.gethostname(), versions.own()]))
     try:
-        told = [
+        reports = [
             json.loads(client.blocking_key_value_get(f"{key}/{i}", _PATIENCE * 1000))
             for i in range(count)
         ]
     except RuntimeError as error:
         raise DistributedError(f"the processes of this run did not meet: {error}") from error
-    lines = versions.differences([host for host, _ in told], [software for _, software in told])
+    lines = versions.differences(*zip(*reports, strict=True))
     if lines:
         raise DistributedError(
             "the processes of this run have different software:\n  "

@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from jaxtyping import PyTree
 
 from vdm_jax import config as config_lib
-from vdm_jax.training import array_store, integrity, processes, step_folders
+from vdm_jax.training import array_store, integrity, processes, shared_folder, step_folders
 from vdm_jax.training.integrity import CheckpointError, DamagedError, fingerprint
 from vdm_jax.upgrade import upgrade
 
@@ -41,7 +40,6 @@ __all__ = [
 
 State = TypeVar("State")  # a dataclass of arrays with a `step`, such as TrainState
 DIRECTORY = "checkpoints"
-_LAG = 10  # seconds until what one process writes is seen by another, over a network
 _ADVICE = "--config.checkpoint.fallback=true"
 
 
@@ -77,7 +75,7 @@ class Checkpoints:
         self._pending: _Save | None = None
         self._failed: tuple[int, str] | None = None
         self._steps, ignored = processes.first_does(self._prepare)
-        _check_shared(self.directory)
+        shared_folder.check(self.directory)
         for text in ignored:
             self._tell(text)
 
@@ -392,29 +390,3 @@ def _read_latest(directory: Path, read: Callable[[Path], Any]) -> Any:
 
 def _as_dict(state: State) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-
-
-def _check_shared(directory: Path) -> None:
-    """Raises CheckpointError where a process does not see what the first one writes."""
-    token = directory / f".processes_{processes.first_does(time.time_ns)}"
-
-    def write() -> bool:
-        with contextlib.suppress(OSError):  # a full disk, say, which is no reason not to read
-            token.touch()
-        return token.exists()
-
-    def see() -> None:
-        deadline = time.monotonic() + _LAG
-        while not token.exists():
-            if time.monotonic() > deadline:
-                raise CheckpointError(
-                    f"process {processes.index()} does not see what process 0 writes in "
-                    f"{directory}: several processes need a --workdir on a disk that they share"
-                )
-            time.sleep(0.1)
-
-    if processes.count() > 1 and processes.first_does(write):
-        try:
-            processes.all_do(see)
-        finally:
-            processes.first_does(lambda: token.unlink(missing_ok=True))
