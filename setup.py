@@ -92,7 +92,7 @@ setup(
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
         "curation": CURATION,
-        "ocr": ["rapidocr-onnxruntime>=1.4"],
+        "ocr": ["onnxruntime>=1.20", *CURATION],
         "beam": ["apache-beam>=2.70", *CURATION],
         "test": [
             *CURATION,

@@ -5,7 +5,7 @@
 cuts: the cuts of Big Buck Bunny (128 x 128, 24 frames a second) against labels/big_buck_bunny.json.
 faults: shots of that film, into each of which one fault is planted; how many clips with and without
 the fault each range removes. dissolves: shots of that film joined by dissolves of 8 to 28 frames.
-text needs the package rapidocr-onnxruntime; --transnet=FILE adds TransNetV2 to the detectors.
+--text needs the extra ocr; --transnet=FILE adds TransNetV2 to the detectors.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def _print_faults(
             if not copies and kind != "black":
                 shot = _turned(shot, kind)
             _write(folder / f"{name}_{kind}" / f"{number:02d}.mp4", change(shot), quality)
-    values = {"text": {"detector": "rapidocr"}} if text else {}
+    values = {"text": {"detector": "ppocr"}} if text else {}
     settings = Settings.from_dict(values)
     work = engine.Work(videos=str(folder), out=str(scratch / "out"), settings=settings)
     curate.run(work, engine.in_pool(1), shards=False)

@@ -42,7 +42,7 @@ def videos(tmp_path_factory):
     (root / "empty.mp4").touch()
     with av.open(str(root / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp")
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 8000), np.float32), format="fltp")
         silence.rate = 8000
         container.mux([*stream.encode(silence), *stream.encode()])
     (root / "text.mp4").write_text("not a film")

@@ -19,7 +19,7 @@ import av
 from PIL import Image
 
 from vdm_jax.data import text_files, video_container, video_io
-from vdm_jax.data.curation import cutting, records
+from vdm_jax.data.curation import cutting, files
 from vdm_jax.data.curation.clips import Clip
 from vdm_jax.data.curation.engine import Run, Work
 from vdm_jax.data.curation.filters import ClipRow
@@ -113,7 +113,7 @@ def _caption_film(work: Work, key: str) -> None:
             except Unusable as error:
                 texts, failure = [], str(error)
             found = {"identity": _identity(work), "texts": texts, "failure": failure}
-            records.replace(_path(work, name), json.dumps(found).encode())
+            files.replace(_path(work, name), json.dumps(found).encode())
 
 
 def texts_of(video: Path, settings: Captions) -> list[str]:

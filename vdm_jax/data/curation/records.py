@@ -10,12 +10,12 @@ KEY is a digest of the name. Two names with the same content share one measureme
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from vdm_jax.data import text_files
+from vdm_jax.data.curation import files
 from vdm_jax.data.curation.film import Film
 from vdm_jax.data.curation.settings import digest
 from vdm_jax.data.curation.stages import Measured
@@ -109,22 +109,7 @@ class Records:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    replace(path, json.dumps({"format": _FORMAT, **content}).encode())
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, also where several processes do."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.replace(path, json.dumps({"format": _FORMAT, **content}).encode())
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -71,11 +71,13 @@ class Text:
     """Whether text is searched for, on the first, the middle and the last sample.
 
     Attributes:
-      detector: "none" or "rapidocr" (package rapidocr-onnxruntime).
-      least_score: of a detected box.
+      detector: "none" or "ppocr" (extra `ocr`).
+      side: pixels that the shorter side of a sample is enlarged to.
+      least_score: of a box of text: the mean chance of its pixels.
     """
 
     detector: str = "none"
+    side: int = 480
     least_score: float = 0.5
 
 
@@ -193,8 +195,8 @@ class Settings:
             raise DataError("captions.merge: needs captions.frame and captions.clip")
         _check("output.quality", self.output.quality, least=0, most=51)
         _check("output.side", self.output.side, least=0)
-        if self.text.detector not in ("none", "rapidocr"):
-            raise DataError(f"text.detector = {self.text.detector!r}: allowed are none, rapidocr")
+        if self.text.detector not in ("none", "ppocr"):
+            raise DataError(f"text.detector = {self.text.detector!r}: allowed are none, ppocr")
         for name, text in self.keep.items():
             if name == "duplicate":
                 if text not in ("", "first"):

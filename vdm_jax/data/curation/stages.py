@@ -64,8 +64,8 @@ class Plan:
             stage("thumbnail", _THUMBNAIL, thumbnail),
         ]
         if settings.text.detector != "none":
-            detector = text.load(settings.text)
-            found.append(stage("text", (detector.version, settings.text.least_score), detector))
+            version = (text.VERSION, dataclasses.asdict(settings.text))
+            found.append(stage("text", version, text.TextDetector(settings.text)))
         if settings.look.aesthetics:
             version = (aesthetics.VERSION, settings.look.clip, settings.look.aesthetics)
             found.append(stage("aesthetics", version, aesthetics.Aesthetics(settings.look)))
