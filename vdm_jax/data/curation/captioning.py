@@ -56,10 +56,17 @@ def caption(
     ]
     for done, _ in enumerate(run(_caption_film, _died, work, due), start=1):
         progress("captioned", done, len(due))
+    return with_stored(work, rows)
+
+
+def with_stored(work: Work, rows: Sequence[ClipRow]) -> list[ClipRow]:
+    """The rows, the kept ones with the captions that the commands printed in an earlier run."""
     return [_captioned(row, _stored(work, row.name)) if row.kept else row for row in rows]
 
 
-def _captioned(row: ClipRow, content: dict) -> ClipRow:
+def _captioned(row: ClipRow, content: dict | None) -> ClipRow:
+    if content is None:
+        return row
     if content["failure"]:
         return dataclasses.replace(row, reason=content["failure"])
     return dataclasses.replace(row, captions=tuple(content["texts"]), caption_source="command")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.data import text_files
-from vdm_jax.data.curation import files, table
+from vdm_jax.data.curation import files, filters, table
 from vdm_jax.data.curation.filters import ClipRow
 from vdm_jax.data.curation.records import Content
 from vdm_jax.data.curation.settings import Range, Settings
@@ -58,6 +58,8 @@ _ABOUT = {
     "clipped": "Share of pixels that are almost black or almost white.",
     "black": "Share of the samples that are black.",
     "border": "Share of the picture in black bars.",
+    "aesthetics": "LAION's predictor on CLIP; what people like has 5 or more, of 10.",
+    "similarity": "Cosine of CLIP's embeddings of the pictures and of the caption.",
     "text": "Greatest share of a picture that text covers.",
 }
 
@@ -98,9 +100,7 @@ class _Pictures:
         self._contents = contents
 
     def figure(self, row: ClipRow, caption: str) -> str:
-        measured = self._contents[row.digest].measured
-        place = [clip.start for clip in measured.clips].index(row.start_frame)
-        jpeg = measured.rows["thumbnail"][1][place]["jpeg"]
+        jpeg = filters.measured_row(row, self._contents, "thumbnail")["jpeg"]
         kind = "kept" if row.kept else "dropped"
         what = f"{text_files.shown(row.film)} at {row.start:.1f} s"
         return (

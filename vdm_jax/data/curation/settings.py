@@ -86,8 +86,8 @@ class Look:
     """Scores of pictures beside the built-in ones.
 
     Attributes:
-      clip: a folder of a published CLIP; aesthetics: a file of LAION's aesthetics head on it
-        (`aesthetics`). "" = without.
+      clip: a folder of a published CLIP, for the score `similarity` of a clip to its caption.
+      aesthetics: a file of LAION's head on that CLIP, for the score `aesthetics`.
       scorers: further ones; each is "MODULE:NAME" of a `look.Scorer`, or of a function without
         arguments that returns one.
     """
@@ -157,6 +157,8 @@ RANGES = {
     "black": ":0.5",
     "border": ":0.05",
     "text": ":0.07",
+    "aesthetics": "",
+    "similarity": "",
     "sharpness": "",
     "colourfulness": "",
     "clipped": "",
@@ -189,8 +191,8 @@ class Settings:
         _check("samples.hash_rate", self.samples.hash_rate, least=0.1)
         _check("duplicates.share", self.duplicates.share, least=0.01, most=1)
         _check("duplicates.distance", self.duplicates.distance, least=0, most=31)
-        if bool(self.look.clip) != bool(self.look.aesthetics):
-            raise DataError("look.clip and look.aesthetics: both are needed, or neither")
+        if self.look.aesthetics and not self.look.clip:
+            raise DataError("look.aesthetics: needs look.clip, whose embeddings it scores")
         if self.captions.merge and not (self.captions.frame and self.captions.clip):
             raise DataError("captions.merge: needs captions.frame and captions.clip")
         _check("output.quality", self.output.quality, least=0, most=51)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from vdm_jax.data.curation import aesthetics, cuts, look, motion, text, tracks
+from vdm_jax.data.curation import clip_scores, cuts, look, motion, text, tracks
 from vdm_jax.data.curation.clips import Clip, View
 from vdm_jax.data.curation.cuts import Transition
 from vdm_jax.data.curation.settings import Settings, digest
@@ -66,9 +66,10 @@ class Plan:
         if settings.text.detector != "none":
             version = (text.VERSION, dataclasses.asdict(settings.text))
             found.append(stage("text", version, text.TextDetector(settings.text)))
-        if settings.look.aesthetics:
-            version = (aesthetics.VERSION, settings.look.clip, settings.look.aesthetics)
-            found.append(stage("aesthetics", version, aesthetics.Aesthetics(settings.look)))
+        if settings.look.clip:
+            version = (clip_scores.VERSION, settings.look.clip)
+            embedder = clip_scores.Embedder(settings.look.clip)
+            found.append(stage(clip_scores.STAGE, version, embedder))
         for reference in settings.look.scorers:
             scorer = look.load_scorer(reference)
             found.append(stage(scorer.name, scorer.version, scorer))
