@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vdm_jax.data.curation import captioning, engine, filters, matching, output, report, table
 from vdm_jax.data.curation.engine import Run, Work
-from vdm_jax.data.curation.records import Content
+from vdm_jax.data.curation.records import Contents
 from vdm_jax.data.curation.settings import Settings
 
 
@@ -95,12 +95,10 @@ def write_report(out: str, ranges: Mapping[str, str]) -> tuple[Path, int, int]:
     return path, int(summary["clips kept"]), int(summary["clips"])
 
 
-def _rows(work: Work, left_out: dict[str, str]) -> tuple[list[filters.ClipRow], dict[str, Content]]:
+def _rows(work: Work, left_out: dict[str, str]) -> tuple[list[filters.ClipRow], Contents]:
     """The rows of all films, and the films by digest."""
-    names = list(work.records.names())
-    contents = {}
-    for name in names:
-        if name.digest and (content := work.records.content(name.digest)) is not None:
-            contents[name.digest] = content
+    records = work.records
+    names = list(records.names())
+    contents = Contents(records, (name.digest for name in names if name.digest))
     rows = filters.clip_rows(work.videos, names, contents, work.settings, left_out)
     return rows, contents

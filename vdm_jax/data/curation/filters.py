@@ -62,7 +62,7 @@ class ClipRow:
 def clip_rows(
     videos: str,
     names: Sequence[Name],
-    contents: dict[str, Content],
+    contents: Mapping[str, Content],
     settings: Settings,
     left_out: dict[str, str],
 ) -> list[ClipRow]:

@@ -8,9 +8,10 @@ KEY is a digest of the name. Two names with the same content share one measureme
 """
 
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from vdm_jax.data.curation.stages import Measured
 from vdm_jax.data.source import DataError
 
 _FORMAT = 1
+_HELD = 4  # contents in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,27 @@ class Content:
             measured=None if measured is None else Measured.from_json(measured),
             failure=values["failure"],
         )
+
+
+class Contents(Mapping[str, Content]):
+    """The contents of some digests, read when they are asked for and not held: thumbnails and
+    hashes of many films do not fit into memory."""
+
+    def __init__(self, records: "Records", digests: Iterable[str]):
+        self._digests = dict.fromkeys(digests)
+        self._read = functools.lru_cache(maxsize=_HELD)(records.content)
+
+    def __getitem__(self, digest: str) -> Content:
+        content = self._read(digest) if digest in self._digests else None
+        if content is None:
+            raise KeyError(digest)
+        return content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
 
 
 class Records:

@@ -223,8 +223,9 @@ def _spent(contents: Mapping[str, Content]) -> str:
     """Throughput of each stage over the films that it measured."""
     spent: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    for content in contents.values():
-        if content.measured is None:
+    for digest in contents:
+        content = contents.get(digest)
+        if content is None or content.measured is None:
             continue
         for name, value in content.measured.spent.items():
             spent[name] = spent.get(name, 0.0) + value

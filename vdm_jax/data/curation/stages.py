@@ -96,7 +96,7 @@ class Measured:
       rows: by name of a stage its identity, and a row for each clip.
       frames: that were decoded.
       note: what is wrong with the film, where a part of it can be used.
-      spent: seconds of computing by part.
+      spent: seconds of processor time by part.
     """
 
     cuts_id: str
