@@ -250,7 +250,9 @@ def _run_killed(videos, out, at, behind):
 def test_kills_lose_nothing_and_repeat_nothing(videos, curated, tmp_path):
     """Processes are killed at one place after the other, each behind where the last one came."""
     out = tmp_path / "out"
-    context = multiprocessing.get_context("fork")
+    # Forks of a process that imports this once, and no threads of other tests.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vdm_jax.data.curation.curate", "tests.data.curation.films"])
     killed = 0
     for number in range(40):
         process = context.Process(
