@@ -103,7 +103,7 @@ setup(
         "text": ["sentencepiece>=0.2"],
         "docs": DOCS,
         "curation": CURATION,
-        "ocr": ["rapidocr-onnxruntime>=1.4"],
+        "ocr": ["onnxruntime>=1.20", *CURATION],
         "beam": ["apache-beam>=2.70", *CURATION],
         "test": [
             *DOCS,

@@ -1,11 +1,12 @@
 """How well a curation finds cuts and faults, and how fast it is.
 
-    python -m benchmarks.curation --film=FILM.mp4 --parts=cuts,faults --scratch=DIR
+    python -m benchmarks.curation --film=FILM.mp4 --parts=cuts,dissolves,faults,text --scratch=DIR
 
-cuts: the cuts of Big Buck Bunny (128 x 128, 24 frames a second) against labels/big_buck_bunny.json.
-faults: shots of that film, into each of which one fault is planted; how many clips with and without
-the fault each range removes. dissolves: shots of that film joined by dissolves of 8 to 28 frames.
-text needs the package rapidocr-onnxruntime; --transnet=FILE adds TransNetV2 to the detectors.
+FILM is Big Buck Bunny, 128 x 128, 24 frames a second. cuts: its cuts against
+labels/big_buck_bunny.json. dissolves: its shots joined by dissolves of 8 to 28 frames. faults: its
+shots, into each of which one fault is planted; how many clips with and without the fault each range
+removes. text: the same for burnt-in text; needs the extra ocr. --transnet=FILE adds TransNetV2 to
+the detectors of cuts and dissolves.
 """
 
 import argparse
@@ -23,6 +24,7 @@ FPS = 24
 _LENGTH = 72  # frames of a shot with a fault
 _SHOTS = 20  # a fault
 _NEAR = 2  # frames that a found cut may be off
+_COPIES = ("duplicate", "mirrored")
 _DISSOLVES = (8, 12, 16, 20, 28)  # frames
 
 
@@ -36,7 +38,6 @@ def main() -> None:
     parser.add_argument("--scratch", required=True, metavar="DIR")
     parser.add_argument("--parts", default="cuts,faults,dissolves", metavar="NAMES")
     parser.add_argument("--transnet", default="", metavar="FILE")
-    parser.add_argument("--text", action="store_true", help="plant and search for text too")
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
 
@@ -46,7 +47,7 @@ def main() -> None:
     parts = options.parts.split(",")
     if "cuts" in parts:
         _print_cuts(Path(options.film), options.transnet)
-    if {"faults", "dissolves"} & set(parts):
+    if {"faults", "dissolves", "text"} & set(parts):
         from vdm_jax.data import video_io
 
         video, _ = video_io.read_video(options.film)
@@ -55,7 +56,10 @@ def main() -> None:
         if "dissolves" in parts:
             _print_dissolves(video, shots, scratch, options.transnet)
         if "faults" in parts:
-            _print_faults(video, shots, scratch, options.text)
+            kinds = ("still", "black", "border", "shake", "duplicate", "mirrored")
+            _print_faults(video, shots, scratch / "faults", kinds)
+        if "text" in parts:
+            _print_faults(video, shots, scratch / "text", ("text",))
 
 
 def _shots(labels: dict, frames: int) -> list[tuple[int, int]]:
@@ -155,7 +159,7 @@ def _print_rates(name: str, right: int, found: int, reached: int, total: int) ->
 
 
 def _print_faults(
-    video: np.ndarray, shots: list[tuple[int, int]], scratch: Path, text: bool
+    video: np.ndarray, shots: list[tuple[int, int]], scratch: Path, kinds: Sequence[str]
 ) -> None:
     """Plants one fault in each shot, curates them, and compares."""
     from vdm_jax.data.curation import curate, engine
@@ -172,28 +176,29 @@ def _print_faults(
         "duplicate": lambda shot: shot[6:],
         "mirrored": lambda shot: shot[4:, :, ::-1],
     }
-    if text:
-        faults["text"] = _lettered
-    folder = scratch / "faults"
+    faults["text"] = _lettered
+    faults = {kind: change for kind, change in faults.items() if kind in ("clean", *kinds)}
+    folder = scratch / "videos"
     clean = [usable[number] for number in rng.permutation(len(usable))[:_SHOTS]]
     others = [shot for shot in usable if shot not in clean]
     for kind, change in faults.items():
         # Copies are of clean shots; the other faults are in shots of their own.
-        copies = kind in ("clean", "duplicate", "mirrored")
+        copies = kind in ("clean", *_COPIES)
         for number in range(len(clean)):
             start = (clean[number] if copies else others[number % len(others)])[0] + 2
-            quality, name = (30, "z") if kind in ("duplicate", "mirrored") else (18, "a")
+            quality, name = (30, "z") if kind in _COPIES else (18, "a")
             if not copies:  # another part of the film's shots, so that only the fault is common
                 start += 3
             shot = video[start : start + _LENGTH]
             if not copies and kind != "black":
                 shot = _turned(shot, kind)
             _write(folder / f"{name}_{kind}" / f"{number:02d}.mp4", change(shot), quality)
-    values = {"text": {"detector": "rapidocr"}} if text else {}
+    values = {"text": {"detector": "ppocr"}} if "text" in kinds else {}
     settings = Settings.from_dict(values)
     work = engine.Work(videos=str(folder), out=str(scratch / "out"), settings=settings)
     curate.run(work, engine.in_pool(1), shards=False)
-    _print_filters(scratch / "out", text)
+    ranges = dict.fromkeys("copy" if kind in _COPIES else kind for kind in kinds)
+    _print_filters(scratch / "out", list(ranges))
 
 
 def _turned(shot: np.ndarray, kind: str) -> np.ndarray:
@@ -204,16 +209,15 @@ def _turned(shot: np.ndarray, kind: str) -> np.ndarray:
     return shot[:, ::-1]
 
 
-def _print_filters(out: Path, text: bool) -> None:
+def _print_filters(out: Path, kinds: Sequence[str]) -> None:
     import pyarrow.parquet
 
     rows = pyarrow.parquet.read_table(out / "clips.parquet").to_pylist()
-    kinds = ["still", "black", "border", "shake", "copy"] + ["text"] * text
     for kind in kinds:
         counts = {"planted": [0, 0], "other": [0, 0]}
         for row in rows:
             planted = row["film"].split("/")[0].split("_")[1]
-            if planted in ("duplicate", "mirrored"):
+            if planted in _COPIES:
                 planted = "copy"
             if planted == "black" and kind in ("still", "border"):
                 continue  # black is both

@@ -1,8 +1,12 @@
 """`vdm data curate` and `vdm data report`: flags, messages, exit status."""
 
+import contextlib
+import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet
@@ -94,19 +98,54 @@ def test_settings_are_listed(capsys):
     assert "--config.clips.most=60.0" in printed and "--config.keep.motion=0.02:" in printed
 
 
-def test_the_exit_status_says_that_films_failed(videos, tmp_path):
-    """A real process with a pool of processes."""
-    folder = tmp_path / "videos"
+def test_a_missing_extra_is_named(videos, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda m: None if m == "cv2" else find(m))
+    with pytest.raises(ConfigError, match=r'cv2 is missing: pip install "vdm_jax\[curation\]"'):
+        run(videos, tmp_path)
+
+
+def command(folder, out, *flags):
+    arguments = [f"--videos={folder}", f"--out={out}", "--measure_only", *flags]
+    return [sys.executable, "-m", "vdm_jax", "data", "curate", *arguments]
+
+
+def processes(out):
+    """Numbers of the processes of a run, whose environment names its folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if str(out) in (entry / "environ").read_text(errors="replace"):
+                found.append(int(entry.name))
+    return [number for number in found if number != os.getpid()]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_a_run_that_is_killed_leaves_no_process_and_goes_on(videos, tmp_path):
+    """Real processes: one that is killed when the first film is known, and one that finishes.
+
+    The exit status of the second says that a film could not be used.
+    """
+    folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
     (folder / "good.mp4").symlink_to(videos / "good.mp4")
     (folder / "bad.mp4").write_text("no film")
+    environment = {**os.environ, "MARK": str(out)}
+    process = subprocess.Popen(
+        command(folder, out, "--workers=2"), cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    )
+    printed = b""
+    while b"identified" not in printed and (more := process.stdout.read(1)):
+        printed += more
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while processes(out) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes(out) == []
     done = subprocess.run(
-        [sys.executable, "-m", "vdm_jax", "data", "curate"]
-        + [f"--videos={folder}", f"--out={tmp_path / 'out'}", "--measure_only", "--workers=1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+        command(folder, out, "--workers=1"), cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == curate.SOME_FAILED, done.stderr
     assert "1 films could not be used" in done.stderr
-    assert "measured 1 of 1" in done.stdout
+    assert kept(out) == ["good.mp4"]

@@ -56,8 +56,20 @@ def main(arguments: list[str]) -> int:
     )
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
+    check_installed()
     outputs.check_folder(options.out, "--out")
     return _curate(options, _settings(options.config, overrides))
+
+
+def check_installed() -> None:
+    """Raises ConfigError where the extra `curation` is missing."""
+    import importlib.util
+
+    from vdm_jax.config import ConfigError
+
+    for module in ("cv2", "pyarrow", "scenedetect"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f'{module} is missing: pip install "vdm_jax[curation]"')
 
 
 def _settings(file: str | None, overrides: dict[str, str]):

@@ -10,6 +10,7 @@ runs with the same ranges.
 """
 
 from vdm_jax.cli import common
+from vdm_jax.cli.curate import check_installed
 
 
 def main(arguments: list[str]) -> int:
@@ -19,6 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help="of vdm data curate")
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
+    check_installed()
 
     from vdm_jax.data.curation import curate
 

@@ -42,7 +42,7 @@ def videos(tmp_path_factory):
     (root / "empty.mp4").touch()
     with av.open(str(root / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp")
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 8000), np.float32), format="fltp")
         silence.rate = 8000
         container.mux([*stream.encode(silence), *stream.encode()])
     (root / "text.mp4").write_text("not a film")
@@ -250,7 +250,9 @@ def _run_killed(videos, out, at, behind):
 def test_kills_lose_nothing_and_repeat_nothing(videos, curated, tmp_path):
     """Processes are killed at one place after the other, each behind where the last one came."""
     out = tmp_path / "out"
-    context = multiprocessing.get_context("fork")
+    # Forks of a process that imports this once, and no threads of other tests.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vdm_jax.data.curation.curate", "tests.data.curation.films"])
     killed = 0
     for number in range(40):
         process = context.Process(

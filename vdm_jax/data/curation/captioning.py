@@ -19,7 +19,7 @@ import av
 from PIL import Image
 
 from vdm_jax.data import text_files, video_container, video_io
-from vdm_jax.data.curation import cutting, records
+from vdm_jax.data.curation import cutting, files
 from vdm_jax.data.curation.clips import Clip
 from vdm_jax.data.curation.engine import Run, Work
 from vdm_jax.data.curation.filters import ClipRow
@@ -56,10 +56,17 @@ def caption(
     ]
     for done, _ in enumerate(run(_caption_film, _died, work, due), start=1):
         progress("captioned", done, len(due))
+    return with_stored(work, rows)
+
+
+def with_stored(work: Work, rows: Sequence[ClipRow]) -> list[ClipRow]:
+    """The rows, the kept ones with the captions that the commands printed in an earlier run."""
     return [_captioned(row, _stored(work, row.name)) if row.kept else row for row in rows]
 
 
-def _captioned(row: ClipRow, content: dict) -> ClipRow:
+def _captioned(row: ClipRow, content: dict | None) -> ClipRow:
+    if content is None:
+        return row
     if content["failure"]:
         return dataclasses.replace(row, reason=content["failure"])
     return dataclasses.replace(row, captions=tuple(content["texts"]), caption_source="command")
@@ -113,7 +120,7 @@ def _caption_film(work: Work, key: str) -> None:
             except Unusable as error:
                 texts, failure = [], str(error)
             found = {"identity": _identity(work), "texts": texts, "failure": failure}
-            records.replace(_path(work, name), json.dumps(found).encode())
+            files.replace(_path(work, name), json.dumps(found).encode())
 
 
 def texts_of(video: Path, settings: Captions) -> list[str]:

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vdm_jax.data.curation import captioning, engine, filters, output, report, table
+from vdm_jax.data.curation import captioning, engine, filters, matching, output, report, table
 from vdm_jax.data.curation.engine import Run, Work
-from vdm_jax.data.curation.records import Content
+from vdm_jax.data.curation.records import Contents
 from vdm_jax.data.curation.settings import Settings
 
 
@@ -57,6 +57,7 @@ def run(
         left_out = engine.measure_all(work, pool, progress)
         rows, contents = _rows(work, left_out)
         rows = captioning.caption(work, rows, pool, progress)
+        rows = matching.match(work, rows, contents)
         table_path = table.write(out, rows, work)
         report_path = report.write(out, rows, contents, work.settings)
         count = output.write_shards(work, rows, pool, progress) if shards else 0
@@ -88,17 +89,16 @@ def write_report(out: str, ranges: Mapping[str, str]) -> tuple[Path, int, int]:
     settings = dataclasses.replace(settings, keep={**settings.keep, **ranges})
     work = Work(videos=about["videos"], out=out, settings=settings)
     rows, contents = _rows(work, {})
+    rows = matching.match(work, captioning.with_stored(work, rows), contents)
     path = report.write(Path(out), rows, contents, settings)
     summary = table.summary(rows)
     return path, int(summary["clips kept"]), int(summary["clips"])
 
 
-def _rows(work: Work, left_out: dict[str, str]) -> tuple[list[filters.ClipRow], dict[str, Content]]:
+def _rows(work: Work, left_out: dict[str, str]) -> tuple[list[filters.ClipRow], Contents]:
     """The rows of all films, and the films by digest."""
-    names = list(work.records.names())
-    contents = {}
-    for name in names:
-        if name.digest and (content := work.records.content(name.digest)) is not None:
-            contents[name.digest] = content
+    records = work.records
+    names = list(records.names())
+    contents = Contents(records, (name.digest for name in names if name.digest))
     rows = filters.clip_rows(work.videos, names, contents, work.settings, left_out)
     return rows, contents

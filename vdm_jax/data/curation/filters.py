@@ -4,18 +4,19 @@ Nothing is measured here, so a changed range takes seconds.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.data.curation import captions, duplicates, film
+from vdm_jax.data.curation import captions, clip_scores, duplicates, film
 from vdm_jax.data.curation.records import Content, Name
 from vdm_jax.data.curation.settings import Range, Settings
 from vdm_jax.data.curation.stages import Plan
 from vdm_jax.data.source import DataError
 from vdm_jax.data.video_container import Unusable
 
-_NO_SCORES = ("hashes", "thumbnail")  # stages whose rows are no numbers
+_NO_SCORES = ("hashes", "thumbnail", clip_scores.STAGE)  # stages whose rows are no numbers
+_LATER = ("similarity",)  # scores of a pass behind the filters (`matching`)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class ClipRow:
 def clip_rows(
     videos: str,
     names: Sequence[Name],
-    contents: dict[str, Content],
+    contents: Mapping[str, Content],
     settings: Settings,
     left_out: dict[str, str],
 ) -> list[ClipRow]:
@@ -91,14 +92,14 @@ def clip_rows(
                 ClipRow(film=name.name, digest=name.digest, reason=reason or "is not measured")
             )
         else:
-            clips = _film_rows(Path(videos, name.name), name, content)
+            clips = _film_rows(Path(videos, name.name), name, content, settings)
             for row, found in zip(clips, content.measured.rows["hashes"][1], strict=False):
                 hashes[row.name] = [int(one, 16) for one in found["hashes"]]
             rows += clips
     return _filtered(_marked(rows, hashes, settings), settings)
 
 
-def _film_rows(path: Path, name: Name, content: Content) -> list[ClipRow]:
+def _film_rows(path: Path, name: Name, content: Content, settings: Settings) -> list[ClipRow]:
     """The clips of a film, not yet filtered; or one row that says that it gives none."""
     known, measured = content.film, content.measured
     try:
@@ -124,6 +125,10 @@ def _film_rows(path: Path, name: Name, content: Content) -> list[ClipRow]:
         for stage, (_, values) in measured.rows.items():
             if stage not in _NO_SCORES:
                 scores |= values[place]
+        if settings.look.aesthetics:
+            pictures = clip_scores.stored(measured.rows[clip_scores.STAGE][1][place])
+            head = clip_scores.read_head(settings.look.aesthetics)
+            scores["aesthetics"] = clip_scores.aesthetics(pictures, head)
         start = float(seconds[clip.start])
         rows.append(
             ClipRow(
@@ -158,7 +163,7 @@ def _filtered(rows: list[ClipRow], settings: Settings) -> list[ClipRow]:
     ranges = {
         name: Range.parse(name, text)
         for name, text in settings.keep.items()
-        if name != "duplicate" and text
+        if name != "duplicate" and text and not (name in _LATER and settings.look.clip)
     }
     known = {name for row in rows for name in row.scores}
     if settings.text.detector == "none":
@@ -171,7 +176,7 @@ def _filtered(rows: list[ClipRow], settings: Settings) -> list[ClipRow]:
     results = []
     for row in rows:
         reasons = [
-            f"{name} {row.scores[name]:.4g} is outside {settings.keep[name]}"
+            _outside(name, row.scores[name], settings.keep[name])
             for name, allowed in ranges.items()
             if row.name and row.scores[name] not in allowed
         ]
@@ -180,3 +185,21 @@ def _filtered(rows: list[ClipRow], settings: Settings) -> list[ClipRow]:
         reason = row.reason or "; ".join(reasons)
         results.append(dataclasses.replace(row, reason=reason))
     return results
+
+
+def with_score(row: ClipRow, name: str, value: float, settings: Settings) -> ClipRow:
+    """A kept row with one more score, and not kept where its range excludes the value."""
+    text = settings.keep.get(name, "")
+    reason = "" if value in Range.parse(name, text) else _outside(name, value, text)
+    return dataclasses.replace(row, scores=row.scores | {name: value}, reason=reason)
+
+
+def measured_row(row: ClipRow, contents: Mapping[str, Content], stage: str) -> dict[str, Any]:
+    """What a stage measured of a clip. contents: by digest."""
+    measured = contents[row.digest].measured
+    place = [clip.start for clip in measured.clips].index(row.start_frame)
+    return measured.rows[stage][1][place]
+
+
+def _outside(name: str, value: float, text: str) -> str:
+    return f"{name} {value:.4g} is outside {text}"

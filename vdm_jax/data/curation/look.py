@@ -1,7 +1,7 @@
 """How the pictures of a clip look: simple measures that are named for what they measure, and an
 interface for learned ones.
 
-No weights of a model of aesthetics can be assumed; `aesthetics` reads them where a user has them.
+No weights of a learned one can be assumed; `clip_scores` reads them where a user has them.
 """
 
 import importlib

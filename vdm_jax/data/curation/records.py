@@ -8,20 +8,22 @@ KEY is a digest of the name. Two names with the same content share one measureme
 """
 
 import dataclasses
+import functools
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from vdm_jax.data import text_files
+from vdm_jax.data.curation import files
 from vdm_jax.data.curation.film import Film
 from vdm_jax.data.curation.settings import digest
 from vdm_jax.data.curation.stages import Measured
 from vdm_jax.data.source import DataError
 
 _FORMAT = 1
+_HELD = 4  # contents in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,27 @@ class Content:
         )
 
 
+class Contents(Mapping[str, Content]):
+    """The contents of some digests, read when they are asked for and not held: thumbnails and
+    hashes of many films do not fit into memory."""
+
+    def __init__(self, records: "Records", digests: Iterable[str]):
+        self._digests = dict.fromkeys(digests)
+        self._read = functools.lru_cache(maxsize=_HELD)(records.content)
+
+    def __getitem__(self, digest: str) -> Content:
+        content = self._read(digest) if digest in self._digests else None
+        if content is None:
+            raise KeyError(digest)
+        return content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
 class Records:
     """The records below a folder. Damaged files count as missing, so that they are made again."""
 
@@ -109,22 +132,7 @@ class Records:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    replace(path, json.dumps({"format": _FORMAT, **content}).encode())
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, also where several processes do."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.replace(path, json.dumps({"format": _FORMAT, **content}).encode())
 
 
 def _read(path: Path) -> dict[str, Any] | None:

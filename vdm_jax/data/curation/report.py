@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.data import text_files
-from vdm_jax.data.curation import records, table
+from vdm_jax.data.curation import files, filters, table
 from vdm_jax.data.curation.filters import ClipRow
 from vdm_jax.data.curation.records import Content
 from vdm_jax.data.curation.settings import Range, Settings
@@ -38,7 +38,8 @@ small, figcaption, th { color: var(--faint); font-weight: normal; }
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 4px;
   border: 3px solid var(--kept); } figure.dropped img { border-color: var(--dropped); }
 figcaption { font-size: .8rem; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--faint); font-size: 11px; }
+svg { width: 100%; height: 7rem; display: block; }
+.axis { display: flex; justify-content: space-between; color: var(--faint); font-size: .8rem; }
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .25rem .5rem;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -46,8 +47,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 # What each score measures, for readers of the page.
 _ABOUT = {
     "motion": "Mean optical flow at 2 frames a second, in pixels of a picture 16 pixels high.",
-    "camera": "The part of the motion that one affine motion of the whole picture explains.",
-    "objects": "The part of the motion that the camera does not explain.",
+    "camera": "Flow of larger pictures: the part that one affine motion of the picture explains.",
+    "objects": "Flow of larger pictures: the part that the camera does not explain.",
     "still": "Share of the half seconds in which nothing moves.",
     "shake": "Distance of the camera's path from its average over half a second, in frame heights.",
     "coded_motion": "Mean length of the codec's motion vectors a frame, in frame heights.",
@@ -57,6 +58,8 @@ _ABOUT = {
     "clipped": "Share of pixels that are almost black or almost white.",
     "black": "Share of the samples that are black.",
     "border": "Share of the picture in black bars.",
+    "aesthetics": "LAION's predictor on CLIP; what people like has 5 or more, of 10.",
+    "similarity": "Cosine of CLIP's embeddings of the pictures and of the caption.",
     "text": "Greatest share of a picture that text covers.",
 }
 
@@ -86,7 +89,7 @@ def write(
         f"<h1>Curation report</h1>{''.join(parts)}</body></html>\n"
     )
     path = out / NAME
-    records.replace(path, page.encode("utf-8", "replace"))
+    files.replace(path, page.encode("utf-8", "replace"))
     return path
 
 
@@ -97,9 +100,7 @@ class _Pictures:
         self._contents = contents
 
     def figure(self, row: ClipRow, caption: str) -> str:
-        measured = self._contents[row.digest].measured
-        place = [clip.start for clip in measured.clips].index(row.start_frame)
-        jpeg = measured.rows["thumbnail"][1][place]["jpeg"]
+        jpeg = filters.measured_row(row, self._contents, "thumbnail")["jpeg"]
         kind = "kept" if row.kept else "dropped"
         what = f"{text_files.shown(row.film)} at {row.start:.1f} s"
         return (
@@ -179,16 +180,13 @@ def _histogram(values: np.ndarray, allowed: Range) -> str:
             f'height="{height:.1f}" fill="var(--{colour})"><title>{edges[place]:.4g} to '
             f"{edges[place + 1]:.4g}: {count} clips</title></rect>"
         )
-    labels = [
-        f'<text x="{share * _WIDTH:.0f}" y="{_HEIGHT + 14}" text-anchor="{anchor}">'
-        f"{least + share * (most - least):.3g}</text>"
-        for share, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"))
-    ]
-    end = "≥ " if values.max() > most else ""
-    labels.append(f'<text x="{_WIDTH}" y="{_HEIGHT + 14}" text-anchor="end">{end}{most:.3g}</text>')
+    labels = [f"{least + share * (most - least):.3g}" for share in (0, 0.25, 0.5, 0.75, 1)]
+    if values.max() > most:
+        labels[-1] = f"≥ {labels[-1]}"
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 18}" role="img" aria-label="histogram">'
-        f"{''.join(drawn)}{''.join(labels)}</svg>"
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'aria-label="histogram">{"".join(drawn)}</svg>'
+        f'<div class="axis">{"".join(f"<span>{label}</span>" for label in labels)}</div>'
     )
 
 
@@ -225,8 +223,9 @@ def _spent(contents: Mapping[str, Content]) -> str:
     """Throughput of each stage over the films that it measured."""
     spent: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    for content in contents.values():
-        if content.measured is None:
+    for digest in contents:
+        content = contents.get(digest)
+        if content is None or content.measured is None:
             continue
         for name, value in content.measured.spent.items():
             spent[name] = spent.get(name, 0.0) + value

@@ -71,11 +71,13 @@ class Text:
     """Whether text is searched for, on the first, the middle and the last sample.
 
     Attributes:
-      detector: "none" or "rapidocr" (package rapidocr-onnxruntime).
-      least_score: of a detected box.
+      detector: "none" or "ppocr" (extra `ocr`).
+      side: pixels that the shorter side of a sample is enlarged to.
+      least_score: of a box of text: the mean chance of its pixels.
     """
 
     detector: str = "none"
+    side: int = 480
     least_score: float = 0.5
 
 
@@ -84,8 +86,8 @@ class Look:
     """Scores of pictures beside the built-in ones.
 
     Attributes:
-      clip: a folder of a published CLIP; aesthetics: a file of LAION's aesthetics head on it
-        (`aesthetics`). "" = without.
+      clip: a folder of a published CLIP, for the score `similarity` of a clip to its caption.
+      aesthetics: a file of LAION's head on that CLIP, for the score `aesthetics`.
       scorers: further ones; each is "MODULE:NAME" of a `look.Scorer`, or of a function without
         arguments that returns one.
     """
@@ -155,6 +157,8 @@ RANGES = {
     "black": ":0.5",
     "border": ":0.05",
     "text": ":0.07",
+    "aesthetics": "",
+    "similarity": "",
     "sharpness": "",
     "colourfulness": "",
     "clipped": "",
@@ -187,14 +191,14 @@ class Settings:
         _check("samples.hash_rate", self.samples.hash_rate, least=0.1)
         _check("duplicates.share", self.duplicates.share, least=0.01, most=1)
         _check("duplicates.distance", self.duplicates.distance, least=0, most=31)
-        if bool(self.look.clip) != bool(self.look.aesthetics):
-            raise DataError("look.clip and look.aesthetics: both are needed, or neither")
+        if self.look.aesthetics and not self.look.clip:
+            raise DataError("look.aesthetics: needs look.clip, whose embeddings it scores")
         if self.captions.merge and not (self.captions.frame and self.captions.clip):
             raise DataError("captions.merge: needs captions.frame and captions.clip")
         _check("output.quality", self.output.quality, least=0, most=51)
         _check("output.side", self.output.side, least=0)
-        if self.text.detector not in ("none", "rapidocr"):
-            raise DataError(f"text.detector = {self.text.detector!r}: allowed are none, rapidocr")
+        if self.text.detector not in ("none", "ppocr"):
+            raise DataError(f"text.detector = {self.text.detector!r}: allowed are none, ppocr")
         for name, text in self.keep.items():
             if name == "duplicate":
                 if text not in ("", "first"):

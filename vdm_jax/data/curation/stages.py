@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from vdm_jax.data.curation import aesthetics, cuts, look, motion, text, tracks
+from vdm_jax.data.curation import clip_scores, cuts, look, motion, text, tracks
 from vdm_jax.data.curation.clips import Clip, View
 from vdm_jax.data.curation.cuts import Transition
 from vdm_jax.data.curation.settings import Settings, digest
@@ -64,11 +64,12 @@ class Plan:
             stage("thumbnail", _THUMBNAIL, thumbnail),
         ]
         if settings.text.detector != "none":
-            detector = text.load(settings.text)
-            found.append(stage("text", (detector.version, settings.text.least_score), detector))
-        if settings.look.aesthetics:
-            version = (aesthetics.VERSION, settings.look.clip, settings.look.aesthetics)
-            found.append(stage("aesthetics", version, aesthetics.Aesthetics(settings.look)))
+            version = (text.VERSION, dataclasses.asdict(settings.text))
+            found.append(stage("text", version, text.TextDetector(settings.text)))
+        if settings.look.clip:
+            version = (clip_scores.VERSION, settings.look.clip)
+            embedder = clip_scores.Embedder(settings.look.clip)
+            found.append(stage(clip_scores.STAGE, version, embedder))
         for reference in settings.look.scorers:
             scorer = look.load_scorer(reference)
             found.append(stage(scorer.name, scorer.version, scorer))
@@ -95,7 +96,7 @@ class Measured:
       rows: by name of a stage its identity, and a row for each clip.
       frames: that were decoded.
       note: what is wrong with the film, where a part of it can be used.
-      spent: seconds of computing by part.
+      spent: seconds of processor time by part.
     """
 
     cuts_id: str

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from vdm_jax.data import text_files
-from vdm_jax.data.curation import records
+from vdm_jax.data.curation import files
 from vdm_jax.data.curation.engine import Work
 from vdm_jax.data.curation.filters import ClipRow
 from vdm_jax.data.source import DataError
@@ -59,7 +59,7 @@ def write(out: Path, rows: Sequence[ClipRow], work: Work) -> Path:
     content = io.BytesIO()
     pyarrow.parquet.write_table(table, content, compression="zstd")
     path = out / NAME
-    records.replace(path, content.getvalue())
+    files.replace(path, content.getvalue())
     return path
 
 

@@ -1,0 +1,170 @@
+"""Scores from CLIP's embeddings of a clip's pictures: aesthetics, and similarity to its caption.
+
+No weights come with the package. The user names a folder of the published CLIP, and a file of
+LAION's head (Schuhmann 2022, "improved aesthetic predictor", sac+logos+ava1-l14-linearMSE, for
+ViT-L/14).
+
+The first, the middle and the last sample are embedded when the film is read. Both scores are
+computed from the stored embeddings, so another head or another caption needs no film.
+"""
+
+import base64
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from vdm_jax.data.curation.clips import View
+from vdm_jax.data.source import DataError
+
+VERSION = 1
+STAGE = "clip"
+_STORED = np.dtype("<f2")
+_LAYER = re.compile(r"(?:layers\.)?(\d+)\.(weight|bias)")
+Embeddings = Float32[np.ndarray, "n d"]  # of unit length
+Layers = Sequence[tuple[Float32[np.ndarray, "out in"], Float32[np.ndarray, "out"]]]
+
+
+class Embedder:
+    """The stage that embeds the first, the middle and the last sample of a clip.
+
+    folder: of a published CLIP. It is read at the first clip, in the process that measures.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+
+    def __call__(self, view: View) -> dict[str, Any]:
+        embed = _load_images(self._folder)
+        found = np.stack([embed(picture) for picture in view.picks]).astype(_STORED)
+        return {"embeddings": [base64.b64encode(row.tobytes()).decode() for row in found]}
+
+
+def stored(row: Mapping[str, Any]) -> Embeddings:
+    """The embeddings in a row of `Embedder`."""
+    rows = [np.frombuffer(base64.b64decode(one), _STORED) for one in row["embeddings"]]
+    return unit(np.stack(rows).astype(np.float32))
+
+
+def unit(x: Float32[np.ndarray, "... d"]) -> Float32[np.ndarray, "... d"]:
+    """Vectors brought to unit length."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def similarity(pictures: Embeddings, text: Float32[np.ndarray, "d"]) -> float:
+    """Mean cosine of a clip's pictures with a caption (CLIP score, without its factor)."""
+    return float((pictures @ unit(text)).mean())
+
+
+def aesthetics(pictures: Embeddings, head: Layers) -> float:
+    """LAION's score, mean over a clip's pictures; what people like has 5 or more, of 10."""
+    x = pictures
+    for weight, bias in head:  # trained with drop-out between them and no activations
+        x = x @ weight.T + bias
+    return float(x.mean())
+
+
+@functools.cache
+def _read_clip(folder: str) -> tuple[Any, Any]:
+    """(network, parameters) of a whole CLIP. Raises DataError."""
+    from vdm_jax.models.clip import CLIP
+    from vdm_jax.weights import clip
+
+    try:
+        network, params = clip.read_folder(folder)
+    except (OSError, ValueError) as error:
+        raise DataError(f"look.clip = {folder!r}: {error}") from error
+    if not isinstance(network, CLIP):
+        raise DataError(f"look.clip = {folder!r}: is no whole CLIP, of images and texts")
+    return network, params
+
+
+@functools.cache
+def _load_images(folder: str) -> Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "d"]]:
+    import jax
+    import jax.numpy as jnp
+
+    from vdm_jax.models.vision.clip import CLIPVisionEncoder
+    from vdm_jax.models.vision.preprocessing import Preprocessing
+
+    network, params = _read_clip(folder)
+    size = network.vision.image_size
+    preprocess = Preprocessing(shorter=size, crop=(size, size))
+    encoder = CLIPVisionEncoder(network.vision)
+    encode = jax.jit(lambda images: encoder.apply({"params": params["vision"]}, images).pooled)
+
+    def embed(picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "d"]:
+        return unit(np.asarray(encode(jnp.asarray(preprocess(picture[None]))))[0])
+
+    return embed
+
+
+@functools.cache
+def load_texts(folder: str) -> Callable[[str], Float32[np.ndarray, "d"]]:
+    """The embedding of a text by the CLIP in a folder. Raises DataError."""
+    import jax
+    import jax.numpy as jnp
+
+    from vdm_jax.models.text.clip import CLIPTextEncoder
+    from vdm_jax.weights import clip_inputs
+
+    network, params = _read_clip(folder)
+    try:
+        tokenizer = clip_inputs.read_text(folder).tokenizer
+    except (OSError, ValueError) as error:
+        raise DataError(f"look.clip = {folder!r}: {error}") from error
+    encoder = CLIPTextEncoder(network.text)
+    encode = jax.jit(
+        lambda tokens: encoder.apply({"params": params["text"]}, tokens, method="encode").pooled
+    )
+
+    def embed(text: str) -> Float32[np.ndarray, "d"]:
+        tokens, _ = tokenizer.encode([text], network.text.max_positions)
+        return unit(np.asarray(encode(jnp.asarray(tokens)))[0])
+
+    return embed
+
+
+@functools.cache
+def read_head(file: str | Path) -> Layers:
+    """The layers of a published head: PyTorch's file, or the same tensors as safetensors.
+
+    Raises DataError for a missing file and for tensors that are no chain of layers to one number.
+    """
+    import safetensors
+    import safetensors.numpy
+
+    from vdm_jax.weights import torch_files
+
+    try:
+        if str(file).endswith(".safetensors"):
+            tensors = safetensors.numpy.load_file(file)
+        else:
+            tensors = torch_files.read(file)
+        return _layers(tensors)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise DataError(f"look.aesthetics = {str(file)!r}: {error}") from error
+
+
+def _layers(tensors: Mapping[str, np.ndarray]) -> Layers:
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            raise ValueError(f"the tensor {name} is none of a head's layers")
+        found.setdefault(int(match[1]), {})[match[2]] = tensor.astype(np.float32)
+    layers, width = [], None
+    for number in sorted(found):
+        weight, bias = found[number].get("weight"), found[number].get("bias")
+        fits = weight is not None and bias is not None and weight.shape[:1] == bias.shape
+        if not fits or weight.ndim != 2 or width not in (None, weight.shape[1]):
+            raise ValueError(f"layer {number} does not continue the one before")
+        width = len(bias)
+        layers.append((weight, bias))
+    if width != 1:
+        raise ValueError("its layers do not lead to one number")
+    return layers
