@@ -32,23 +32,18 @@ def params():
 @pytest.fixture(scope="module")
 def batch():
     video = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
-    return {"video": video}
+    return {"video": jnp.asarray(video)}
 
 
 @pytest.fixture(scope="module")
 def gradients(params, batch):
     """Of each term alone."""
 
-    def loss(params, weights):
-        terms = [
-            dataclasses.replace(term, weight=w) for term, w in zip((L1, KL), weights, strict=True)
-        ]
-        return make(*terms).loss(params, batch, jax.random.key(1))[0]
+    def terms(params):
+        metrics = make(L1, KL).loss(params, batch, jax.random.key(1))[1]
+        return {name: metrics[name] for name in ("l1", "kl")}
 
-    gradient = jax.jit(jax.grad(loss))
-    return {
-        name: gradient(params, jnp.array(w)) for name, w in {"l1": (1.0, 0), "kl": (0, 1.0)}.items()
-    }
+    return jax.jit(jax.jacrev(terms))(params)
 
 
 def largest(tree):
@@ -71,7 +66,7 @@ def test_terms_are_what_their_formulas_say():
 
 def test_the_loss_is_the_weighted_sum_and_frames_are_images(params, batch):
     stage = make(L1, L2)
-    loss, metrics = jax.jit(stage.loss)(params, batch, jax.random.key(1))
+    loss, metrics = jax.device_get(jax.jit(stage.loss)(params, batch, jax.random.key(1)))
     assert loss == pytest.approx(2.0 * metrics["l1"] + 0.5 * metrics["l2"], rel=1e-6)
     assert metrics["psnr"] == pytest.approx(10 * np.log10(4 / metrics["l2"]), rel=1e-5)
     assert {"latent_mean", "latent_std"} <= metrics.keys()
@@ -88,6 +83,24 @@ def test_the_kl_term_trains_the_encoder_and_the_error_both(gradients):
     assert largest(gradients["kl"]["decoder"]) == 0
     for part in ("encoder", "decoder"):
         assert largest(gradients["l1"][part]) > 1e-3
+
+
+def test_the_foreground_weighs_more(params, batch):
+    with pytest.raises(ValueError, match="lacks 'mask'; set data.extras"):
+        jax.eval_shape(make(L1, foreground=3.0).loss, params, batch, jax.random.key(1))
+    assert "mask" in make(L1, foreground=3.0).abstract_batch(1)
+    half = np.zeros((3, 2, 8, 8, 1), np.uint8)
+    half[:, :, :4] = 7
+    masks = jnp.asarray(half), jnp.asarray(7 - half)
+
+    def error(foreground, mask):
+        stage = make(L1, foreground=foreground)
+        return stage.loss(params, {**batch, "mask": mask}, jax.random.key(1))[1]["l1"]
+
+    errors = jax.jit(lambda: [error(0.0, masks[0]), *(error(3.0, mask) for mask in masks)])()
+    plain, above, below = map(float, errors)
+    assert above + below == pytest.approx(5 * plain, rel=1e-5)
+    assert plain < above < 4 * plain
 
 
 def test_only_what_matches_is_trained(params):
