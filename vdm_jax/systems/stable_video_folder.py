@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from vdm_jax.systems import latent_image
 from vdm_jax.systems.pipeline_folder import copy_parts, write_json
 from vdm_jax.systems.stable_video import (
     HERE,
