@@ -86,12 +86,13 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda13]{JAX}"],
-        "eval": ["opencv-python-headless>=4.10"],
+        "eval": ["opencv-python-headless>=4.10", "h5py>=3.10"],
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
         "test": [
             "chex>=0.1.90",
             TPU_COMPILER,
+            "h5py>=3.10",
             "opencv-python-headless>=4.10",
             "scipy>=1.14",
             "sentencepiece>=0.2",

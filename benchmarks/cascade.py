@@ -10,7 +10,7 @@ Clips and captions of the data's split `held_out`, whose combinations no stage w
            a TSR stage, of the frames that it adds, and of those of them between two given ones,
            as after the last given one a blend is its copy), and FVD (--fvd), beside bilinear
            pixels or frames blended in time; and PSNR of what one step makes, the mean of all that
-           it could make, which is what PSNR asks for
+           it could make, which is what PSNR asks for. With --rife beside RIFE's frames too
   chain    captions through the whole cascade: what the judge reads at every stage, and the time
   noise    the last stages' outputs by the noise put on what they refine (--noise 0,3,10: α²/σ²)
 
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="default: all")
     parser.add_argument("--noise", default="0,3,10", help="α²/σ², 0 = none (default 0,3,10)")
     parser.add_argument("--fvd", action="store_true", help="also FVD (I3D, a second a clip)")
+    parser.add_argument("--rife", action="store_true", help="beside stages that add frames")
 
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
@@ -65,7 +66,7 @@ def main() -> None:
         steps = cascade_sampling.load(options.model).steps
     out, found = Path(options.out), {}
     if "alone" in parts:
-        found["alone"] = alone(steps, options.clips, options.data_dir, options.fvd)
+        found["alone"] = alone(steps, options)
     if {"chain", "noise"} & set(parts):
         truth, captions = held_out(steps[-1], options.clips, options.data_dir)
     if "chain" in parts:
@@ -96,7 +97,7 @@ def held_out(step, count: int, data_dir: str | None) -> tuple[np.ndarray, list[s
     return found.videos, found.captions
 
 
-def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
+def alone(steps, options) -> list[dict]:
     """A row a stage that refines: it and its baseline against the truth."""
     import jax
     import jax.numpy as jnp
@@ -113,7 +114,7 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
         low_res = stage.find(LowResVideo)
         if low_res is None:  # the base
             continue
-        truth, captions = held_out(step, count, data_dir)
+        truth, captions = held_out(step, options.clips, options.data_dir)
         prompts = captions if stage.text_encoder is not None else [""] * len(captions)
         fine = resize.coarsen(from_uint8(jnp.asarray(truth)), stage.video_shape[:3])
         coarse = stage.coarse(truth)
@@ -136,6 +137,8 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
             "psnr of one step": sampled(**{**changes, "steps": 1}),
             "baseline psnr": baseline,
         }
+        if options.rife and factor > 1:
+            made["rife psnr"] = by_flow(coarse, factor)
         row = {"stage": step.name}
         if factor == 1:
             row |= {name: psnr(clips, reference) for name, clips in made.items()}
@@ -149,14 +152,25 @@ def alone(steps, count: int, data_dir: str | None, fvd: bool) -> list[dict]:
                     name + ending: psnr(clips[:, of], reference[:, of])
                     for name, clips in made.items()
                 }
-        if fvd:
+        if options.fvd:
             row |= {
                 "fvd": frechet(videos, reference),
                 "baseline fvd": frechet(baseline, reference),
             }
+            if "rife psnr" in made:
+                row["rife fvd"] = frechet(made["rife psnr"], reference)
         print(row, flush=True)
         rows.append(row)
     return rows
+
+
+def by_flow(coarse: np.ndarray, factor: int) -> np.ndarray:
+    """Clips with `factor` times the frames, by RIFE; after the last given frame its copies."""
+    from vdm_jax.pipelines import between
+    from vdm_jax.weights import rife
+
+    made = between.interpolate(rife.load(), np.asarray(coarse), factor=factor)
+    return np.concatenate([made, np.repeat(made[:, -1:], factor - 1, axis=1)], axis=1)
 
 
 def chain(steps, captions: list[str], out: Path) -> list[dict]:

@@ -3,9 +3,12 @@
 import sys
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdm_jax.evaluation import fidelity
 from vdm_jax.evaluation.fidelity import (
     frame_consistency,
     occluded,
@@ -251,3 +254,28 @@ def test_frame_consistency_is_the_cosine():
     for wrong in (features[:, :1], features[0], 0 * features, np.nan * features):
         with pytest.raises(ValueError, match="features"):
             frame_consistency(wrong)
+
+
+def test_the_warp_error_takes_rifes_flow(monkeypatch):
+    """Frames that move by two pixels, and a flow network that returns that, or nothing."""
+    frames = np.random.default_rng(0).integers(0, 256, (1, 2, 16, 20, 3), np.uint8)
+    frames[0, 1, :, 2:] = frames[0, 0, :, :-2]
+    seen = []
+
+    def flow_of(x):
+        def optical_flow(network, params, first, second):
+            seen.append((network, params, first.shape, float(first.max())))
+            forward = (first[0, :, :-2] == second[0, :, 2:]).all()
+            flow = jnp.zeros((1, 16, 20, 2)).at[..., 0].set(jnp.where(forward, x, -x))
+            return flow
+
+        return optical_flow
+
+    monkeypatch.setattr(fidelity.rife_weights, "load", lambda: ("network", {}))
+    errors = []
+    for x in (2.0, 0.0):
+        monkeypatch.setattr(fidelity.rife, "optical_flow", flow_of(x))
+        with jax.disable_jit():
+            errors.append(warp_error(frames, flow="rife").mean)
+    assert errors[0] == 0 and errors[1] > 0.05
+    assert seen[0] == ("network", {}, (1, 16, 20, 3), 1.0)

@@ -46,6 +46,7 @@ DEFAULTS = {
         "method": sampler.conditional.ByReconstruction(),
         "negative": None,
         "start": 1.0,
+        "shared_noise": False,
         "batch_size": 16,
         "num_frames": None,
         "remat": "none",

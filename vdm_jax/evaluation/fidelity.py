@@ -2,14 +2,19 @@
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
+
+from vdm_jax.models import rife
+from vdm_jax.weights import rife as rife_weights
 
 _PEAK = 255.0
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
-_FLOWS = ("dis", "farneback")
+_FLOWS = ("dis", "farneback", "rife")
 
 
 class PerClip(NamedTuple):
@@ -88,11 +93,12 @@ def warp_error(
     without any other pixel is left out.
 
     The motion is that of `guides`, by default the videos themselves: OpenCV's dense inverse search
-    (`dis`, Kroeger et al. 2016) or `farneback` (2003) on luma, where Lai et al. have FlowNet2.
-    Figures of different flows are not comparable.
+    (`dis`, Kroeger et al. 2016) or `farneback` (2003) on luma, or `rife`, the published network
+    (`models.rife`), whose weights are fetched once, where Lai et al. have FlowNet2. Figures of
+    different flows are not comparable.
 
-    Raises ImportError without OpenCV, and ValueError for another flow, fewer than two frames,
-    frames below 12 x 12 pixels, and shapes as `psnr` does.
+    Raises ImportError without OpenCV, fetch.WeightsUnavailable without RIFE, and ValueError for
+    another flow, fewer than two frames, frames below 12 x 12 pixels, and shapes as `psnr` does.
     """
     n, frames = _check(videos, videos if guides is None else guides, ("videos", "guides"))
     height, width = np.shape(videos)[2:4]
@@ -104,10 +110,12 @@ def warp_error(
     motion = _flow_function(flow)
     errors, visible = np.full((n, frames - 1), np.nan), np.zeros((n, frames - 1))
     for i, video in enumerate(videos):
-        grey = np.round(_luma(video if guides is None else guides[i])).astype(np.uint8)
+        guide = np.asarray(video if guides is None else guides[i])
+        seen_by = guide if flow == "rife" else np.round(_luma(guide)).astype(np.uint8)
         pixels = video / _PEAK
         for t in range(frames - 1):
-            forward, backward = motion(grey[t], grey[t + 1]), motion(grey[t + 1], grey[t])
+            forward = motion(seen_by[t], seen_by[t + 1])
+            backward = motion(seen_by[t + 1], seen_by[t])
             seen = ~occluded(forward, backward)
             visible[i, t] = seen.mean()
             if seen.any():
@@ -232,7 +240,10 @@ def _blur(x: Float[np.ndarray, "f h w"]) -> np.ndarray:
 
 
 def _flow_function(name: str):
-    """A function from two grey frames, uint8 [h, w], to the flow, float32 [h, w, 2]."""
+    """A function from two frames, uint8 [h, w] grey or for "rife" [h, w, c], to the flow, float32
+    [h, w, 2]."""
+    if name == "rife":
+        return _rife_flow()
     try:
         import cv2
     except ImportError as error:
@@ -252,3 +263,17 @@ def _flow_function(name: str):
         poly_sigma=1.2,
         flags=0,
     )
+
+
+def _rife_flow():
+    network, params = rife_weights.load()
+    run = jax.jit(lambda params, *frames: rife.optical_flow(network, params, *frames)[0])
+
+    def flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        frames = (
+            jnp.repeat(jnp.asarray(x, jnp.float32) / 255, 3 // x.shape[-1], -1)[None]
+            for x in (a, b)
+        )
+        return np.asarray(run(params, *frames))
+
+    return flow

@@ -29,9 +29,13 @@ class ControlVideo:
 
     model: Model
     smoother: controlvideo.Smoother | None
+    _samplers: dict[str, Sampler] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def sampler(self, **changes: Any) -> Sampler:
-        """The sampler: one frame's noise for all, a video at a time, guidance 12.5.
+        """The sampler: one frame's noise for all, a video at a time, guidance 12.5. The same
+        changes as at the last call give the same sampler, which is compiled once.
 
         changes: of `stage.sampler.FIELDS`; None = not given. Raises ValueError for a step rule that
         the smoother does not fit, and as `Sampler`.
@@ -41,6 +45,13 @@ class ControlVideo:
                 f"num_frames = {changes['num_frames']}: ControlVideo has the control video's frames"
             )
         given = {name: value for name, value in changes.items() if value is not None}
+        name = repr(sorted(given.items()))
+        if name not in self._samplers:
+            self._samplers.clear()  # each holds a compiled program
+            self._samplers[name] = self._make_sampler(given)
+        return self._samplers[name]
+
+    def _make_sampler(self, given: dict[str, Any]) -> Sampler:
         sampler = self.model.sampler(**{"guidance": GUIDANCE, "batch_size": 1, **given})
         guidance = sampler.guidance
         if self.smoother is not None:

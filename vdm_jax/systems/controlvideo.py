@@ -15,12 +15,12 @@ frame (`reference_bug`), and its group normalisations take their statistics over
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int, PyTree
 
 from vdm_jax.diffusion.predictions import Prediction
@@ -166,7 +166,6 @@ class HierarchicalStage(Stage):
     ) -> Float[Array, "b f h w c"]:
         """See `Stage`."""
         keys = key_frames(z.shape[1], self.window)
-        among_keys = dataclasses.replace(self, network=self.network)
         attended = CrossFrame(frames=(0, -1) if self.reference_bug else (0, 1))
         between = dataclasses.replace(self, network=attending(self.network, attended))
 
@@ -176,11 +175,11 @@ class HierarchicalStage(Stage):
             return Stage.raw_output(stage, params, z_part, logsnr, part, **options)
 
         result = jnp.zeros(z.shape, jnp.float32)
-        result = result.at[:, keys].set(output(among_keys, jnp.asarray(keys)))
+        result = result.at[:, keys].set(output(self, jnp.asarray(keys)))
         for places in clips(keys):  # of equal lengths in one loop
             inner = jax.lax.map(lambda row: output(between, row)[:, 2:], jnp.asarray(places))
-            for clip, row in zip(inner, places[:, 2:], strict=True):
-                result = result.at[:, row].set(clip)
+            inner = rearrange(inner, "n b m ... -> b (n m) ...")
+            result = result.at[:, places[:, 2:].reshape(-1)].set(inner)
         return result
 
 
@@ -206,9 +205,9 @@ def clips(keys: Int[np.ndarray, "k"]) -> list[Int[np.ndarray, "n m"]]:
 class Interleaved(NamedTuple):
     """The frames that a step of the smoother replaces, and the neighbours that it interpolates."""
 
-    targets: Int[np.ndarray, "k"]
-    before: Int[np.ndarray, "k"]
-    after: Int[np.ndarray, "k"]
+    targets: Int[Array | np.ndarray, "*n"]
+    before: Int[Array | np.ndarray, "*n"]
+    after: Int[Array | np.ndarray, "*n"]
 
 
 def interleaved(frames: int, parity: int) -> Interleaved:
@@ -288,44 +287,53 @@ class _BoundSmoother:
     def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
         steps = logsnrs.shape[0] - 1
         actions = jnp.asarray(self.smoother.actions(steps))
-        branches: Sequence[Callable[[Array], Array]] = (
-            lambda x: x,
-            lambda x: self.smoothed(x, stage, 1),
-            lambda x: self.smoothed(x, stage, 0),
+        frames = stage.z_shape[0]
+        # Both parities have one program: the shorter one's last frame is computed again.
+        both = [interleaved(frames, parity) for parity in (1, 0)]
+        most = max(len(places.targets) for places in both)
+        table = Interleaved(
+            *(
+                jnp.stack([jnp.pad(part, (0, most - len(part)), mode="edge") for part in parts])
+                for parts in zip(*both, strict=True)
+            )
         )
 
         def denoise(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
             prediction = denoiser(z, logsnr, cond)
             step = jnp.argmin(jnp.abs(logsnrs[:-1] - logsnr[0]))
-            x = jax.lax.switch(actions[step], branches, prediction.x)
+            action = actions[step]
+            places = Interleaved(*(rows[jnp.maximum(action - 1, 0)] for rows in table))
+            x = jax.lax.cond(
+                action > 0,
+                lambda x: self.smoothed(x, stage, places),
+                lambda x: x,
+                prediction.x,
+            )
             return dataclasses.replace(prediction, x=x)
 
         return denoise
 
     def smoothed(
-        self, x: Float[Array, "b f h w c"], stage: Stage, parity: int
+        self, x: Float[Array, "b f h w c"], stage: Stage, places: Interleaved
     ) -> Float[Array, "b f h w c"]:
-        """z's clean data with the frames of one parity interpolated."""
-        video = stage.space.decode(x, self.frozen)
-        video = jnp.clip((video + 1) / 2, 0, 1)
-        video = interpolate(self.smoother.interpolator, self.frozen[INTERPOLATOR], video, parity)
-        return stage.space.encode(2 * video - 1, self.frozen)
+        """z's clean data with some frames interpolated."""
+        video = jnp.clip((stage.space.decode(x, self.frozen) + 1) / 2, 0, 1)
+        network, params = self.smoother.interpolator, self.frozen[INTERPOLATOR]
+        return stage.space.encode(2 * interpolate(network, params, video, places) - 1, self.frozen)
 
 
 def interpolate(
     network: rife.MotionNetwork,
     params: PyTree,
     video: Float[Array, "b f h w 3"],
-    parity: int,
+    places: Interleaved,
 ) -> Float[Array, "b f h w 3"]:
-    """A video in [0, 1] whose frames of one parity are made of their neighbours, one after the
-    other in the memory of one."""
-    places = interleaved(video.shape[1], parity)
+    """A video in [0, 1] some of whose frames are made of their neighbours, one after the other in
+    the memory of one."""
 
     def one(pair: tuple[Array, Array]) -> Array:
         first, second = (jnp.take(video, place, axis=1) for place in pair)
         return rife.between(network, params, first, second)
 
-    pairs = (jnp.asarray(places.before), jnp.asarray(places.after))
-    frames = jnp.moveaxis(jax.lax.map(one, pairs), 0, 1)
-    return video.at[:, places.targets].set(frames)
+    frames = jax.lax.map(one, (jnp.asarray(places.before), jnp.asarray(places.after)))
+    return video.at[:, places.targets].set(jnp.moveaxis(frames, 0, 1))

@@ -8,6 +8,7 @@ imported or called by a name in the file.
 
 import pickletools
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -139,8 +140,7 @@ def _interpret(program: bytes, what: str) -> Any:
         del stack[at:]
         return values
 
-    for opcode, argument, _ in pickletools.genops(program):
-        name = opcode.name
+    for name, argument in _opcodes(program, what):
         if name in ("PROTO", "FRAME"):
             continue
         if name == "STOP":
@@ -176,7 +176,15 @@ def _interpret(program: bytes, what: str) -> Any:
             _dictionary(stack[-1], what)
         else:
             raise ValueError(f"{what}: its pickle has the opcode {name}: only tensors are read")
-    raise ValueError(f"{what}: its pickle has no end")
+
+
+def _opcodes(program: bytes, what: str) -> Iterator[tuple[str, Any]]:
+    """The names and arguments of a pickle's opcodes. Raises ValueError for a damaged one."""
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            yield opcode.name, argument
+    except ValueError as error:
+        raise ValueError(f"{what}: its pickle is damaged ({error})") from error
 
 
 _CONSTANTS = {"EMPTY_TUPLE": (), "NEWFALSE": False, "NEWTRUE": True, "NONE": None}
