@@ -73,7 +73,7 @@ def test_a_clip_follows_a_control_video(folder, clip, tmp_path):
         (("--control=canny:CLIP", "--controlnet=x", "--motion=1,1"), "--motion: with --control"),
         (("--motion=1",), "'1' is not X,Y or none"),
         (("--motion=none", "--foreground=CLIP"), "--foreground: has no effect with --motion=none"),
-        (("--mesh=data=1",), "--mesh: --system=text2video_zero samples on one device"),
+        (("--mesh=data=1",), "--mesh has no meaning for --system=text2video_zero"),
         (("--motion_unit=yards",), "unit = 'yards': allowed are picture, latent"),
         (("--attention=last",), "frames = 'last': allowed are own, first"),
         (("--foreground=CLIP", "--num_frames=4"), "has 3 frames, the result 4"),

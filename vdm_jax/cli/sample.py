@@ -77,6 +77,7 @@ def main(arguments: list[str]) -> int:
 
     if len(loras := dict(options.lora)) < len(options.lora):
         parser.error("--lora: a file is given twice")
+    zero = zero_shot.settings(options) if options.system else None
     model = common.load_any(options, loras)
     if isinstance(model, pipelines.CascadeModel):
         if options.system:
@@ -90,8 +91,8 @@ def main(arguments: list[str]) -> int:
         if model.stage.text_encoder is not None:
             parser.error("no prompt: give --prompt or --prompts_file")
         prompts = [""]
-    if options.system:
-        prepared = zero_shot.prepare(options, model)
+    if zero is not None:
+        prepared = zero_shot.prepare(options, model, zero)
         model = prepared.model
     else:
         sampler = model.sampler(**common.sampler_changes(options))

@@ -5,14 +5,14 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdm_jax.cli import common, edit_inputs
-from vdm_jax.cli.edit_control import control
+from vdm_jax.cli import common, edit_control, edit_inputs
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vdm_jax.pipelines import Model
     from vdm_jax.stage.sampler import Sampler
+    from vdm_jax.systems.text2video_zero import Text2VideoZero
 
 SYSTEMS = ("text2video_zero",)
 NO_MOTION = "none"
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--control",
-        type=control,
+        type=edit_control.control,
         metavar="KIND:FILE",
         help="the video follows FILE: canny or hed, its edges; depth or pose, a video of depth or "
         "of drawn skeletons",
@@ -99,8 +99,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         return
     if not options.model:
         parser.error(f"--system={options.system} needs --model, a latent image model")
-    if options.mesh:
-        parser.error(f"--mesh: --system={options.system} samples on one device")
+    common.refuse_mesh(parser, options, f"--system={options.system}")
     if (options.control is None) != (options.controlnet is None):
         parser.error("--control and --controlnet need each other")
     if options.control is not None and not options.control.file:
@@ -113,8 +112,36 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         parser.error(f"--foreground: has no effect with --motion={NO_MOTION}; leave it out")
 
 
-def prepare(options: argparse.Namespace, model: "Model") -> Prepared:
-    """The model of videos. Raises FileNotFoundError and ValueError, before anything is compiled."""
+def settings(options: argparse.Namespace) -> "Text2VideoZero":
+    """What the flags choose. Raises ValueError."""
+    from vdm_jax.models.blocks.cross_frame import CrossFrame
+    from vdm_jax.systems.text2video_zero import INDEPENDENT, MOTION, SHARED, Text2VideoZero
+
+    start = MOTION
+    if options.source is not None or options.motion == NO_MOTION:
+        start = INDEPENDENT
+    if options.control is not None:
+        start = SHARED
+    masks = None
+    if options.foreground == SCENES:
+        from vdm_jax.evaluation import scene_judge
+
+        masks = scene_judge.foregrounds
+    fields = {"start": start, "masks": masks}
+    if options.motion not in (None, NO_MOTION):
+        fields["motion"] = options.motion
+    if options.motion_unit is not None:
+        fields["unit"] = options.motion_unit
+    if options.chunk is not None:
+        fields["chunk"] = options.chunk
+    if options.attention is not None:
+        fields["attention"] = CrossFrame(frames=options.attention)
+    return Text2VideoZero(**fields)
+
+
+def prepare(options: argparse.Namespace, model: "Model", zero: "Text2VideoZero") -> Prepared:
+    """The model of videos, `zero` being the flags' `settings`. Raises FileNotFoundError and
+    ValueError, before anything is compiled."""
     import numpy as np
 
     from vdm_jax.pipelines import text2video_zero as pipeline
@@ -128,7 +155,10 @@ def prepare(options: argparse.Namespace, model: "Model") -> Prepared:
         )
     if options.source is None and model.stage.find(SourceVideo) is not None:
         raise ValueError(f"{options.model} edits videos: give --source")
-    zero = _settings(options, model)
+    if options.foreground == SCENES:
+        from vdm_jax.evaluation import scene_judge
+
+        scene_judge.check_size("--foreground=scenes", model.stage.video_shape)
     size, frames = model.stage.video_shape[1:3], options.num_frames or FRAMES
     inputs, rates, notes = {}, [], []
 
@@ -144,10 +174,8 @@ def prepare(options: argparse.Namespace, model: "Model") -> Prepared:
         return video
 
     if options.control is not None:
-        from vdm_jax.data import controls
-
         kind, file = options.control
-        inputs["hint"] = controls.make(kind, read("control", file))
+        (inputs["hint"],) = edit_control.control_videos(kind, read("control", file)[None])
     if options.source is not None:
         inputs["source"] = read("source", options.source)
     if options.foreground not in (None, SCENES):
@@ -180,31 +208,3 @@ def identity(options: argparse.Namespace) -> dict[str, object]:
         tensors = published.Tensors(options.controlnet, published.DIFFUSERS)
         found["controlnet"] = tensors.digests.name
     return found
-
-
-def _settings(options: argparse.Namespace, model: "Model"):
-    """The `Text2VideoZero` of the flags. Raises ValueError."""
-    from vdm_jax.models.blocks.cross_frame import CrossFrame
-    from vdm_jax.systems.text2video_zero import INDEPENDENT, MOTION, SHARED, Text2VideoZero
-
-    start = MOTION
-    if options.source is not None or options.motion == NO_MOTION:
-        start = INDEPENDENT
-    if options.control is not None:
-        start = SHARED
-    masks = None
-    if options.foreground == SCENES:
-        from vdm_jax.evaluation import scene_judge
-
-        masks = scene_judge.foregrounds
-        scene_judge.check_size("--foreground=scenes", model.stage.video_shape)
-    fields = {"start": start, "masks": masks}
-    if options.motion not in (None, NO_MOTION):
-        fields["motion"] = options.motion
-    if options.motion_unit is not None:
-        fields["unit"] = options.motion_unit
-    if options.chunk is not None:
-        fields["chunk"] = options.chunk
-    if options.attention is not None:
-        fields["attention"] = CrossFrame(frames=options.attention)
-    return Text2VideoZero(**fields)
