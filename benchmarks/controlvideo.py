@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64, metavar="N", help="default 64")
     parser.add_argument("--frames", type=int, default=15, metavar="N", help="default 15")
     parser.add_argument("--long_frames", type=int, default=64, metavar="N", help="default 64")
+    parser.add_argument("--memory_frames", default="9,25,64", metavar="N,…", help="default 9,25,64")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="default 20")
     parser.add_argument("--guidance", type=float, default=5.0, metavar="G", help="default 5")
     parser.add_argument("--parts", default=",".join(PARTS), help="default: all")
@@ -129,7 +130,7 @@ def memory(options, model) -> list[dict]:
     from vdm_jax.pipelines import controlvideo
 
     rows = []
-    for frames in (9, 16, 36, 64):
+    for frames in map(int, options.memory_frames.split(",")):
         row = {"frames": frames}
         for name, hierarchical in (("full attention", False), ("hierarchical", True)):
             adapted = controlvideo.adapt(

@@ -103,6 +103,7 @@ def test_the_flow_through_the_middle_is_taken_back_to_its_start(monkeypatch):
     flow = jnp.concatenate([middle, jnp.zeros_like(middle)], -1)
     found = rife.Motion(-flow / 2, flow / 2, middle, jnp.zeros((), bool))
     monkeypatch.setattr(rife, "motion", lambda *_: found)
-    start = rife.optical_flow(None, None, None, None)[0, 8, :4, 0]
+    images = jnp.zeros((1, 16, 16, 3))
+    start = rife.optical_flow(rife.MotionNetwork(), {}, images, images)[0, 8, :4, 0]
     # p = q + F / 2 and F = p / 2: F = 2 q / 3.
     np.testing.assert_allclose(start, 2 / 3 * np.arange(4), rtol=0.02)

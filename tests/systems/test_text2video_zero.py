@@ -153,6 +153,13 @@ def test_the_defaults_are_those_of_the_original_also_in_chunks(model, recorded):
     assert_close(found, as_video(recorded["default/latents"]))
 
 
+def test_the_noise_between_t_prime_and_t_is_that_of_the_timesteps_below(model):
+    alphas = 1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    for exact, wanted in ((False, alphas[881:941]), (True, alphas[882:942])):
+        adapted = pipeline.adapt(model, 2, Text2VideoZero(exact_noise=exact))
+        np.testing.assert_allclose(adapted.sampler().kept_share, wanted.prod(), rtol=1e-6)
+
+
 def test_with_a_controlnet_latents_equal_the_original(model, controlnet, recorded):
     adapted = pipeline.adapt(model, 3, controlnet=controlnet)
     sampler = adapted.sampler(steps=4, **SETTINGS)

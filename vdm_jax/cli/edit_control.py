@@ -97,7 +97,7 @@ def run(options) -> int:
     )
     sampler = adapted.sampler(**{**common.sampler_changes(options), "num_frames": None})
     model.stage.check_prompts(prompts)
-    hints = _control_videos(options.control.kind, videos)
+    hints = control_videos(options.control.kind, videos)
     parts = outputs.Parts(out, _identity(options, hints, prompts), len(hints))
     if parts.done:
         print(f"{parts.done} clips are in {out / outputs.PARTS}: going on behind them")
@@ -135,7 +135,8 @@ def read(options, model: "Model") -> "tuple[np.ndarray, list[str], float]":
     return np.stack(videos), prompts, fps or model.fps
 
 
-def _control_videos(kind: str, videos: "np.ndarray") -> "np.ndarray":
+def control_videos(kind: str, videos: "np.ndarray") -> "np.ndarray":
+    """The control videos of a kind, of videos uint8 `n f h w c`. Raises ValueError."""
     import numpy as np
 
     from vdm_jax.data import controls

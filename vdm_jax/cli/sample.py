@@ -10,6 +10,10 @@ on its place in the list of samples and on the seed, not on the batch size.
 Every batch is written when it is drawn (OUT/samples_parts/NUMBER.npy). The same command goes on
 behind the last batch after it was interrupted. samples.npz is written before the pictures.
 
+An image model samples videos by --system=text2video_zero: --motion=X,Y moves its content, or the
+video follows that of --control=canny:FILE with --controlnet=FOLDER, or is --source=FILE edited by a
+model that takes instructions (docs/text2video_zero.md).
+
 A LoRA file is added to a published model by --lora=FILE, or scaled by --lora=FILE:0.7.
 
 MODEL may be a cascade: a shipped one, such as imagen_video_tiny, or the working directory of one.
@@ -21,7 +25,7 @@ was interrupted. --stage.NAME.FIELD=VALUE sets a field of one stage's sampler, s
 import math
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs, progress
+from vdm_jax.cli import common, outputs, progress, zero_shot
 from vdm_jax.cli import prompts as prompts_lib
 
 
@@ -52,6 +56,7 @@ def main(arguments: list[str]) -> int:
         help="samples of each prompt (default 1)",
     )
     common.add_sampler_arguments(parser)
+    zero_shot.add_arguments(parser)
     parser.add_argument(
         "--preview",
         action="store_true",
@@ -64,6 +69,7 @@ def main(arguments: list[str]) -> int:
 
     overrides, arguments = config_lib.split_overrides(arguments, "stage")
     options = parser.parse_args(arguments)
+    zero_shot.check(parser, options)
     prompts = prompts_lib.read(options.prompt, options.prompts_file)
     prompts_lib.check([options.negative or ""], "--negative")
     common.setup(options.device, options)
@@ -75,8 +81,11 @@ def main(arguments: list[str]) -> int:
 
     if len(loras := dict(options.lora)) < len(options.lora):
         parser.error("--lora: a file is given twice")
+    zero = zero_shot.settings(options) if options.system else None
     model = common.load_any(options, loras)
     if isinstance(model, pipelines.CascadeModel):
+        if options.system:
+            parser.error(f"--system={options.system}: {options.model} is a cascade")
         if not prompts:
             parser.error("no prompt: give --prompt or --prompts_file")
         return _sample_cascade(model, options, overrides, prompts)
@@ -86,7 +95,13 @@ def main(arguments: list[str]) -> int:
         if model.stage.text_encoder is not None:
             parser.error("no prompt: give --prompt or --prompts_file")
         prompts = [""]
-    sampler = model.sampler(**common.sampler_changes(options))
+    if zero is not None:
+        prepared = zero_shot.prepare(options, model, zero)
+        model = prepared.model
+    else:
+        sampler = model.sampler(**common.sampler_changes(options))
+        prepared = zero_shot.Prepared(model, sampler, {}, model.fps, [])
+    sampler = prepared.sampler
     model.stage.check_prompts(prompts)  # refuses an unknown word before compiling
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
     if jax.process_index() == 0:
@@ -94,18 +109,21 @@ def main(arguments: list[str]) -> int:
             f"{len(repeated)} samples, {sampler.steps} steps of {sampler.rule_name}, "
             f"guidance {sampler.guidance_scale:g}"
         )
+        for note in prepared.notes:
+            print(note)
 
-    return _sample_model(model, sampler, options, repeated)
+    return _sample_model(prepared, options, repeated)
 
 
-def _sample_model(model, sampler, options, prompts: list[str]) -> int:
+def _sample_model(prepared: zero_shot.Prepared, options, prompts: list[str]) -> int:
     """Draws and writes what an earlier call of the same command has not drawn."""
     import jax
+    import numpy as np
 
     from vdm_jax.data import frame_rate
     from vdm_jax.training import processes
 
-    out, parts = Path(options.out), []
+    out, parts, (model, sampler) = Path(options.out), [], prepared[:2]
     needed = len(prompts) * math.prod(sampler.video_shape)
 
     def take_up() -> int:
@@ -121,6 +139,7 @@ def _sample_model(model, sampler, options, prompts: list[str]) -> int:
             jax.random.key(options.seed),
             prompts[done:],
             preview=_write_preview(out) if options.preview else None,
+            inputs={n: np.stack([row] * left) for n, row in prepared.inputs.items()},
             first=done,
         )
     if jax.process_index() != 0:
@@ -134,7 +153,7 @@ def _sample_model(model, sampler, options, prompts: list[str]) -> int:
     batches = -(-left // min(sampler.batch_size, left)) if left else 0
     for videos in progress.track(stream, "sampling", batches):
         parts[0].add(videos)
-    outputs.write_samples(out, parts[0].videos(), prompts, model.fps, parts[0])
+    outputs.write_samples(out, parts[0].videos(), prompts, prepared.fps, parts[0])
     return 0
 
 
@@ -149,6 +168,7 @@ def _identity(options, prompts: list[str]) -> dict:
     model = cascade.digest(options.model or pretrained.DEFAULT)
     if options.lora:
         settings["loras"] = [[published.file_digest(file), scale] for file, scale in options.lora]
+    settings |= zero_shot.identity(options)
     return {"model": model, "seed": options.seed, "prompts": prompts, **settings}
 
 
