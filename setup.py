@@ -1,5 +1,5 @@
 """Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), gpu12 (CUDA 12),
-pathways, compile, eval, text and test.
+pathways, compile, eval, text, docs and test.
 
 The bounds here are the oldest versions that work. `launch/constraints.txt` pins one version of
 every package, for the environments that launch/setup_env.sh makes."""
@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 JAX = ">=0.10"
+DOCS = ["sphinx>=8.0", "myst-nb>=1.2", "sphinx-book-theme>=1.1", "sphinx-copybutton>=0.5"]
 # libtpu of the version that JAX asks for: it compiles for TPUs on machines without any.
 TPU_COMPILER = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
@@ -41,6 +42,7 @@ setup(
     name="vdm_jax",
     version="0.1.0",
     description="Video diffusion models in JAX",
+    author="The authors of vdm_jax",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -55,6 +57,7 @@ setup(
             "parallel/*.txtpb",
             "evaluation/*.txt",
             "data/scenes/sprites/*",
+            "py.typed",
         ]
     },
     cmdclass={"build_py": BuildWithConfigs},
@@ -94,7 +97,9 @@ setup(
         "eval": ["opencv-python-headless>=4.10"],
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
+        "docs": DOCS,
         "test": [
+            *DOCS,
             "chex>=0.1.90",
             TPU_COMPILER,
             "opencv-python-headless>=4.10",
