@@ -405,7 +405,7 @@ until_ready() {
       MISSING)
         [ "$make" = 1 ] || die "there is no $name in $zone: make it with create, or add --retry" 1
         say "making $name"
-        if output="$(create 2>&1)"; then
+        if output="$(create 2>&1 </dev/null)"; then
           say_price
           continue
         fi

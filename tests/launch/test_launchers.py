@@ -142,7 +142,9 @@ STAND_INS = {
     while :; do
       pids="" again=0 ended=0
       for pod in pod0 pod1; do
-        WORKER=$pod PATH="$world/image/.venv/bin:$PATH" bash -c "($command) & wait \\$!" &
+        export WORKER=$pod
+        PATH="$world/image/.venv/bin:$PATH" bash -c \\
+          "($command) & echo \\$! >'$world/$WORKER.shell'; wait \\$!" &
         pids="$pids $!"
       done
       for pid in $pids; do
@@ -1117,7 +1119,8 @@ def test_an_image_with_a_tag_is_taken_as_it_is(cluster):
 @pytest.mark.parametrize(
     "event",
     [
-        f'kill -s TERM "$PPID" & {SAVES}',  # a notice of preemption: saved, ends with 75
+        # A notice of preemption, which XPK passes on to the shell that it has started.
+        f'kill -s TERM "$(cat "$world/pod0.shell")" & {SAVES}',
         'kill -s KILL "$PPID"; exit 1',  # the node is lost: 137
     ],
     ids=["notice", "lost"],
@@ -1128,6 +1131,7 @@ def test_xpk_starts_all_pods_again_after_a_preemption(cluster, event):
     assert done.returncode == 0, done.stderr
     assert cluster.read("jobset.log") == [f"pods ended: again {i}, failed 0" for i in (1, 0)]
     assert len(cluster.read("starts.log")) == 4
+    assert cluster.read("saves.log") == ["pod0 saved"] * ("TERM" in event)
 
 
 def test_xpk_ends_a_run_that_its_supervisor_has_given_up(cluster):

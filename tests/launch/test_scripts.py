@@ -291,6 +291,21 @@ def test_help_installs_nothing(repository):
     assert installs(repository) == []
 
 
+def test_an_image_holds_nothing_that_git_ignores():
+    """Above all no .venv of this machine, and still vdm_jax/data."""
+
+    def patterns(name):
+        lines = (ROOT / name).read_text().splitlines()
+        return {line for line in lines if line and not line.startswith("#")}
+
+    # A slash at the start: only there. In .dockerignore that is the rule, and **/ the exception.
+    expected = {
+        line.strip("/") if line.startswith("/") else f"**/{line.rstrip('/')}"
+        for line in patterns(".gitignore")
+    }
+    assert patterns(".dockerignore") == expected | {".git"}
+
+
 def test_continuous_integration_calls_exactly_the_test_script():
     text = (ROOT / ".ci" / "run").read_text()
     assert "launch/test.sh" in text

@@ -172,7 +172,8 @@ def _refuse_idle_gpus() -> None:
             f"nvidia-smi lists {count} GPU{'s' * (count > 1)}, but JAX finds none: CUDA 13 "
             "(extra gpu) needs driver 580 or newer, CUDA 12 (extra gpu12) driver 525. "
             "`bash launch/setup_env.sh gpu` installs the one that fits. To compute on the CPU: "
-            "--config.device=cpu where a command has --config, else --device=cpu"
+            "--config.device=cpu where a command has --config, else --device=cpu, or the variable "
+            "JAX_PLATFORMS=cpu"
         )
 
 
