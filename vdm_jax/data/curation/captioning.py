@@ -118,7 +118,7 @@ def _caption_film(work: Work, key: str) -> None:
                     raise Unusable(reason)
                 texts, failure = texts_of(target, work.settings.captions), ""
             except Unusable as error:
-                texts, failure = [], str(error)
+                texts, failure = [], f"caption {error}"
             found = {"identity": _identity(work), "texts": texts, "failure": failure}
             files.replace(_path(work, name), json.dumps(found).encode())
 
@@ -159,10 +159,10 @@ def run_command(command: str, **values: str) -> str:
     except OSError as error:
         raise DataError(f"captions: {arguments[0]!r} cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise Unusable(f"its caption took more than {_SECONDS} s") from None
+        raise Unusable(f"took more than {_SECONDS} s") from None
     text = " ".join(done.stdout.split())
     if done.returncode or not text:
         lines = done.stderr.strip().splitlines()
         detail = f": {lines[-1]}" if lines else ""
-        raise Unusable(f"its caption failed with status {done.returncode}{detail}")
+        raise Unusable(f"failed with status {done.returncode}{detail}")
     return text_files.clean(text)

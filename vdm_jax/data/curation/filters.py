@@ -29,7 +29,7 @@ class ClipRow:
       name: of the clip; "" of a film that gives none.
       start_frame, end_frame: the first frame, and the one behind the last.
       start, seconds: in the film.
-      fps, height, width, codec: of the film.
+      fps, codec: of the film; size: its height and width in pixels, upright.
       scores: by name.
       copy_of: name of the clip, or of the film, that this one is a copy of.
       captions, caption_source: see `captions.Captions`.
@@ -96,7 +96,7 @@ def clip_rows(
             for row, found in zip(clips, content.measured.rows["hashes"][1], strict=False):
                 hashes[row.name] = [int(one, 16) for one in found["hashes"]]
             rows += clips
-    return _filtered(_marked(rows, hashes, settings), settings)
+    return without_copies(_in_ranges(rows, settings), hashes, settings)
 
 
 def _film_rows(path: Path, name: Name, content: Content, settings: Settings) -> list[ClipRow]:
@@ -144,22 +144,8 @@ def _film_rows(path: Path, name: Name, content: Content, settings: Settings) -> 
     return rows
 
 
-def _marked(rows: list[ClipRow], hashes: dict[str, list[int]], settings: Settings) -> list[ClipRow]:
-    """The rows with what each clip is a copy of."""
-    clips = [row for row in rows if row.name]
-    copies = duplicates.find([hashes[row.name] for row in clips], settings.duplicates)
-    found = {
-        clips[later].name: clips[first].name
-        for later, first in enumerate(copies)
-        if first is not None
-    }
-    return [
-        dataclasses.replace(row, copy_of=found[row.name]) if row.name in found else row
-        for row in rows
-    ]
-
-
-def _filtered(rows: list[ClipRow], settings: Settings) -> list[ClipRow]:
+def _in_ranges(rows: list[ClipRow], settings: Settings) -> list[ClipRow]:
+    """The rows, with the reason where a score is outside its range."""
     ranges = {
         name: Range.parse(name, text)
         for name, text in settings.keep.items()
@@ -172,7 +158,6 @@ def _filtered(rows: list[ClipRow], settings: Settings) -> list[ClipRow]:
         raise DataError(
             f"keep.{unknown[0]}: no stage measures it; scores are {', '.join(sorted(known))}"
         )
-    first_only = settings.keep.get("duplicate") == "first"
     results = []
     for row in rows:
         reasons = [
@@ -180,10 +165,33 @@ def _filtered(rows: list[ClipRow], settings: Settings) -> list[ClipRow]:
             for name, allowed in ranges.items()
             if row.name and row.scores[name] not in allowed
         ]
-        if first_only and row.name and row.copy_of:
-            reasons.append(f"copy of {row.copy_of}")
-        reason = row.reason or "; ".join(reasons)
-        results.append(dataclasses.replace(row, reason=reason))
+        results.append(dataclasses.replace(row, reason=row.reason or "; ".join(reasons)))
+    return results
+
+
+def without_copies(
+    rows: Sequence[ClipRow], hashes: Mapping[str, Sequence[int]], settings: Settings
+) -> list[ClipRow]:
+    """The rows with what each clip is a copy of; copies are not kept.
+
+    Of several copies the first one is kept that nothing else removes. hashes: by clip.
+    """
+    clips = sorted((row for row in rows if row.name), key=lambda row: not row.kept)
+    copies = duplicates.find([hashes[row.name] for row in clips], settings.duplicates)
+    firsts = {
+        clips[later].name: clips[first].name
+        for later, first in enumerate(copies)
+        if first is not None
+    }
+    results = []
+    for row in rows:
+        if row.name in firsts:
+            first = firsts[row.name]
+            reasons = [row.reason] if row.reason else []
+            if settings.keep.get("duplicate") == "first":
+                reasons.append(f"copy of {first}")
+            row = dataclasses.replace(row, copy_of=first, reason="; ".join(reasons))
+        results.append(row)
     return results
 
 

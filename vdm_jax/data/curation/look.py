@@ -54,16 +54,16 @@ def load_scorer(reference: str) -> Scorer:
 
 
 def score(view: View) -> dict[str, float]:
-    """Scores of a clip's pictures.
+    """Scores of a clip's pictures, by name.
 
-    Returns:
-      sharpness: variance of the Laplacian of the grey picture, whose shorter side has at most 256
-        pixels.
-      colourfulness: Hasler and Süsstrunk 2003, equation 1.
-      brightness: mean luma, 0 to 1.
-      clipped: share of pixels that are almost black or almost white.
-      black: share of the samples that are black.
-      border: share of the picture in black rows and columns at its sides, in all samples.
+    - sharpness: variance of the Laplacian of the grey picture, whose shorter side has at most 256
+      pixels.
+    - colourfulness: Hasler and Süsstrunk 2003, equation 1.
+    - brightness: mean luma, 0 to 1.
+    - clipped: share of pixels that are almost black or almost white.
+    - black: share of the samples that are black.
+    - border: share of the picture in black rows and columns at its sides, in all samples.
+
     The first four are means over the first, the middle and the last sample.
     """
     picks = view.picks

@@ -27,16 +27,15 @@ _ROUNDS = 5
 
 
 def score(view: View) -> dict[str, float]:
-    """Scores of a clip's motion.
+    """Scores of a clip's motion, by name.
 
-    Returns:
-      motion: mean length of the flow between samples, in pixels of 16 a side.
-      camera: the same of the part that an affine motion of the whole picture explains, of flow in
-        pictures whose shorter side has 64 pixels.
-      objects: of the rest of that flow.
-      still: share of the steps between samples in which nothing changes.
-      shake: see `shake`.
-      coded_motion: mean length of the codec's motion vectors a frame, in frame heights.
+    - motion: mean length of the flow between samples, in pixels of 16 a side.
+    - camera: the same of the part that an affine motion of the whole picture explains, of flow in
+      pictures whose shorter side has 64 pixels.
+    - objects: of the rest of that flow.
+    - still: share of the steps between samples in which nothing changes.
+    - shake: see `shake`.
+    - coded_motion: mean length of the codec's motion vectors a frame, in frame heights.
     """
     greys = [grey(sample) for sample in view.samples]
     flows = _flows(greys, _SIDE)

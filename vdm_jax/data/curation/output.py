@@ -40,6 +40,7 @@ def write_shards(
     planned = {
         f"shard-{number:05d}": _described(shard)
         for number, shard in enumerate(_divided(rows, work.settings.output.shard_minutes))
+        if shard
     }
     for path in sorted(folder.glob("shard-*.json")):
         if _present(path) != _files(planned.get(path.stem), work):
@@ -58,7 +59,7 @@ def write_shards(
 
 
 def _divided(rows: Sequence[ClipRow], minutes: float) -> Iterator[list[ClipRow]]:
-    """The kept clips of each shard; shards of films that give none are left out."""
+    """The kept clips of each shard, none where its films give none: numbers of shards stay."""
     films: dict[str, list[ClipRow]] = {}
     for row in rows:
         if row.name:
@@ -68,11 +69,11 @@ def _divided(rows: Sequence[ClipRow], minutes: float) -> Iterator[list[ClipRow]]
     for name in sorted(films):
         length = max(row.start + row.seconds for row in films[name])
         if seconds and seconds + length > 60 * minutes:
-            yield from [shard] if shard else []
+            yield shard
             shard, seconds = [], 0.0
         shard += [row for row in films[name] if row.kept]
         seconds += length
-    yield from [shard] if shard else []
+    yield shard
 
 
 def _described(shard: Sequence[ClipRow]) -> list[list]:

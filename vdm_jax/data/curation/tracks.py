@@ -24,10 +24,11 @@ class Tracker:
     """Compares each frame with the one before.
 
     `values` holds, by name of `TRACKS`, one number for each frame so far:
-      change: mean difference of the grey values, of 255.
-      down, right: displacement of the picture, in frame heights, by phase correlation.
-      sure: the share of the correlation that is in its peak; low where objects move or scenes cut.
-      coded: mean length of the codec's motion vectors, in frame heights.
+
+    - change: mean difference of the grey values, of 255.
+    - down, right: displacement of the picture, in frame heights, by phase correlation.
+    - sure: the share of the correlation that is in its peak; low where objects move or scenes cut.
+    - coded: mean length of the codec's motion vectors, in frame heights.
     """
 
     def __init__(self):
