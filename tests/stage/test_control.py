@@ -48,7 +48,7 @@ def params(stage, config, frozen):
 
 @pytest.fixture(scope="module")
 def loss(stage):
-    """(params, frozen, batch, the last layers' weights) -> the loss."""
+    """(params, frozen, batch) -> the loss and its gradient."""
 
     def run(params, frozen, batch):
         return stage.loss(params, batch, jax.random.key(2), frozen)[0]
@@ -62,7 +62,7 @@ def batch(stage, edges):
     drawn = {name: rng.normal(size=leaf.shape).astype(leaf.dtype) for name, leaf in shapes.items()}
     drawn["video"] = rng.integers(0, 256, shapes["video"].shape, np.uint8)
     drawn["edges"] = np.full(shapes["edges"].shape, edges, np.uint8)
-    return drawn
+    return jax.device_put(drawn)
 
 
 def test_it_starts_as_its_base_and_the_hint_trains_it(config, stage, params, frozen, loss):

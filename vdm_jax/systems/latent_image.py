@@ -49,6 +49,7 @@ _SETTINGS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
 # Of model_index.json: what this library needs where the text encoder is none that the published
 # pipeline has. The published library ignores names that begin so.
 _OURS, _OUR_SECTIONS = "_vdm_jax", ("text", "data", "sample")
+_OF_MACHINE = ("data_dir", "workers")  # fields of those that are not written
 _HERE = Path("configuration")  # what errors name in the place of a file
 
 
@@ -268,7 +269,11 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
     if "tokenizer" not in copied:
         index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-        index[_OURS] = {section: config[section].to_dict() for section in _OUR_SECTIONS}
+        sections = {section: config[section].to_dict() for section in _OUR_SECTIONS}
+        index[_OURS] = {
+            section: {name: value for name, value in fields.items() if name not in _OF_MACHINE}
+            for section, fields in sections.items()
+        }
     if network.in_channels == 2 * _autoencoder(config).latent_channels:
         index["_class_name"] = EDITS
     write_json(folder / published.PIPELINE, index)
