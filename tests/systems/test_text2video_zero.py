@@ -163,7 +163,7 @@ def test_the_noise_between_t_prime_and_t_is_that_of_the_timesteps_below(model):
 def test_with_a_controlnet_latents_equal_the_original(model, controlnet, recorded):
     adapted = pipeline.adapt(model, 3, controlnet=controlnet)
     sampler = adapted.sampler(steps=4, **SETTINGS)
-    assert sampler.shared_noise
+    assert sampler.noise.shared
     noise = jnp.repeat(as_video(recorded["control/noise"]), 3, axis=1)
     found = run(adapted, sampler, noise, hint=recorded["control/hint"][None])
     assert_close(found, as_video(recorded["control/latents"]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors
 
+from vdm_jax.diffusion import samplers
 from vdm_jax.diffusion.predictions import to_prediction
 from vdm_jax.weights import scheduler
 
@@ -48,7 +49,7 @@ def test_every_step_equals_the_original(config, trajectory, monkeypatch):
         return sampling["rule"].step(jax.random.key(0), denoise, z, state, logsnr_t, logsnr_s)
 
     noise = np.random.default_rng(0).normal(size=trajectory.shape[1:]).astype(np.float32)
-    z = jnp.asarray(noise * sampling["start"])
+    z = jnp.asarray(noise * sampling.get("noise", samplers.FirstNoise()).scale)
     state, largest = sampling["rule"].init(z), np.abs(trajectory).max()
     for wanted, at, to in zip(trajectory, levels[:-1], levels[1:], strict=True):
         z, state = step(z, state, at, to)

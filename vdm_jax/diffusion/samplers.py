@@ -27,6 +27,26 @@ from vdm_jax.diffusion.unipc import UniPC
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstNoise:
+    """The noise that sampling begins with.
+
+    Attributes:
+      scale: its standard deviation.
+      shared: whether all frames have that of one.
+    """
+
+    scale: float = 1.0
+    shared: bool = False
+
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "b f h w c"]:
+        """Noise of a shape (b, f, h, w, c)."""
+        batch, frames, *rest = shape
+        z = jax.random.normal(key, (batch, 1 if self.shared else frames, *rest))
+        z = jnp.broadcast_to(z, shape)
+        return z if self.scale == 1.0 else self.scale * z
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIM(Stateless):
     """DDIM (Song et al. 2021, eq. 12 and 16): z_s = α_s x̂ + √(σ_s² − η² c σ_s²) ε̂ + η √c σ_s ξ.
 

@@ -62,7 +62,8 @@ class ControlVideo:
                 )
             self.smoother.steps_left(sampler.steps)
             guidance = (*guidance, self.smoother)
-        return dataclasses.replace(sampler, shared_noise=True, guidance=guidance)
+        noise = dataclasses.replace(sampler.noise, shared=True)
+        return dataclasses.replace(sampler, noise=noise, guidance=guidance)
 
     def sample(
         self,

@@ -70,8 +70,7 @@ class Sampler:
       settings: floats by the names that the stage's conditions list, such as the augmentation of a
         low-resolution video (α²/σ² of the noise on it) or fps.
       negative: a prompt that guidance leads away from, in the place of the null condition.
-      start: standard deviation of the noise that sampling begins with.
-      shared_noise: whether sampling begins with the noise of one frame in all frames.
+      noise: that sampling begins with.
       batch_size: samples computed at once; the last batch is padded and cut.
       num_frames, height, width: of a sample, in frames and pixels; None = as trained.
       remat: of the network, where a method differentiates it: "none", or "dots" or "full" to keep
@@ -89,8 +88,7 @@ class Sampler:
     method: conditional.Method = conditional.ByReconstruction()
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     negative: str | None = None
-    start: float = 1.0
-    shared_noise: bool = False
+    noise: samplers.FirstNoise = samplers.FirstNoise()
     batch_size: int = 16
     num_frames: int | None = None
     height: int | None = None
@@ -367,15 +365,13 @@ class Sampler:
         ) -> tuple[UInt8[Array, "f h w c"], Array]:
             key = jax.random.fold_in(key, index)
             start_key, steps_key = jax.random.split(key)
-            frames, *rest = self.z_shape
-            z = jax.random.normal(start_key, (1, 1 if self.shared_noise else frames, *rest))
-            z = jnp.broadcast_to(z, (1, frames, *rest))
             cond, start, known = jax.tree.map(lambda leaf: leaf[None], (cond, start, known))
             if start is not None:
                 clean = space.encode(from_uint8(start), frozen)
+                z = dataclasses.replace(self.noise, scale=1.0).draw(start_key, clean.shape)
                 z = self.stage.process.add_noise(clean, z, self.logsnrs()[:1])
-            elif self.start != 1.0:
-                z = self.start * z
+            else:
+                z = self.noise.draw(start_key, (1, *self.z_shape))
             cond = self.stage.begin(cond, 1, jax.random.fold_in(key, 2), self.settings, frozen)
             if known is not None and not space.pixels:
                 known = _known_in_z(space, known, frozen)

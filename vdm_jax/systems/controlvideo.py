@@ -2,7 +2,7 @@
 
 - Full cross-frame attention (section 3.1): in the U-Net the pixels of each frame attend to those of
   all frames. The ControlNet's attention stays within frames.
-- One frame's noise for all frames: `Sampler.shared_noise`.
+- One frame's noise for all frames: `FirstNoise.shared`.
 - The interleaved-frame smoother (section 3.2): at two steps in succession the estimate of every
   second frame, then of the others, is replaced by the interpolation of its neighbours.
 - The hierarchical sampler (section 3.3): key frames first, with full attention among them; then the

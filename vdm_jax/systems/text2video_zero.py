@@ -192,7 +192,8 @@ class ZeroShotSampler(Sampler):
         fields = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(Sampler)}
         if stage.find(SourceVideo) is not None:
             fields["guidance"] = _by_both(sampler.guidance, image_guidance)
-        fields |= {"stage": stage, "num_frames": None, "shared_noise": zero.start == SHARED}
+        noise = dataclasses.replace(sampler.noise, shared=zero.start == SHARED)
+        fields |= {"stage": stage, "num_frames": None, "noise": noise}
         return cls(**fields, zero=zero)
 
     @property

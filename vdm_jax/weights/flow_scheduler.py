@@ -59,7 +59,7 @@ class FlowScheduler:
         return self._shifted(np.linspace(1, self._shifted(np.asarray(1 / total)), steps))
 
     def sampling(self, steps: int) -> dict[str, Any]:
-        """`rule`, `grid` and `start` of `stage.sampler.Sampler` for `steps` steps. Raises
+        """`rule` and `grid` of `stage.sampler.Sampler` for `steps` steps. Raises
         ValueError."""
         if not 1 <= steps <= self.num_timesteps:
             raise ValueError(f"steps = {steps}: must be between 1 and {self.num_timesteps}")
@@ -71,7 +71,7 @@ class FlowScheduler:
             times = np.clip(timesteps, whole + _MARGIN, whole + 1 - _MARGIN) / self.num_timesteps
         with np.errstate(divide="ignore"):  # t = 1 is -inf
             levels = 2 * (np.log1p(-times) - np.log(times))
-        return {"rule": rule, "grid": Explicit(levels=(*levels, np.inf)), "start": 1.0}
+        return {"rule": rule, "grid": Explicit(levels=(*levels, np.inf))}
 
     def _shifted(self, times: np.ndarray) -> np.ndarray:
         return self.shift * times / (1 + (self.shift - 1) * times)

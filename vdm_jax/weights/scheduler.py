@@ -64,9 +64,10 @@ class Scheduler:
         return Timestep(schedule=self.schedule, rounded=self.kind == "dpmpp_2m")
 
     def sampling(self, steps: int) -> dict[str, Any]:
-        """`rule`, `grid` and `start` of `stage.sampler.Sampler` for `steps` steps.
+        """`rule`, `grid` and `noise` of `stage.sampler.Sampler` for `steps` steps; without `noise`
+        its deviation is 1.
 
-        start is 1 except where the published code leaves out the signal's share of the variance.
+        It is another where the published code leaves out the signal's share of the variance.
         Raises ValueError.
         """
         total = self.schedule.num_timesteps
@@ -87,13 +88,13 @@ class Scheduler:
             levels = (ends[0] + ramp * (ends[1] - ends[0])) ** _RHO
         grid = Explicit(levels=(*(-2 * np.log(levels)), np.inf))
         if self.kind == "dpmpp_2m":
-            return {"rule": solvers.DPMPP2M(), "grid": grid, "start": 1.0}
+            return {"rule": solvers.DPMPP2M(), "grid": grid}
         # Noise of deviation σ, and not √(σ² + 1) with the data's, for these two spacings.
         largest = float(levels.max())
         start = 1.0 if self.spacing == "leading" else largest / np.sqrt(largest**2 + 1)
         # In EDM's σ, DDIM with η = 1 is Euler's step to a lower σ, and noise that makes up for it.
         rule = samplers.DDIM(eta=1.0) if self.ancestral else solvers.Euler()
-        return {"rule": rule, "grid": grid, "start": float(start)}
+        return {"rule": rule, "grid": grid, "noise": samplers.FirstNoise(scale=float(start))}
 
     def _ddim(self, steps: int, timesteps: np.ndarray) -> dict[str, Any]:
         stride = self.schedule.num_timesteps // steps
@@ -102,9 +103,9 @@ class Scheduler:
         levels = self._logsnr(timesteps)
         grid = Explicit(levels=(*levels, end))
         if np.array_equal(targets[:-1], timesteps[1:]) and targets[-1] < 0:
-            return {"rule": samplers.DDIM(), "grid": grid, "start": 1.0}
+            return {"rule": samplers.DDIM(), "grid": grid}
         rule = Strided(schedule=self.schedule, stride=stride, end=float(end))
-        return {"rule": rule, "grid": grid, "start": 1.0}
+        return {"rule": rule, "grid": grid}
 
     def _timesteps(self, steps: int) -> np.ndarray:
         """Of each step, float64, decreasing."""
