@@ -303,11 +303,13 @@ def initial_params(
     wanted = jax.tree_util.tree_map_with_path(as_theirs, abstract)
     if not lacking and wanted == abstract:
         return read_params(source, abstract)
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(seed))
+    fresh = abstract
+    if lacking:
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(seed))
     read = read_params(source, _without(wanted, lacking))
 
-    def chosen(path: tuple, leaf: jax.Array) -> jax.Array:
+    def chosen(path: tuple, leaf: Any) -> jax.Array:
         if _name(path) in lacking:
             return leaf
         found = _leaf(read, path)
@@ -316,8 +318,9 @@ def initial_params(
     return jax.tree_util.tree_map_with_path(chosen, fresh)
 
 
-def _widened(kernel: jax.Array, like: jax.Array, name: str) -> jax.Array:
-    """A kernel with as many inputs as another; the further ones are zero. Raises ValueError."""
+def _widened(kernel: jax.Array, like: Any, name: str) -> jax.Array:
+    """A kernel of the shape and place of another, which has more inputs; these are zero. Raises
+    ValueError."""
     further = [after - before for before, after in zip(kernel.shape, like.shape, strict=True)]
     inputs = further.pop(-2)
     if any(further) or inputs < 0:

@@ -170,7 +170,7 @@ class Still(Base):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Micro(Base):
     """Frames a second and the amount of motion, as numbers (SVD's micro-conditions; Blattmann et
-    al. 2023, section 3.3 and appendix D).
+    al. 2023, appendix D).
 
     `Cond`: fps_id (b,), frames a second less one; motion_bucket (b,), from 0 to 255; without an
     image also augmentation (b,), zeros. Guidance keeps them.
