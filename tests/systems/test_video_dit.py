@@ -85,7 +85,7 @@ def step(model):
     stage = model.stage
     inputs = stage.encode([PROMPT], negatives=[NEGATIVE])
 
-    def of_rule(sampler):
+    def step_with(sampler):
         @jax.jit
         def run(params, z, state, logsnr_t, logsnr_s):
             cond = stage.begin(inputs, 1, jax.random.key(1), sampler.settings, model.frozen)
@@ -98,7 +98,7 @@ def step(model):
 
         return run
 
-    return of_rule
+    return step_with
 
 
 def steps_through(sampler, run, params, noise):
