@@ -85,7 +85,7 @@ def step(model):
     stage = model.stage
     inputs = stage.encode([PROMPT], negatives=[NEGATIVE])
 
-    def of_rule(sampler):
+    def step_with(sampler):
         @jax.jit
         def run(params, z, state, logsnr_t, logsnr_s):
             cond = stage.begin(inputs, 1, jax.random.key(1), sampler.settings, model.frozen)
@@ -98,7 +98,7 @@ def step(model):
 
         return run
 
-    return of_rule
+    return step_with
 
 
 def steps_through(sampler, run, params, noise):
@@ -234,6 +234,10 @@ def test_the_folder_is_written_back_bit_by_bit(folder, model, tmp_path):
         assert found.keys() == wanted.keys()
         for name, tensor in wanted.items():
             np.testing.assert_array_equal(found[name], tensor, name)
+    index, wanted = (
+        json.loads((where / "model_index.json").read_text()) for where in (out, folder)
+    )
+    assert index.items() <= wanted.items()
     again = vdm_jax.systems.read_published(out)
     assert again.model.transformer.to_dict().items() >= {"num_layers": 2}.items()
     assert vdm_jax.systems.scheduler(again) == vdm_jax.systems.scheduler(model.config)

@@ -1,5 +1,6 @@
-"""Records what Wan's published networks and pipeline compute, for `test_causal_autoencoder.py`,
-`test_video_transformer.py`, `test_latte.py`, `test_umt5.py` and `test_video_dit.py`.
+"""Records what the published networks, samplers and pipeline of Wan, and Latte's network, compute,
+for `test_causal_autoencoder.py`, `test_video_transformer.py`, `test_latte.py`, `test_umt5.py`,
+`test_flow_scheduler.py` and `test_video_dit.py`.
 
     PYTHON -m tests.weights.record_wan
 
@@ -227,6 +228,26 @@ def pipeline():
     )
 
 
+def schedulers():
+    """Times and timesteps of the published samplers, NAME_SHIFT_STEPS/sigmas and /timesteps."""
+    arrays = {}
+    for shift in (1.0, 3.0, 5.0, 8.0, 12.0):
+        for steps in (1, 4, 20, 50, 100):
+            unipc = diffusers.UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+            )
+            euler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+            for name, scheduler in (("unipc", unipc), ("flow_euler", euler)):
+                scheduler.set_timesteps(steps)
+                case = f"{name}_{shift:g}_{steps}"
+                arrays[f"{case}/sigmas"] = scheduler.sigmas.numpy()
+                arrays[f"{case}/timesteps"] = scheduler.timesteps.numpy().astype(np.float32)
+    path = GOLDEN / "flow_schedulers.safetensors"
+    safetensors.numpy.save_file(arrays, path, {"versions": VERSIONS})
+    print(path.name, path.stat().st_size)
+    assert path.stat().st_size <= 200_000
+
+
 def record_pipeline():
     pipe, latents = pipeline(), []
 
@@ -283,4 +304,5 @@ if __name__ == "__main__":
     transformer()
     latte()
     umt5()
+    schedulers()
     record_pipeline()

@@ -85,8 +85,8 @@ def test_latents_and_clips_are_those_of_the_published_network(computed, golden):
 
 
 def test_gradients_are_those_of_the_published_network(computed, loaded, golden, tmp_path):
-    (by_path, of_clip), _ = computed
-    assert_close(of_clip, in_order(golden.values["gradient/clip"]), 1e-3)
+    (by_path, clip_gradient), _ = computed
+    assert_close(clip_gradient, in_order(golden.values["gradient/clip"]), 1e-3)
     causal_autoencoder.write_folder(tmp_path / "gradients", loaded.network, by_path)
     found = safetensors.numpy.load_file(tmp_path / "gradients" / FILE)
     wanted = golden.gradients()

@@ -74,9 +74,9 @@ def test_outputs_and_gradients_are_those_of_the_published_network(loaded, golden
 
         return jax.grad(total, (0, 1), has_aux=True)(params, z)
 
-    (by_path, of_z), output = gradients(params, in_order(golden.values["z"]))
+    (by_path, z_gradient), output = gradients(params, in_order(golden.values["z"]))
     assert_close(output, in_order(golden.values["output"]))
-    assert_close(of_z, in_order(golden.values["gradient/z"]), 1e-3)
+    assert_close(z_gradient, in_order(golden.values["gradient/z"]), 1e-3)
     video_transformer.write_folder(tmp_path / "gradients", network, by_path)
     found = safetensors.numpy.load_file(tmp_path / "gradients" / FILE)
     wanted = golden.gradients()

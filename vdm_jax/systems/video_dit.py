@@ -214,11 +214,15 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
     copied = {"vae": _folder(config.model.autoencoder)}
     weights = Path(config.text.weights).expanduser()
+    text_parts = ("text_encoder", "tokenizer")
     if config.text.weights and (weights / "text_encoder").is_dir():
-        copied |= {part: weights / part for part in ("text_encoder", "tokenizer")}
+        copied |= {part: weights / part for part in text_parts}
     copy_parts(folder, copied)
     if "tokenizer" in copied:
         index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
+        if (weights / published.PIPELINE).is_file():  # it names their classes
+            theirs = published.read_json(weights / published.PIPELINE)
+            index |= {part: theirs[part] for part in text_parts if part in theirs}
         write_json(folder / published.PIPELINE, index)
     return ["transformer", "scheduler", *copied]
 

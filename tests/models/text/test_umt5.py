@@ -67,9 +67,9 @@ def test_states_and_gradients_are_those_of_the_published_encoder(loaded, golden)
     gradient, states = run(params)
     seen = golden.values["mask"] > 0
     assert_close(np.asarray(states)[seen], golden.values["states"][seen])
-    of_bias = gradient["layers"]["position_bias"]["embedding"]
-    assert of_bias.shape == (2, 8, 2)
-    assert_close(of_bias[1], golden.values["gradient/bias"], 1e-3)
+    bias_gradient = gradient["layers"]["position_bias"]["embedding"]
+    assert bias_gradient.shape == (2, 8, 2)
+    assert_close(bias_gradient[1], golden.values["gradient/bias"], 1e-3)
 
 
 def test_the_published_size():

@@ -105,18 +105,18 @@ class BlockPair(nn.Module):
 def modulation(
     vectors: int, context: TokenContext, settings: TransformerSettings, module: nn.Module
 ) -> list[Float[Array, "b #n c"]]:
-    """The vectors that modulate the tokens in `module`, in which their parameters are made."""
+    """The vectors that modulate tokens; their parameters belong to `module`."""
     width = settings.width
     if settings.modulation == "block":
         zero = layers.dense(vectors * width, dtype=jnp.float32, zero=True, name="modulation")
-        made = zero(nn.swish(context.vector)).reshape((*context.vector.shape[:2], vectors, width))
+        found = zero(nn.swish(context.vector)).reshape((*context.vector.shape[:2], vectors, width))
     else:
         init = layers.named(nn.initializers.normal(width**-0.5), None, None, layers.CHANNELS)
         bias = module.param("modulation", init, (1, vectors, width))
         # All vectors of a block, or for the output the noise level's own.
         shared = context.modulation if vectors == MODULATIONS else context.vector[..., None, :]
-        made = shared + jnp.asarray(bias, jnp.float32)
-    return [level(made[..., number, :], context) for number in range(vectors)]
+        found = shared + jnp.asarray(bias, jnp.float32)
+    return [level(found[..., number, :], context) for number in range(vectors)]
 
 
 def level(vectors: Float[Array, "b levels c"], context: TokenContext) -> Float[Array, "b #n c"]:
