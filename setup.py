@@ -1,5 +1,5 @@
 """Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), compile, eval, text,
-curation, ocr, beam and test."""
+curation, ocr, beam, docs and test."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from setuptools.command.build_py import build_py
 JAX = ">=0.10"
 # What cuts, measures and lists clips of films.
 CURATION = ["opencv-python-headless>=4.10", "pyarrow>=17", "scenedetect-headless>=0.7"]
+DOCS = ["sphinx>=8.0", "myst-nb>=1.2", "sphinx-book-theme>=1.1", "sphinx-copybutton>=0.5"]
 # libtpu of the version that JAX asks for: it compiles for TPUs on machines without any.
 TPU_COMPILER = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
@@ -40,6 +41,7 @@ setup(
     name="vdm_jax",
     version="0.1.0",
     description="Video diffusion models in JAX",
+    author="The authors of vdm_jax",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -54,6 +56,7 @@ setup(
             "parallel/*.txtpb",
             "evaluation/*.txt",
             "data/scenes/sprites/*",
+            "py.typed",
         ]
     },
     cmdclass={"build_py": BuildWithConfigs},
@@ -94,8 +97,10 @@ setup(
         "curation": CURATION,
         "ocr": ["onnxruntime>=1.20", *CURATION],
         "beam": ["apache-beam>=2.70", *CURATION],
+        "docs": DOCS,
         "test": [
             *CURATION,
+            *DOCS,
             "chex>=0.1.90",
             TPU_COMPILER,
             "scipy>=1.14",
