@@ -101,10 +101,10 @@ setup(
         "eval": ["opencv-python-headless>=4.10", "h5py>=3.10"],
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
-        "docs": DOCS,
         "curation": CURATION,
         "ocr": ["onnxruntime>=1.20", *CURATION],
         "beam": ["apache-beam>=2.70", *CURATION],
+        "docs": DOCS,
         "test": [
             *DOCS,
             *CURATION,

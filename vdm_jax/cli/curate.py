@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     parser = common.parser("vdm data curate", __doc__)
     parser.add_argument("--videos", required=True, metavar="FILMS", help="the folder of films")
     parser.add_argument("--out", required=True, metavar="DIR", help="where results go")
-    parser.add_argument("--config", metavar="FILE", help="settings, JSON")
+    parser.add_argument("--config", metavar="CONFIG", help="settings: a JSON file")
     parser.add_argument(
         "--measure_only", action="store_true", help="write the table and the report, no shards"
     )

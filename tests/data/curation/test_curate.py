@@ -311,3 +311,33 @@ def test_a_film_is_used_up_to_its_damage(videos, tmp_path):
     assert 60 <= measured.frames <= 80
     assert measured.note.startswith(f"damaged after {measured.frames} frames")
     assert measured.clips and measured.clips[-1].end <= measured.frames
+
+
+def test_every_frame_is_decoded_once(videos, monkeypatch):
+    """Whatever there is to measure."""
+    decoded = []
+    frames = film.frames
+
+    def counted(path, index):
+        for frame in frames(path, index):
+            decoded.append(path)
+            yield frame
+
+    monkeypatch.setattr(film, "frames", counted)
+    path = videos / "long.mp4"
+    _, measured = scan.measure(path, film.identify(path), SETTINGS)
+    assert len(decoded) == measured.frames == 150
+    assert len(measured.clips) == 3
+    assert {len(rows) for _, rows in measured.rows.values()} == {3}
+
+
+def test_the_codecs_motion_grows_with_the_motion(tmp_path):
+    found = []
+    for speed in (0.0, 1.0, 3.0):
+        path = films.write(tmp_path / f"{speed}.mp4", films.scene(4, 30, pan=(0, speed)))
+        _, measured = scan.measure(path, film.identify(path), SETTINGS)
+        found.append(measured.rows["motion"][1][0]["coded_motion"])
+    assert found[0] < 0.1 / films.HEIGHT
+    # Most blocks move with the picture; the vectors of 29 of 30 frames count.
+    assert found[1] == pytest.approx(1 / films.HEIGHT, rel=0.4)
+    assert found[2] == pytest.approx(3 / films.HEIGHT, rel=0.4)
