@@ -1,5 +1,5 @@
-"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), compile, eval, text and
-test."""
+"""Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), compile, eval, text, docs
+and test."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 JAX = ">=0.10"
+DOCS = ["sphinx>=8.0", "myst-nb>=1.2", "sphinx-book-theme>=1.1", "sphinx-copybutton>=0.5"]
 # libtpu of the version that JAX asks for: it compiles for TPUs on machines without any.
 TPU_COMPILER = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
@@ -38,6 +39,7 @@ setup(
     name="vdm_jax",
     version="0.1.0",
     description="Video diffusion models in JAX",
+    author="The authors of vdm_jax",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -52,6 +54,7 @@ setup(
             "parallel/*.txtpb",
             "evaluation/*.txt",
             "data/scenes/sprites/*",
+            "py.typed",
         ]
     },
     cmdclass={"build_py": BuildWithConfigs},
@@ -89,7 +92,9 @@ setup(
         "eval": ["opencv-python-headless>=4.10", "h5py>=3.10"],
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
+        "docs": DOCS,
         "test": [
+            *DOCS,
             "chex>=0.1.90",
             TPU_COMPILER,
             "h5py>=3.10",

@@ -6,8 +6,9 @@ Trains vdm/moving_shapes on the embedded data set, draws captions that were neve
 trained on, and says where the videos are and what the judge reads in them. N minutes (default 15)
 are the wall time of everything after installing; training gets what the rest leaves. Run it again
 to go on: training that was interrupted resumes, training that is over is only sampled, and more
-minutes train further. With --videos it trains on the video files under DIR instead, captioned by
-.txt or .json files beside them or else by their folders' names, and draws captions found there.
+minutes train further. With --videos it trains vdm/own_videos on the video files under DIR instead,
+captioned by .txt or .json files beside them or else by their folders' names, and draws captions
+found there.
 
 The run is in runs/quickstart, or with --videos in runs/quickstart_NAME_NUMBER; its folder final/
 has the GIF, the contact sheet, the MP4s and the samples as an array (samples.npz). What is
@@ -34,7 +35,7 @@ from vdm_jax.cli import common
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "vdm_jax"
-CONFIG = "vdm/moving_shapes"
+CONFIG, CONFIG_OF_VIDEOS = "vdm/moving_shapes", "vdm/own_videos"
 DEFAULT_MINUTES = 15.0
 # Wall time of all but training itself: the trainer's start and last save, sampling (compiled anew)
 # and judging. Measured on one core alone: 10 s, 50 s and 1 s.
@@ -45,16 +46,6 @@ SAMPLES_A_CAPTION = 4
 LEAST_SAMPLES = 16
 MOST_CAPTIONS = 14
 STEPS, GUIDANCE = 64, 2.0
-# Real videos show little at 16 x 16 and in a third of a second, and have more words.
-VIDEO_OVERRIDES = (
-    "--config.data.name=video_folder",
-    "--config.data.config=",
-    "--config.data.image_size=32",
-    "--config.data.fps=8",
-    "--config.text.vocabulary_size=1024",
-    "--config.text.max_length=16",
-    "--config.train.sample_every=0",
-)
 
 
 class Stopped(Exception):
@@ -74,19 +65,23 @@ def main(arguments: list[str]) -> int:
         "--videos", type=_directory, metavar="DIR", help="train on these video files"
     )
     parser.add_argument("--fresh", action="store_true", help="remove this run first")
+    parser.add_argument("--check", action="store_true", help="only check these flags")
     options, overrides = parser.parse_known_args(arguments)
     unknown = [text for text in overrides if not re.match(r"--config\.[^=]+=", text)]
     if unknown:
         parser.error(f"unrecognised: {' '.join(unknown)} (fields are set by --config.F=V)")
+    if options.check:
+        return 0
+    name = CONFIG
     if options.videos is not None:
-        own = (*VIDEO_OVERRIDES, f"--config.data.data_dir={options.videos}")
-        overrides = [*own, *overrides]
+        name = CONFIG_OF_VIDEOS
+        overrides = [f"--config.data.data_dir={options.videos}", *overrides]
     started = time.monotonic()
 
     from vdm_jax import config as config_lib
 
     os.chdir(ROOT)
-    config = config_lib.load_config(CONFIG, config_lib.split_overrides(overrides)[0])
+    config = config_lib.load_config(name, config_lib.split_overrides(overrides)[0])
     workdir = workdir_of(options.videos)
     if options.fresh and workdir.exists():
         print(f"--fresh: removing {_shown(workdir)}")
@@ -102,7 +97,8 @@ def main(arguments: list[str]) -> int:
                 f"--data={config.data.name}/{config.data.config}",
                 f"--data_dir={config.data.data_dir}",
             )
-        _train(workdir, options.minutes, started, [_steps(config, options.minutes), *overrides])
+        steps = _steps(config, options.minutes)
+        _train(name, workdir, options.minutes, started, [steps, *overrides])
         trained = config_lib.from_json((workdir / "config.json").read_text())
         out = _sample(workdir, choose_captions(trained))
     except Stopped:
@@ -174,7 +170,9 @@ def _sample(workdir: Path, captions: list[str]) -> Path:
     return out
 
 
-def _train(workdir: Path, minutes: float, started: float, overrides: list[str]) -> None:
+def _train(
+    config: str, workdir: Path, minutes: float, started: float, overrides: list[str]
+) -> None:
     record = workdir / "quickstart.json"
     spent = json.loads(record.read_text())["trained_seconds"] if record.exists() else 0.0
     seconds = training_seconds(minutes, spent, time.monotonic() - started)
@@ -190,7 +188,7 @@ def _train(workdir: Path, minutes: float, started: float, overrides: list[str]) 
     try:
         _run(
             "train",
-            f"--config={CONFIG}",
+            f"--config={config}",
             f"--workdir={_shown(workdir)}",
             f"--config.train.minutes={seconds / 60:.3f}",
             *overrides,

@@ -25,3 +25,7 @@ def __getattr__(name: str):
 
         return pipelines.load if name == "load" else pipelines.model.save_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

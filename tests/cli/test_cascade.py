@@ -185,6 +185,25 @@ def test_what_a_stage_starts_from_is_trained_before_it_and_kept(tmp_path, capsys
         np.testing.assert_array_equal(leaf, of_clip[path])
 
 
+def test_a_wrong_stage_is_named_before_anything_is_trained(cascade, tmp_path):
+    with cascade.with_name("tsr_6fps.py").open("a") as file:
+        file.write("\nof_before = get_config\n\ndef get_config():\n    config = of_before()\n")
+        file.write("    config.model.patch_size = 3\n    return config\n")
+    workdir = tmp_path / "runs"
+    with pytest.raises(ValueError, match="^tsr_6fps: .*patch_size"):
+        train.main([f"--config={cascade}", f"--workdir={workdir}"])
+    assert not any(workdir.iterdir())
+
+
+def test_the_last_lines_of_a_stage_that_fails_are_shown(tmp_path, capsys):
+    fails = "import sys; [print('line', n) for n in range(9)]; sys.exit('no space left')"
+    commands = {"base": [sys.executable, "-c", fails]}
+    assert cascade_cli._run_all("training", commands, tmp_path, 1) == 1
+    shown = capsys.readouterr().out
+    assert "base: ended with 1 after" in shown
+    assert "no space left" in shown and "line 8" in shown and "line 3" not in shown
+
+
 def test_stages_that_train_at_once_share_a_gpu_s_memory(tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     tell = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))"

@@ -38,7 +38,7 @@ def run(config_file, tmp_path_factory):
 
 @needs_libtpu
 def test_what_fits(run, config_file, capsys):
-    arguments = ("--topology=v5e:2x2", "--mesh=fsdp=4,data=1", "--batch=8", "--json")
+    arguments = ("--topology=v5e:2x2", "--mesh=fsdp=4,data=1", "--batch_size=8", "--json")
     done = run(*arguments, "--config.mesh.min_fsdp_size=64", "--config.text.encoder=none")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -58,7 +58,7 @@ def test_what_fits(run, config_file, capsys):
 
 @needs_libtpu
 def test_what_does_not_fit(run):
-    done = run("--topology=v5e:1x1", f"--batch={2**22}", "--tries=1")
+    done = run("--topology=v5e:1x1", f"--batch_size={2**22}", "--tries=1")
     assert done.returncode == 2, done.stderr
     assert "GiB over" in done.stdout and "of 15.75 GiB a device" in done.stdout
     # What is advised was compiled, and what was compiled and is not enough is said too.
@@ -68,7 +68,7 @@ def test_what_does_not_fit(run):
 
 @needs_libtpu
 def test_the_sampler_is_compiled_a_step(run):
-    arguments = ("--topology=v5e:1x1", "--what=sample", "--batch=4", "--json")
+    arguments = ("--topology=v5e:1x1", "--what=sample", "--batch_size=4", "--json")
     done = run(*arguments, "--config.sample.steps=5")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -96,7 +96,7 @@ def test_changes_save_memory_and_keep_the_batch_first(config_file):
         (["--topology=v5e:3x3"], "v5e:3x3"),
         (["--topology=v5e:2x2", "--mesh=fsdp=3"], "mesh.fsdp = 3"),
         (["--topology=v5e:2x2", "--mesh=pipeline=3"], "pipeline=3"),
-        (["--topology=v5e:2x2", "--batch=6"], "must divide by 4"),
+        (["--topology=v5e:2x2", "--batch_size=6"], "must divide by 4"),
     ],
 )
 def test_mistakes_are_told(config_file, arguments, message):

@@ -47,13 +47,13 @@ def test_the_shipped_models_make_every_section(not_compiled, tmp_path, monkeypat
     cascade = dataclasses.replace(cascade, steps=cascade.steps[:1])
     monkeypatch.setattr(cascade_lib, "load", lambda source: cascade)
     (tmp_path / "gallery.md").write_text("of an earlier run")
-    code = gallery.main([f"--out={tmp_path}", "--clips=2"])
+    code = gallery.main([f"--out={tmp_path}", "--num_samples=2"])
     assert code == 0, capsys.readouterr().err
     page = (tmp_path / "gallery.md").read_text()
     assert re.findall(r"\(media/gallery/(\w+)\.gif\)", page) == SECTIONS
     assert {path.stem for path in (tmp_path / "media/gallery").iterdir()} == set(SECTIONS)
     assert "of an earlier run" not in page and "<" not in page
-    assert f"    vdm gallery --out={tmp_path} --clips=2" in page
+    assert f"    vdm gallery --out={tmp_path} --num_samples=2" in page
     rows = {"text": 2, "extension": 2, "super_resolution": 5, "distillation": 6, "cinemagraph": 2}
     frames = {"text": 8, "extension": 64, "super_resolution": 8, "distillation": 8}
     for name, count in rows.items():

@@ -45,16 +45,16 @@ def test_training_gets_what_sampling_and_earlier_work_leave():
 
 
 def test_training_that_is_over_is_not_run_again_and_more_minutes_go_on(runs, tmp_path, capsys):
-    quickstart._train(tmp_path, 15, 0.0, ["--config.train.seed=3"])
+    quickstart._train("vdm/own_videos", tmp_path, 15, 0.0, ["--config.train.seed=3"])
     assert minutes_of(runs[0]) == pytest.approx(15 - quickstart.RESERVED_SECONDS / 60, abs=1e-3)
-    assert "--config.train.seed=3" in runs[0]
+    assert {"--config=vdm/own_videos", "--config.train.seed=3"} <= set(runs[0])
 
     now = quickstart.time.monotonic()
-    quickstart._train(tmp_path, 15, now, [])
+    quickstart._train("vdm/own_videos", tmp_path, 15, now, [])
     assert len(runs) == 1
     assert "sampling only" in capsys.readouterr().out
 
-    quickstart._train(tmp_path, 30, now, [])
+    quickstart._train("vdm/own_videos", tmp_path, 30, now, [])
     assert minutes_of(runs[1]) == pytest.approx(15, abs=0.01)
 
 
@@ -68,7 +68,7 @@ def test_interrupted_training_is_remembered(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quickstart, "_run", run)
     with pytest.raises(quickstart.Stopped):
-        quickstart._train(tmp_path, 15, 0.0, [])
+        quickstart._train("vdm/own_videos", tmp_path, 15, 0.0, [])
     assert json.loads((tmp_path / "quickstart.json").read_text()) == {"trained_seconds": 200}
 
 

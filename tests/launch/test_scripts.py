@@ -126,7 +126,10 @@ def test_scripts_start_from_the_repository_and_pass_arguments_on(repository):
     assert f"{repository}: -m pytest tests/some dir -x" in done.stdout
     assert installs(repository) == [f"{repository}[test]"]
     done = run(repository, "quickstart.sh", "--minutes", "3")
-    assert f"{repository}: -m launch.quickstart --minutes 3" in done.stdout
+    first, last = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
+    # A wrong flag is refused before anything is installed.
+    assert first == f"{repository}: -m launch.quickstart --minutes 3 --check"
+    assert last == f"{repository}: -m launch.quickstart --minutes 3"
 
 
 def test_help_installs_nothing(repository):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vdm_jax import stage as stage_rules
-from vdm_jax.stage import guidance, refinement, sampler, window
+from vdm_jax.stage import guidance, refinement, sampler, sampler_fields, window
 from vdm_jax.stage.conditions import prompt, scalar, video
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
@@ -78,8 +78,8 @@ def test_constants():
 
 
 def test_the_section_of_a_sampler():
-    section = sampler.default_section()
-    unset = {*sampler._RULE_FIELDS, *sampler._GRID_FIELDS}
+    section = sampler_fields.default_section()
+    unset = {*sampler_fields.RULE_FIELDS, *sampler_fields.GRID_FIELDS}
     assert {name: value for name, value in section.items() if name not in unset} == {
         "sampler": "ancestral",
         "steps": 256,

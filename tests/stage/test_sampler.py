@@ -14,6 +14,7 @@ from vdm_jax import systems
 from vdm_jax.diffusion import samplers, solvers
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage import sampler_fields
 from vdm_jax.systems import vdm
 from vdm_jax.training import checkpoints, loop
 
@@ -149,9 +150,9 @@ def test_a_field_that_the_chosen_part_does_not_have_is_refused(stage, fields, me
 
 
 def test_the_defaults_of_a_configuration_are_a_sampler(stage):
-    sampler = sampling.Sampler.from_config(stage, sampling.default_section())
+    sampler = sampling.Sampler.from_config(stage, sampler_fields.default_section())
     assert sampler.rule == samplers.Ancestral()
-    assert set(sampling.default_section()) < set(sampling.FIELDS)
+    assert set(sampler_fields.default_section()) < set(sampler_fields.FIELDS)
 
 
 def test_a_negative_prompt_takes_the_place_of_the_null(stage, params):
@@ -275,7 +276,7 @@ def test_what_cannot_be_loaded_is_told(tiny_system, params, make_config, tmp_pat
     pretrained.save_model(tmp_path / "moving_shapes.safetensors", params, make_config())
     assert pretrained.shipped_names() == ["moving_shapes"]
     assert pretrained.load("moving_shapes").params.keys() == params.keys()
-    with pytest.raises(FileNotFoundError, match="the nearest is moving_shapes"):
+    with pytest.raises(FileNotFoundError, match="the nearest of these is moving_shapes"):
         pretrained.load("moving_shape")
 
     wrong = {**params, "Dense_0": {"bias": params["Dense_0"]["bias"]}}

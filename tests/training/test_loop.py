@@ -328,7 +328,7 @@ def test_an_unknown_word_stops_the_run_before_the_first_step(
 ):
     config = make_config(sample_every=2, sample_prompts=("purple left",))
     dataset = Watched(make_dataset())
-    with pytest.raises(ValueError, match="purple"):
+    with pytest.raises(ValueError, match="^train.sample_prompts: .*purple"):
         loop.train(stage, config, tmp_path, dataset, train_step=train_step)
     assert not dataset.batches
 

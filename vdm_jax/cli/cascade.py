@@ -35,7 +35,7 @@ def train(config, options, overrides: dict[str, str]) -> int:
         raise ValueError(f"--stages: {', '.join(unknown)}; there are {', '.join(names)}")
     own_file, _ = config_lib.find_config(options.config)
     files = {name: own_file.with_name(f"{name}.py") for name in chosen}
-    configs = {name: config_lib.load_config(file, overrides) for name, file in files.items()}
+    configs = {name: _checked(name, file, overrides) for name, file in files.items()}
     workdir = Path(options.workdir)
     distilled = workdir / "distilled"
     jobs = options.jobs or 1
@@ -89,6 +89,32 @@ def _prepare(config, file: Path, overrides: dict[str, str]) -> None:
         _run("data", "embed", f"--config={file}", *_flags(overrides))
 
 
+def _checked(name: str, file: Path, overrides: dict[str, str]):
+    """The configuration of a stage, of which its network can be made.
+
+    Raises ConfigError, naming the stage.
+    """
+    from vdm_jax import config as config_lib
+    from vdm_jax import systems
+
+    try:
+        config = config_lib.load_config(file, overrides)
+        filled = config.copy_and_resolve_references()
+        if config.text.encoder == "words" and not config.text.vocabulary:
+            with filled.unlocked():
+                filled.text.vocabulary = ("a",)  # the data's words may not be there yet
+        systems.build(filled).abstract_params()
+    except ValueError as error:
+        raise config_lib.ConfigError(f"{name}: {error}") from None
+    return config
+
+
+def _last_lines(log: Path, count: int = 5) -> str:
+    """The last lines of a stage's output, each set in; "" where there is none."""
+    lines = log.read_text(errors="backslashreplace").splitlines()[-count:]
+    return "".join(f"\n    {line}" for line in lines)
+
+
 def _run_all(
     work: str,
     commands: dict[str, list[str]],
@@ -125,7 +151,9 @@ def _run_all(
                     continue
                 del running[name]
                 end = "done" if process.returncode == 0 else f"ended with {process.returncode}"
-                print(f"{name}: {end} after {time.monotonic() - started:.0f} s", flush=True)
+                tail = _last_lines(logs / f"{name}.log") if process.returncode else ""
+                seconds = time.monotonic() - started
+                print(f"{name}: {end} after {seconds:.0f} s{tail}", flush=True)
                 code = code or process.returncode
     except KeyboardInterrupt:
         for process, _ in running.values():  # the terminal has interrupted them too

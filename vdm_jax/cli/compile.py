@@ -46,10 +46,16 @@ def main(arguments: list[str]) -> int:
         "(default: the configuration's)",
     )
     parser.add_argument(
-        "--batch", type=common.positive, metavar="N", help="clips (default: the configuration's)"
+        "--batch_size",
+        type=common.positive,
+        metavar="N",
+        help="clips (default: the configuration's)",
     )
     parser.add_argument(
-        "--remat", choices=("none", "dots", "full"), help="default: the configuration's"
+        "--remat",
+        choices=("none", "dots", "full"),
+        metavar="NAME",
+        help="default: the configuration's",
     )
     parser.add_argument(
         "--effort",
@@ -109,9 +115,9 @@ def _as_overrides(options) -> dict[str, str]:
     overrides = {}
     if options.mesh:
         overrides |= {f"mesh.{k}": str(v) for k, v in mesh.parse_mesh(options.mesh).items()}
-    if options.batch:
+    if options.batch_size:
         section = "train" if options.what == "train" else "sample"
-        overrides[f"{section}.batch_size"] = str(options.batch)
+        overrides[f"{section}.batch_size"] = str(options.batch_size)
     if options.remat:
         overrides["model.remat"] = options.remat
     return overrides

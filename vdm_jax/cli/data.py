@@ -4,7 +4,8 @@ import importlib
 
 from vdm_jax import cli
 
-_MODULES = {
+# The module of each subcommand.
+MODULES = {
     "prepare": "prepare_data",
     "show": "show_data",
     "embed": "embed_text",
@@ -26,4 +27,4 @@ commands (vdm data COMMAND --help says more):
 
 def main(arguments: list[str]) -> int:
     name, rest = cli.choose("vdm data", arguments, _COMMANDS, _HEAD)
-    return importlib.import_module(f"vdm_jax.cli.{_MODULES[name]}").main(rest)
+    return importlib.import_module(f"vdm_jax.cli.{MODULES[name]}").main(rest)

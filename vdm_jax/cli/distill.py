@@ -1,11 +1,11 @@
 """Distils a guided model into one that needs few steps and no guidance.
 
-    vdm distill --config=vdm/moving_shapes_distill --workdir=DIR [--model=TEACHER]
+    vdm distill --config=vdm/moving_shapes_distill --workdir=DIR [--model=MODEL]
         [--config.FIELD=VALUE ...]
 
 The ladder begins with a student that takes the guidance scale as an input (Meng et al. 2023). Then
 rounds halve the number of steps (Salimans & Ho 2022). If distill.consistency_updates is not 0,
-consistency distillation of the first student follows. TEACHER is a working directory of vdm train,
+consistency distillation of the first student follows. MODEL is a working directory of vdm train,
 a .safetensors file or a shipped model (default: moving_shapes). Network, process, text and data set
 are the teacher's. The same command goes on where it stopped, within a round too.
 
@@ -23,7 +23,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs, prepare_data
+from vdm_jax.cli import common, outputs, prepare_data, progress
 
 _SHOWN = 8  # clips of each model in ladder.gif
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where all output goes")
     parser.add_argument(
-        "--model", metavar="TEACHER", help="the model to distil (default: moving_shapes)"
+        "--model", metavar="MODEL", help="the model to distil (default: moving_shapes)"
     )
     parser.add_argument(
         "--metrics",
@@ -192,7 +192,6 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
     """Samples and measures the teacher and every student with the same noise."""
     import jax
     import numpy as np
-    from rich.progress import track
 
     from vdm_jax.data import video_io
     from vdm_jax.evaluation import ladder as ladder_lib
@@ -219,7 +218,7 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
     entries += [(teacher, "teacher", guided, steps, plain) for steps in halved]
 
     rows, labels, samples = [], [], []
-    for model, name, family, steps, changes in track(entries, "measuring", transient=True):
+    for model, name, family, steps, changes in progress.track(entries, "measuring"):
         row, videos = ladder_lib.measure(
             model.sampler(guidance=distill.guidance, steps=steps, **changes),
             model.params,

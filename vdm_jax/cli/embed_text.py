@@ -86,6 +86,12 @@ def main(arguments: list[str]) -> int:
         f"{encoder.max_length} tokens of {encoder.embedding_width}",
         flush=True,
     )
+    if wanted and (cut := encoder.cut(wanted)):
+        print(
+            f"{cut} of them are longer than text.max_length = {encoder.max_length} tokens and are "
+            "cut",
+            flush=True,
+        )
     started = time.monotonic()
     with Progress(*_columns(), transient=True) as progress:
         task = progress.add_task("embedding", total=len(wanted))

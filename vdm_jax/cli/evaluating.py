@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +134,6 @@ def _drawn(options, sampler, params, key, prompts, clips=None):
     """The videos of the prompts, with a bar in the first process."""
     import jax
     import numpy as np
-    from rich.progress import track
 
     from vdm_jax.evaluation import prediction
     from vdm_jax.pipelines import editing
@@ -150,9 +149,7 @@ def _drawn(options, sampler, params, key, prompts, clips=None):
         inputs = {} if clips is None else {"inputs": {"low_res": sampler.stage.coarse(clips)}}
         stream = sampler.stream(params, key, prompts, **inputs)
     batches = -(-total // min(sampler.batch_size, total))
-    return np.concatenate(
-        list(track(stream, "sampling", total=batches, transient=True, disable=quiet))
-    )
+    return np.concatenate(list(progress.track(stream, "sampling", batches, quiet=quiet)))
 
 
 def given(options) -> Measured:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdm_jax.cli import common, gallery_page, gallery_sections, outputs
+from vdm_jax.cli import common, gallery_page, gallery_sections, outputs, progress
 from vdm_jax.cli.gallery_page import Section
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--style", metavar="MODEL", help="workdir or file of an image model")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
-        "--clips",
+        "--num_samples",
         type=common.positive,
         default=CLIPS,
         metavar="N",
@@ -60,14 +60,12 @@ def main(arguments: list[str]) -> int:
     common.setup("any")
     outputs.check_folder(options.out, "--out")
 
-    from rich.progress import track
-
     # While TFDS is imported, imports in other threads fail, those of the progress bar's too.
     import vdm_jax.data.moving_shapes  # noqa: F401
 
     jobs = _jobs(options)
     out, parts, failures = Path(options.out), [], {}
-    for name in track(jobs, "sampling", transient=True):
+    for name in progress.track(jobs, "sampling"):
         try:
             section = jobs[name]()
             gallery_page.write_picture(out, name, section)

@@ -23,9 +23,9 @@ FEW, FEWER = 4, 3
 
 def text_to_video(model: "Model", options: argparse.Namespace) -> Section:
     """Samples of held-out captions."""
-    captions = gallery_clips.captions(2 * options.clips)
+    captions = gallery_clips.captions(2 * options.num_samples)
     videos = gallery_clips.sample(model, options, captions, sampler="ddim", guidance=2.0)
-    half = options.clips
+    half = options.num_samples
     return Section(
         title="Text to video",
         alt=f"{len(captions)} clips of held-out captions",
@@ -45,7 +45,7 @@ def extension(model: "Model", options: argparse.Namespace) -> Section:
     from vdm_jax.data import shapes
     from vdm_jax.pipelines import editing
 
-    captions = gallery_clips.captions(min(options.clips, FEWER))
+    captions = gallery_clips.captions(min(options.num_samples, FEWER))
     start = gallery_clips.sample(model, options, captions, guidance=2.0)
     opposite = [shapes.turned(text) for text in captions]
     prompts = list(zip(opposite, captions, strict=True))
@@ -88,12 +88,12 @@ def interpolation(model: "Model", options: argparse.Namespace) -> Section:
 
     from vdm_jax.pipelines import editing
 
-    truth, captions = gallery_clips.render(model, options.clips)
+    truth, captions = gallery_clips.render(model, options.num_samples)
     frames = truth.shape[1]
     ends = truth[:, [0, -1]]
     share = np.linspace(0, 1, frames).reshape(1, -1, 1, 1, 1)
     blend = np.rint(ends[:, :1] * (1 - share) + ends[:, 1:] * share).astype(np.uint8)
-    sampler = model.sampler(steps=gallery_clips.STEPS, guidance=1.0, batch_size=options.clips)
+    sampler = model.sampler(steps=gallery_clips.STEPS, guidance=1.0, batch_size=options.num_samples)
     sample = editing.interpolate(
         sampler, model.params, gallery_clips.key(options, 2), ends, captions, factor=frames - 1
     )
@@ -118,9 +118,9 @@ def inpainting(model: "Model", options: argparse.Namespace) -> Section:
     """Samples of the middle of every frame, by guidance alone."""
     from vdm_jax.pipelines import editing
 
-    truth, captions = gallery_clips.render(model, options.clips)
+    truth, captions = gallery_clips.render(model, options.num_samples)
     known = ~gallery_clips.middle(model)
-    sampler = model.sampler(steps=gallery_clips.STEPS, guidance=1.0, batch_size=options.clips)
+    sampler = model.sampler(steps=gallery_clips.STEPS, guidance=1.0, batch_size=options.num_samples)
     sample = editing.inpaint(
         sampler, model.params, gallery_clips.key(options, 3), truth, captions, known=known
     )
@@ -145,9 +145,9 @@ def super_resolution(model: "Model", options: argparse.Namespace) -> Section:
 
     from vdm_jax.pipelines import editing
 
-    truth, captions = gallery_clips.render(model, options.clips)
+    truth, captions = gallery_clips.render(model, options.num_samples)
     height, width = truth.shape[2:4]
-    sampler = model.sampler(steps=gallery_clips.STEPS, guidance=1.0, batch_size=options.clips)
+    sampler = model.sampler(steps=gallery_clips.STEPS, guidance=1.0, batch_size=options.num_samples)
     rows, labels = [], []
     for factor in (2, 4):
         means = reduce(
@@ -179,7 +179,7 @@ def loop(model: "Model", options: argparse.Namespace) -> Section:
     from vdm_jax.data import shapes
     from vdm_jax.pipelines import editing
 
-    captions = gallery_clips.captions(options.clips)
+    captions = gallery_clips.captions(options.num_samples)
     start = gallery_clips.sample(model, options, captions, guidance=2.0)
     opposite = [shapes.turned(text) for text in captions]
     sampler = model.sampler(steps=gallery_clips.STEPS, guidance=2.0, batch_size=len(captions))
@@ -208,7 +208,7 @@ def distillation(
     """Samples of students in few steps, beside the teacher in as many."""
     from vdm_jax.pipelines import model as pretrained
 
-    captions = gallery_clips.captions(min(options.clips, FEW))
+    captions = gallery_clips.captions(min(options.num_samples, FEW))
     teacher = functools.partial(
         gallery_clips.sample, model, options, captions, sampler="ddim", guidance=2.0
     )
@@ -240,7 +240,7 @@ def cascade(model: "CascadeModel", options: argparse.Namespace) -> Section:
     from vdm_jax.data import shapes
 
     captions = shapes.captions("held_out", 2)
-    count = min(options.clips, FEW)
+    count = min(options.num_samples, FEW)
     # Neighbours in the list are alike. Equal distances alone would choose the same second objects.
     captions = [captions[i * len(captions) // count + 3 * i] for i in range(count)]
     videos = model.sample(gallery_clips.key(options, 0), prompts=captions)
@@ -309,7 +309,7 @@ def _completed(
     index: of the key. known: bool, broadcast to `f h w`. given: what the first row is called.
     command: without the prompt. alt: follows the number of clips.
     """
-    truth, captions = gallery_clips.render(model, options.clips)
+    truth, captions = gallery_clips.render(model, options.num_samples)
     pixels, sample = gallery_clips.complete(model, options, index, truth, captions, known)
     return Section(
         title=title,
@@ -326,7 +326,7 @@ def cinemagraph(model: "Model", options: argparse.Namespace) -> Section:
     """Samples of stills of which only the middle moves."""
     import numpy as np
 
-    truth, captions = gallery_clips.render(model, options.clips)
+    truth, captions = gallery_clips.render(model, options.num_samples)
     stills = np.repeat(truth[:, :1], truth.shape[1], axis=1)
     known = gallery_clips.first_frame(model) | ~gallery_clips.middle(model)
     given, sample = gallery_clips.complete(model, options, 8, stills, captions, known)
@@ -348,7 +348,7 @@ def stylisation(model: "Model", options: argparse.Namespace, style: "Model") -> 
     """Samples by layers between those of two image models."""
     from vdm_jax.systems import lumiere
 
-    captions = gallery_clips.captions(min(options.clips, FEWER))
+    captions = gallery_clips.captions(min(options.num_samples, FEWER))
     rows = []
     for amount in (0.0, 0.5, 0.75, 1.0):
         params = lumiere.stylise(model.params, style.params, amount)

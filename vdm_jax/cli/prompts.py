@@ -5,7 +5,9 @@ from pathlib import Path
 
 
 def read(texts: Sequence[str], file: str | None = None) -> list[str]:
-    """The prompts of --prompt, then those of --prompts_file, one a line; empty ones are left out.
+    """The prompts of --prompt, then those of --prompts_file, one a line.
+
+    Empty lines, and lines of the file that begin with #, are left out.
 
     The file is in any encoding of Unicode (`text_files.read_text`). Raises FileNotFoundError and
     ValueError, naming the flag: for other encodings, and for a prompt with half a surrogate pair.
@@ -23,6 +25,7 @@ def read(texts: Sequence[str], file: str | None = None) -> list[str]:
         except ValueError as error:
             raise ValueError(f"--prompts_file={path}: {error}") from None
         lines = [line.strip() for line in text.splitlines()]
+        lines = [line for line in lines if not line.startswith("#")]
         check(lines, f"--prompts_file={path}")
         prompts += lines
     return [prompt for prompt in prompts if prompt]

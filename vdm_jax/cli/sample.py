@@ -21,7 +21,7 @@ was interrupted. --stage.NAME.FIELD=VALUE sets a field of one stage's sampler, s
 import math
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import common, outputs, progress
 from vdm_jax.cli import prompts as prompts_lib
 
 
@@ -39,7 +39,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
     )
-    parser.add_argument("--prompts_file", metavar="FILE", help="further prompts, one a line")
+    parser.add_argument(
+        "--prompts_file",
+        metavar="FILE",
+        help="further prompts, one a line; lines with # at the start are comments",
+    )
     parser.add_argument(
         "--num_samples",
         type=common.positive,
@@ -97,7 +101,6 @@ def main(arguments: list[str]) -> int:
 def _sample_model(model, sampler, options, prompts: list[str]) -> int:
     """Draws and writes what an earlier call of the same command has not drawn."""
     import jax
-    from rich.progress import track
 
     from vdm_jax.data import frame_rate
     from vdm_jax.training import processes
@@ -129,7 +132,7 @@ def _sample_model(model, sampler, options, prompts: list[str]) -> int:
     if note := frame_rate.note(model.config):
         print(note)
     batches = -(-left // min(sampler.batch_size, left)) if left else 0
-    for videos in track(stream, "sampling", total=batches, transient=True):
+    for videos in progress.track(stream, "sampling", batches):
         parts[0].add(videos)
     outputs.write_samples(out, parts[0].videos(), prompts, model.fps, parts[0])
     return 0

@@ -16,7 +16,7 @@ from vdm_jax.cli import common
 
 def main(arguments: list[str]) -> int:
     parser = common.parser("vdm data shard", __doc__)
-    parser.add_argument("--data_dir", required=True, metavar="FOLDER", help="the videos")
+    parser.add_argument("--data_dir", required=True, metavar="DIR", help="the videos")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the shards go")
     parser.add_argument(
         "--shard_mb",

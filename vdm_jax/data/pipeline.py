@@ -191,6 +191,10 @@ def make_dataset(
     source = make_source(config.data, split, train)
     if report is not None:
         report(f"data: {source.summary()}")
+        if isinstance(text_encoder, WordEncoder) and (
+            lost := text_encoder.losses(source.captions())
+        ):
+            report(f"captions: {lost}")
     wanted = config.model.num_labels if "model" in config else 0
     if wanted and source.num_labels != wanted:
         raise DataError(

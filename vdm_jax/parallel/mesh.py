@@ -49,8 +49,14 @@ def mesh_shape(config: Mapping[str, Any], num_devices: int, num_slices: int = 1)
     """The sizes that `config` (a configuration's `mesh`) asks for of `num_devices` devices.
 
     One size within a slice and one over slices may be -1: what the others leave. Raises MeshError
-    naming the field where they do not multiply to the number of devices or slices.
+    naming the field where it is not known, or where the sizes do not multiply to the number of
+    devices or slices.
     """
+    for name, size in config.items():
+        if name not in (*_FIELDS, *_OTHER_FIELDS):
+            raise MeshError(f"mesh.{name} = {size!r}: the axes are {', '.join(_FIELDS)}")
+        if not isinstance(size, int):
+            raise MeshError(f"mesh.{name} = {size!r}: must be an integer")
     inner = _fill(
         config, "", num_devices // num_slices, "devices" + " of a slice" * (num_slices > 1)
     )
@@ -95,6 +101,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 _FIELDS = (*AXES, *(f"dcn_{axis}" for axis in AXES))
+_OTHER_FIELDS = ("min_fsdp_size",)  # of a configuration's `mesh`, and no axis
 
 
 def _fill(config: Mapping[str, Any], prefix: str, count: int, of_what: str) -> tuple[int, ...]:

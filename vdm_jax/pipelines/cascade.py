@@ -162,6 +162,7 @@ class CascadeModel:
         Raises ValueError, and what `stream` raises.
         """
         texts = pretrained.as_prompts(prompt, prompts, num_samples)
+        pretrained.check_key(key)
         model = self.replace(changes or {})
         if out is not None:
             return np.array(list(model.stream(key, texts, out, progress))[-1].videos)

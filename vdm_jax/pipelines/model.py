@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree, UInt8
 
@@ -65,7 +66,7 @@ class Model:
         return frame_rate.playback(self.config)
 
     def sampler(self, **changes) -> sampling.Sampler:
-        """The sampler of the configuration; changes: of `sampling.FIELDS`.
+        """The sampler of the configuration; changes: of `sampler_fields.FIELDS`.
 
         The same changes give the same sampler, so that it is compiled once.
         """
@@ -102,12 +103,13 @@ class Model:
         """Draws videos: `num_samples` of each prompt, in the order of the prompts.
 
         Give `prompt` or `prompts`. What is None comes from the configuration (`config.sample`);
-        `changes` are further fields of `sampling.FIELDS` (sampler, grid, eta, gamma, threshold,
+        `changes` are further fields of `sampler_fields.FIELDS` (sampler, grid, eta, threshold,
         batch_size). negative: a prompt that guidance leads away from. callback(step, steps) is
         called as sampling goes on, preview(step, steps, videos) now and then with the current
         estimates. The same key and arguments give the same videos.
         """
         repeated = as_prompts(prompt, prompts, num_samples)
+        check_key(key)
         sampler = self.sampler(
             steps=steps, guidance=guidance, num_frames=num_frames, negative=negative, **changes
         )
@@ -126,16 +128,27 @@ def _given(changes: Mapping[str, Any]) -> set[str]:
     return {name for name, value in changes.items() if value is not None}
 
 
-def as_prompts(prompt: str | None, prompts: Sequence[str] | None, num_samples: int) -> list[str]:
+def as_prompts(prompt: Any, prompts: Any, num_samples: Any) -> list[str]:
     """The prompt of each sample, in order. Raises ValueError."""
     if (prompt is None) == (prompts is None):
         raise ValueError("give either prompt (one text) or prompts (a list of texts)")
-    if num_samples < 1:
-        raise ValueError(f"num_samples = {num_samples}: must be at least 1")
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples = {num_samples!r}: must be an integer of at least 1")
+    if prompts is None and not isinstance(prompt, str):
+        raise ValueError(f"prompt = {prompt!r}: must be one text; a list of texts is prompts")
     texts = [prompt] if prompts is None else prompts
-    if isinstance(texts, str) or not texts:
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"prompts = {texts!r}: must be a list of one text or more")
     return [text for text in texts for _ in range(num_samples)]
+
+
+def check_key(key: Any) -> None:
+    """Raises ValueError where `key` is not one key of JAX."""
+    is_new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    is_old = isinstance(key, jax.Array) and key.dtype == np.uint32 and key.ndim == 1
+    if not (is_old or (is_new and key.ndim == 0)):
+        shown = repr(key) if isinstance(key, int) else type(key).__name__
+        raise ValueError(f"key = {shown}: must be one key of JAX, such as jax.random.key(0)")
 
 
 def load(
@@ -301,11 +314,15 @@ def save_model(
 ) -> Path:
     """Writes parameters and configuration as one safetensors file, see `model_file`.
 
+    path: ".safetensors" is added where it has no such ending, so that `load(path)` finds it.
     half: in float16, half as large; they are float32 again when read. base: a model that this one
     was adapted from. The file then holds only the parameters that differ from the base's, and names
     the base by its digest. Loading it needs the base: under its shipped name, or in the same place
     relative to the file. Raises ValueError where a parameter is not finite.
     """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = path.with_name(f"{path.name}.safetensors")
     tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(params)}
     named = None
     if base is not None:
@@ -315,7 +332,7 @@ def save_model(
             for name, leaf in tensors.items()
             if name not in theirs or not np.array_equal(_float32(theirs[name]), leaf)
         }
-        named = model_file.Base(name=_base_name(base, Path(path)), digest=digest(base))
+        named = model_file.Base(name=_base_name(base, path), digest=digest(base))
     if half:
         with np.errstate(over="ignore"):  # refused below
             tensors = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
@@ -467,4 +484,4 @@ def _nearest(name: str) -> str:
     if not names:
         return " (none ships with this installation)"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    return f"; shipped are {', '.join(names)}; the nearest is {near[0]}"
+    return f"; the nearest of these is {near[0]}; shipped are {', '.join(names)}"

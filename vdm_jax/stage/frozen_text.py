@@ -260,6 +260,14 @@ class FrozenTextEncoder:
             embeddings[rows, : hidden.shape[1]] = np.asarray(hidden)[: len(rows)]
         return {"text_embeddings": embeddings, "token_mask": mask}
 
+    def cut(self, captions: Sequence[str]) -> int:
+        """How many of the captions are longer than `max_length` tokens. Raises as `encode`."""
+        tokenizer, length = self._ready.tokenizer, self.max_length
+        tokens, _ = tokenizer.encode(captions, length)
+        more, _ = tokenizer.encode(captions, length + 1)
+        # The last token of a caption that is cut is not what it would be with more room.
+        return int((tokens != more[:, :length]).any(1).sum())
+
     @functools.cached_property
     def _apply(self) -> Callable[..., Any]:
         def apply(params, tokens, mask):

@@ -15,20 +15,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
-from ml_collections import config_dict
 
 from vdm_jax.diffusion import conditional, grids, samplers
 from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import heap, sharding
-from vdm_jax.stage import guidance as guidance_lib
+from vdm_jax.stage import sampler_fields
 from vdm_jax.stage.conditions.video import MaskedVideo
 from vdm_jax.stage.guidance import (
     ClassifierFree,
     Guidance,
     Nested,
     StaticThreshold,
-    Tiles,
     UsesFrozen,
     Windows,
 )
@@ -42,14 +40,6 @@ Callback = Callable[[int, int], None]
 # videos, uint8 n f h w c, a padded batch whole.
 Preview = Callable[[int, int, np.ndarray], None]
 PREVIEWS = 8  # a batch
-# What `from_config` takes, by the part that it becomes.
-_RULE_FIELDS = ("eta", "gamma", "churn", "churn_min", "churn_max", "churn_noise")
-_GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
-_SETTINGS = ("augmentation", "fps")
-_OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
-_OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_DIRECT = ("negative", "batch_size", "num_frames", "remat", "frozen", "plan")
-FIELDS = (*_RULE_FIELDS, *_GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
 
 @jax.tree_util.register_dataclass
@@ -64,33 +54,6 @@ class Known:
 
     measurement: Measurement
     y: Any
-
-
-def default_section() -> ml_collections.ConfigDict:
-    """The section `sample` of a configuration: what `Sampler.from_config` reads.
-
-    A field that is None (eta and what follows it) has the default of the chosen rule or grid. Set,
-    it is refused where the rule or the grid does not have it.
-    """
-    unset = {name: config_dict.placeholder(float) for name in (*_RULE_FIELDS, *_GRID_FIELDS)}
-    return ml_collections.ConfigDict(
-        {
-            "sampler": "ancestral",
-            "steps": 256,
-            "guidance": 1.0,
-            "oscillate_after": 0,
-            "grid": "time",
-            "corrector": 0.0,
-            "threshold": "static",
-            "augmentation": 0.0,
-            "tile": 0,
-            "tile_overlap": 0,
-            "window": 0,
-            "window_overlap": 0,
-            "batch_size": 16,
-            **unset,
-        }
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,39 +147,8 @@ class Sampler:
     def from_config(
         cls, stage: Stage, sample: Mapping[str, Any] | ml_collections.ConfigDict, **changes: Any
     ) -> "Sampler":
-        """A sampler from the section `sample` of a configuration.
-
-        changes: of `FIELDS`; those that are None count as not given. With another rule or grid than
-        the configuration's, the configuration's fields of the old one are left out. Raises
-        ValueError for a field that the chosen rule, grid or model does not have.
-        """
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if unknown := sorted(set(changes) - set(FIELDS)):
-            raise ValueError(
-                f"sampler has no field {', '.join(unknown)}; allowed: {', '.join(FIELDS)}"
-            )
-        given = {name: sample[name] for name in FIELDS if sample.get(name) is not None}
-        for part, fields in (("sampler", _RULE_FIELDS), ("grid", _GRID_FIELDS)):
-            if part in changes and changes[part] != given.get(part):
-                given = {name: value for name, value in given.items() if name not in fields}
-        given |= changes
-
-        def chosen(names: Sequence[str]) -> dict[str, Any]:
-            return {name: given[name] for name in names if name in given}
-
-        steps = given.get("steps", 64)
-        return cls(
-            stage=stage,
-            rule=_rule(given.get("sampler", "ddim"), steps, chosen(_RULE_FIELDS), given),
-            grid=grids.make_grid(given.get("grid", "time"), steps, **chosen(_GRID_FIELDS)),
-            guidance=_guidance(given),
-            threshold=_threshold(given.get("threshold", "static")),
-            method=conditional.make_method(
-                given.get("method", "reconstruction"), **chosen(("weight",))
-            ),
-            settings={name: value for name, value in chosen(_SETTINGS).items() if value},
-            **chosen(_DIRECT),
-        )
+        """A sampler from the section `sample` of a configuration, see `sampler_fields.read`."""
+        return cls(stage=stage, **sampler_fields.read(sample, changes))
 
     @property
     def steps(self) -> int:
@@ -453,41 +385,6 @@ def _known_in_z(space: Space, known: Known, frozen: Frozen) -> Known:
     in_z = space.encode_mask(pixels.astype(jnp.float32)) != 0
     z = space.encode(jnp.where(pixels, known.y, 0.0), frozen)
     return Known(measurement=Mask(known=in_z), y=jnp.where(in_z, z, 0.0))
-
-
-def _rule(
-    name: str, steps: int, fields: Mapping[str, Any], given: Mapping[str, Any]
-) -> samplers.Rule:
-    """The step rule called `name`, with VDM's corrector where that is asked for."""
-    if "churn" in fields and name in ("euler", "heun"):
-        fields = {**fields, "steps": steps}  # over which all the noise is spread
-    rule = samplers.make_rule(name, **fields)
-    delta = given.get("corrector", 0.0)
-    return samplers.Corrector(rule=rule, delta=delta) if delta else rule
-
-
-def _guidance(given: Mapping[str, Any]) -> tuple[Guidance, ...]:
-    """Tiles and windows inside, then classifier-free guidance."""
-    parts: list[Guidance] = []
-    for name, kind in (("tile", Tiles), ("window", Windows)):
-        size = given.get(name, 0)
-        if size < 0:
-            raise ValueError(f"{name} = {size}: must not be negative")
-        if size:
-            parts.append(kind(size=size, overlap=given.get(f"{name}_overlap", 0)))
-        elif given.get(f"{name}_overlap", 0):
-            raise ValueError(
-                f"{name}_overlap = {given[f'{name}_overlap']} has no effect with {name} = 0"
-            )
-    scale, after = given.get("guidance", 1.0), given.get("oscillate_after", 0)
-    return (*parts, ClassifierFree(scale=scale, oscillate_after=after))
-
-
-def _threshold(name: str) -> Guidance | None:
-    if name not in guidance_lib.THRESHOLDS:
-        allowed = ", ".join(guidance_lib.THRESHOLDS)
-        raise ValueError(f"threshold = {name!r}: must be one of {allowed}")
-    return guidance_lib.THRESHOLDS[name]
 
 
 def _watch(

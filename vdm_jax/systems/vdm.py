@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import make_process
-from vdm_jax.stage import sampler
+from vdm_jax.stage import sampler_fields
 from vdm_jax.stage.space import PixelSpace
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
@@ -89,7 +89,7 @@ def default_config() -> ConfigDict:
             },
             "train": _train_section(),
             "checkpoint": {"every": 5000, "keep": 3, "fallback": False},
-            "sample": sampler.default_section(),
+            "sample": sampler_fields.default_section(),
         }
     ).lock()
 

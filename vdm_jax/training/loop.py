@@ -319,7 +319,10 @@ def _make_sampler(
     """The sampler of train.sample_prompts. A wrong setting or an unknown word is told now."""
     prompts = config.train.sample_prompts
     if config.train.sample_every and prompts:
-        stage.check_prompts(list(prompts))
+        try:
+            stage.check_prompts(list(prompts))
+        except ValueError as error:
+            raise ValueError(f"train.sample_prompts: {error}") from None
     return sampling.Sampler.from_config(
         stage,
         config.sample,

@@ -29,6 +29,15 @@ def test_vocabulary_is_the_most_frequent_words():
     assert encoder.vocab_size == 4  # padding and unknown beside the two
 
 
+def test_what_captions_lose_names_the_field_that_changes_it():
+    assert ENCODER.losses(["a red ball rolls", "", "Red"]) == ""
+    lost = ENCODER.losses(["a red ball rolls red red", "a blue ball", "a blue dog"])
+    assert "1 of 3 captions are longer than text.max_length = 4 words and are cut" in lost
+    assert "the longest has 6" in lost
+    assert "2 words of the captions are not in the vocabulary (text.vocabulary_size = 6)" in lost
+    assert lost.endswith("blue, dog")
+
+
 def test_bad_vocabularies():
     with pytest.raises(ValueError, match="distinct"):
         WordEncoder(["a", "a"], max_length=4, vocabulary_size=4)

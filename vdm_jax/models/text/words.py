@@ -96,6 +96,29 @@ class WordEncoder:
         """See `TextEncoder`."""
         return self.encode([""])
 
+    def losses(self, captions: Iterable[str]) -> str:
+        """What `encode` loses of these captions, a sentence for each kind; "" = nothing."""
+        longest, cut, unknown, count = 0, 0, collections.Counter(), 0
+        for caption in captions:
+            words = split_words(caption)
+            count, longest = count + 1, max(longest, len(words))
+            cut += len(words) > self.max_length
+            unknown.update(word for word in words if word not in self._ids)
+        lines = []
+        if cut:
+            lines.append(
+                f"{cut} of {count} captions are longer than text.max_length = {self.max_length} "
+                f"words and are cut (the longest has {longest})"
+            )
+        if unknown:
+            common = ", ".join(word for word, _ in unknown.most_common(5))
+            lines.append(
+                f"{len(unknown)} words of the captions are not in the vocabulary "
+                f"(text.vocabulary_size = {self.vocab_size - 2}), and are all learned as one: "
+                f"{common}"
+            )
+        return "; ".join(lines)
+
     def _check(self, caption: str, words: list[str]) -> None:
         for word in words:
             if word not in self._ids:
