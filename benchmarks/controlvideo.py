@@ -93,9 +93,9 @@ def smoother(options, model) -> list[dict]:
     for name, part in (("on", Smoother()), ("off", None)):
         videos, _ = _sampled(options, model, task, f"smoother_{name}", smoother=part)
         errors[name] = fidelity.warp_error(videos).clips
-        rows.append({"smoother": name, "warp error": _mean(1e3 * errors[name], "e-3")})
+        rows.append({"smoother": name, "1000 x warp error": _mean(1e3 * errors[name])})
     rows.append(
-        {"smoother": "on - off", "warp error": _mean(1e3 * (errors["on"] - errors["off"]), "e-3")}
+        {"smoother": "on - off", "1000 x warp error": _mean(1e3 * (errors["on"] - errors["off"]))}
     )
     return rows
 
@@ -192,7 +192,7 @@ def _row(name: str, task: Task, videos: np.ndarray, seconds: float) -> dict:
         "attention": name,
         "all frames alike": _share(same, len(videos)),
         "edge F1": _mean(scores),
-        "warp error": _mean(1e3 * errors[np.isfinite(errors)], "e-3"),
+        "1000 x warp error": _mean(1e3 * errors[np.isfinite(errors)]),
         "seconds a video": f"{seconds:.1f}",
     }
 
@@ -233,13 +233,13 @@ def _share(count: int, total: int) -> str:
     return f"{found.value:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _mean(values: np.ndarray, unit: str = "") -> str:
+def _mean(values: np.ndarray) -> str:
     from vdm_jax.evaluation.intervals import bootstrap
 
     if len(values) < 2:
         return "-"
     found = bootstrap(lambda x: float(x.mean()), np.asarray(values)[:, None])
-    return f"{found.value:.3f}{unit} [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdm_jax.cli import common, edit_inputs, outputs
+from vdm_jax.cli import common, edit_inputs, outputs, progress
 from vdm_jax.cli import prompts as prompts_lib
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def add_arguments(parser) -> None:
     job.add_argument(
         "--control",
         type=control,
-        metavar="KIND[:FILE]",
-        help="what the result follows: canny or hed, the edges of FILE (default: --input); depth "
-        "or pose, where FILE is a video of depth, near bright, or of drawn skeletons",
+        metavar="KIND:FILE",
+        help="what the result follows: canny or hed, the edges of FILE; depth or pose, where FILE "
+        "is a video of depth, near bright, or of drawn skeletons; KIND alone takes --input",
     )
     job.add_argument("--controlnet", metavar="FOLDER", help="the ControlNet of that kind")
     job.add_argument(
@@ -78,7 +78,6 @@ def run(options) -> int:
 
     import jax
     import numpy as np
-    from rich.progress import Progress
 
     from vdm_jax.cli import resuming
     from vdm_jax.pipelines import controlvideo
@@ -103,14 +102,11 @@ def run(options) -> int:
         print(f"{parts.done} clips are in {out / outputs.PARTS}: going on behind them")
     sampler = resuming.KeptSampler.of(sampler, parts)
     outputs.save_videos(out / "given.npz", hints, prompts, fps)
-    made: list[np.ndarray] = []
-    with Progress(transient=True) as bar:
-        task = bar.add_task(options.job, total=len(hints))
-        key = jax.random.key(options.seed)
-        for part in sampler.stream(adapted.model.params, key, prompts, inputs={HINT: hints}):
-            made.append(part)
-            bar.update(task, advance=len(part))
-    outputs.write_samples(out, np.concatenate(made), prompts, fps, sampler.parts)
+    key = jax.random.key(options.seed)
+    stream = sampler.stream(adapted.model.params, key, prompts, inputs={HINT: hints})
+    batches = -(-len(hints) // min(sampler.batch_size, len(hints)))
+    made = np.concatenate(list(progress.track(stream, options.job, batches)))
+    outputs.write_samples(out, made, prompts, fps, sampler.parts)
     outputs.write_given(out, hints, hints.shape[2] * 4, fps)
     return 0
 

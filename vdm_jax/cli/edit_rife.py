@@ -1,6 +1,6 @@
 """`vdm edit interpolate --method=rife`: new frames by optical flow, without a video model."""
 
-from vdm_jax.cli import common, edit_inputs, outputs
+from vdm_jax.cli import common, edit_inputs, outputs, progress
 
 _FPS = 8.0  # of an input without a frame rate
 
@@ -23,7 +23,6 @@ def run(options) -> int:
     out = outputs.check_folder(options.out or "edited", "--out")
 
     import numpy as np
-    from rich.progress import Progress
 
     from vdm_jax.pipelines import between
     from vdm_jax.weights import rife
@@ -32,16 +31,13 @@ def run(options) -> int:
     prompts = edit_inputs.one_each(options.prompt or [""], len(videos))
     factor, fps = options.factor or 2, fps or _FPS
     loaded = rife.load()
-    made = []
-    with Progress(transient=True) as bar:
-        task = bar.add_task(options.job, total=None)
-        for number, video in enumerate(videos):
+    given = np.stack(videos)
 
-            def progress(done: int, total: int, number: int = number) -> None:
-                bar.update(task, completed=number * total + done, total=total * len(videos))
+    def track(pairs):
+        return progress.track(pairs, options.job)
 
-            made.append(between.interpolate(loaded, video[None], factor=factor, progress=progress))
-    outputs.save_videos(out / "given.npz", np.stack(videos), prompts, fps)
-    outputs.write_samples(out, np.concatenate(made), prompts, fps * factor)
-    outputs.write_given(out, np.stack(videos), max(videos[0].shape[1:3]), fps)
+    made = between.interpolate(loaded, given, factor=factor, track=track)
+    outputs.save_videos(out / "given.npz", given, prompts, fps)
+    outputs.write_samples(out, made, prompts, fps * factor)
+    outputs.write_given(out, given, max(given.shape[2:4]), fps)
     return 0

@@ -1,6 +1,6 @@
 """New frames between those of a video, by RIFE's optical flow: a model of motion, not of videos."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,13 @@ def interpolate(
     videos: Videos,
     *,
     factor: int,
-    progress: Callable[[int, int], None] | None = None,
+    track: Callable[[range], Iterable[int]] = iter,
 ) -> UInt8[np.ndarray, "n f2 h w 3"]:
     """Makes `factor` − 1 frames between each two: m frames become (m − 1) factor + 1.
 
-    The given frames come back bit for bit. progress(done, total): of pairs of frames. Raises
-    ValueError for another type or shape, one frame, and a factor below 2.
+    The given frames come back bit for bit. track: what the numbers of pairs of frames are read
+    through, such as what shows progress. Raises ValueError for another type or shape, one frame,
+    and a factor below 2.
     """
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
         raise ValueError(
@@ -48,10 +49,8 @@ def interpolate(
     count, frames = videos.shape[:2]
     made = np.zeros((count, (frames - 1) * factor + 1, *videos.shape[2:]), np.uint8)
     made[:, ::factor] = videos
-    for number in range(count * (frames - 1)):
+    for number in track(range(count * (frames - 1))):
         i, j = divmod(number, frames - 1)
         start = j * factor
         made[i, start + 1 : start + factor] = new(loaded.params, videos[i, j], videos[i, j + 1])
-        if progress is not None:
-            progress(number + 1, count * (frames - 1))
     return made
