@@ -179,7 +179,14 @@ def test_a_photo_of_any_size_is_animated(folder, tmp_path, capsys):
     Image.fromarray(drawn_weights.picture(37, 53)).save(photo)
     out = tmp_path / "out"
     flags = (f"--model={folder}", "--device=cpu", f"--out={out}", f"--input={photo}")
-    flags += ("--steps=2", "--size=16,32", "--num_frames=4", "--decode_frames=2", "--fps=5")
+    flags += (
+        "--steps=2",
+        "--height=16",
+        "--width=32",
+        "--num_frames=4",
+        "--decode_frames=2",
+        "--fps=5",
+    )
     assert run("edit", "animate", *flags, "--motion_bucket=40", "--augmentation=0.1") == 0
     printed = capsys.readouterr().out
     assert "scaled to cover 16 x 32 pixels and cut around their middle" in printed
@@ -193,7 +200,10 @@ def test_a_photo_of_any_size_is_animated(folder, tmp_path, capsys):
     [
         (["sample"], "vdm edit animate --input=IMAGE"),
         (["edit", "animate", "--prompt=a cat"], "animate needs --input"),
-        (["edit", "animate", "--input=PHOTO", "--size=18,32"], "--size=18,32: must be multiples"),
+        (
+            ["edit", "animate", "--input=PHOTO", "--height=18"],
+            "--height=18, --width=",
+        ),
         (["edit", "animate", "--input=PHOTO", "--prompt=a cat"], "trained without text"),
         (["edit", "animate", "--input=PHOTO", "--motion_bucket=256"], "must be from 0 to 255"),
     ],

@@ -14,7 +14,8 @@ JOB is one of
   inpaint        makes --box anew
   outpaint       makes all but --box anew
   animate        makes a clip that begins with the first frame; with a model that was trained for
-                 it, such as Stable Video Diffusion, at --size, --fps and with --motion_bucket
+                 it, such as Stable Video Diffusion, at --height, --width and --fps, with
+                 --motion_bucket
   cinemagraph    makes a clip of the first frame in which only --box moves
   restyle        starts again from a noisy version, --strength of the way back, with prompt --then
   loop           appends a way back to the first frame, with prompt --then
@@ -52,7 +53,7 @@ _FLAGS = {
     "box": ("inpaint", "outpaint", "cinemagraph"),
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop"),
-    **dict.fromkeys(("size", *edit_inputs.STILL_FLAGS), ("animate",)),
+    **dict.fromkeys(edit_inputs.STILL_FLAGS, ("animate",)),
     **dict.fromkeys(("method", "weight"), _KNOWING),
     **dict.fromkeys(("input", "prompt", *common.SAMPLER_FLAGS), _SAMPLING),
     **dict.fromkeys(edit_control.FLAGS, ("control",)),
@@ -224,6 +225,12 @@ def _parse(arguments: list[str]):
         "--out", metavar="OUT", help="a directory (default edited/); stylise: a .safetensors file"
     )
     options = parser.parse_args(arguments)
+    _check(parser, options)
+    return options
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the process where flags do not fit each other."""
     for name, jobs in _FLAGS.items():
         if getattr(options, name) not in (None, []) and options.job not in jobs:
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
@@ -239,7 +246,6 @@ def _parse(arguments: list[str]):
         parser.error("refine needs --input, the video that is refined")
     elif not options.input and not options.prompt:
         parser.error("neither --input nor --prompt")
-    return options
 
 
 def _stylise(options) -> int:

@@ -53,13 +53,6 @@ def add_still_arguments(parser: argparse.ArgumentParser) -> None:
     from vdm_jax.cli import common
 
     group = parser.add_argument_group("animate, with a model that takes an image as a condition")
-    group.add_argument(
-        "--size",
-        type=_size,
-        metavar="H,W",
-        help="pixels of a clip (default: the model's, turned for an upright picture); the picture "
-        "is scaled to cover them and cut around its middle",
-    )
     for name, text in (
         ("fps", "frames a second (Stable Video Diffusion: 7)"),
         ("motion_bucket", "how much moves, 0 to 255 (127)"),
@@ -72,13 +65,6 @@ def add_still_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frames that are decoded at once: fewer take less memory (8)",
     )
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, comma, width = text.partition(",")
-    if not (comma and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHT,WIDTH")
-    return int(height), int(width)
 
 
 def takes_still(stage: "Stage") -> bool:
@@ -95,20 +81,20 @@ def fitted(options: argparse.Namespace, model: "Model") -> "Model":
     its layers cannot have.
     """
     if options.job != "animate" or not takes_still(model.stage):
-        for name in ("size", *STILL_FLAGS):
+        for name in STILL_FLAGS:
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name}: this model takes no image as a condition")
         return model
     if not options.input:
         raise ValueError("animate needs --input: this model makes clips of an image")
     _, height, width, _ = model.stage.video_shape
-    if options.size:
-        height, width = options.size
+    if options.height or options.width:
+        height, width = options.height or height, options.width or width
     elif (height - width) * _uprightness(options.input[0]) < 0:
         height, width = width, height
     step = model.stage.space.multiple * model.stage.network.multiple
     if height % step or width % step:
-        raise ValueError(f"--size={height},{width}: must be multiples of {step}")
+        raise ValueError(f"--height={height}, --width={width}: must be multiples of {step}")
     changes = {"data.image_size": height, "data.image_width": width}
     if options.decode_frames:
         changes["model.decode_frames"] = options.decode_frames

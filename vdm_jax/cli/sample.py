@@ -22,6 +22,7 @@ was interrupted. --stage.NAME.FIELD=VALUE sets a field of one stage's sampler, s
 --stage.base_8.steps=32; the other sampler flags are for single models.
 """
 
+import argparse
 import math
 from pathlib import Path
 
@@ -30,40 +31,7 @@ from vdm_jax.cli import prompts as prompts_lib
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm sample", __doc__)
-    common.add_model_arguments(parser)
-    parser.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        type=common.lora,
-        metavar="FILE[:SCALE]",
-        help="a LoRA file, added to a published model; may be given several times",
-    )
-    parser.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
-    )
-    parser.add_argument(
-        "--prompts_file",
-        metavar="FILE",
-        help="further prompts, one a line; lines with # at the start are comments",
-    )
-    parser.add_argument(
-        "--num_samples",
-        type=common.positive,
-        default=1,
-        metavar="N",
-        help="samples of each prompt (default 1)",
-    )
-    common.add_sampler_arguments(parser)
-    zero_shot.add_arguments(parser)
-    parser.add_argument(
-        "--preview",
-        action="store_true",
-        help="rewrite OUT/preview.png while sampling: the current estimate of the batch",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    parser.add_argument("--out", default="samples", metavar="OUT", help="default samples/")
+    parser = _parser()
 
     from vdm_jax import config as config_lib
 
@@ -113,6 +81,44 @@ def main(arguments: list[str]) -> int:
             print(note)
 
     return _sample_model(prepared, options, repeated)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.parser("vdm sample", __doc__)
+    common.add_model_arguments(parser)
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=common.lora,
+        metavar="FILE[:SCALE]",
+        help="a LoRA file, added to a published model; may be given several times",
+    )
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
+    )
+    parser.add_argument(
+        "--prompts_file",
+        metavar="FILE",
+        help="further prompts, one a line; lines with # at the start are comments",
+    )
+    parser.add_argument(
+        "--num_samples",
+        type=common.positive,
+        default=1,
+        metavar="N",
+        help="samples of each prompt (default 1)",
+    )
+    common.add_sampler_arguments(parser)
+    zero_shot.add_arguments(parser)
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="rewrite OUT/preview.png while sampling: the current estimate of the batch",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument("--out", default="samples", metavar="OUT", help="default samples/")
+    return parser
 
 
 def _sample_model(prepared: zero_shot.Prepared, options, prompts: list[str]) -> int:

@@ -134,9 +134,9 @@ class Sampler:
     def _check_size(self) -> None:
         """Raises ValueError where a sample of this height and width cannot be."""
         multiple = self.stage.space.multiple * self.stage.network.multiple
-        for name in ("height", "width"):
+        for name, trained in zip(("height", "width"), self.stage.video_shape[1:3], strict=True):
             value = getattr(self, name)
-            if value is None:
+            if value in (None, trained):
                 continue
             if value % multiple:
                 raise ValueError(f"{name} = {value}: must be a multiple of {multiple}")

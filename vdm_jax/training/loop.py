@@ -93,7 +93,6 @@ def train(
     tx = optimizer.make_optimizer(train)
     train_step = train_step or step.make_train_step(stage, tx, config, plan, frozen)
     quiet, started = jax.process_index() != 0, time.monotonic()
-
     with contextlib.ExitStack() as stack:
         report = _say_nothing if quiet else print
         own = stack.enter_context(lock.held(workdir, report))
