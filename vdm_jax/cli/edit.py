@@ -36,6 +36,7 @@ last batch after it was interrupted. --method chooses how known pixels guide sam
 --low_res=FILE is what all frames of the result are at a lower resolution: the new ones follow it.
 """
 
+import argparse
 from pathlib import Path
 
 from vdm_jax.cli import common, edit_control, edit_inputs, edit_rife, outputs
