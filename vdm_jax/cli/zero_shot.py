@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--attention",
         metavar="NAME",
-        help="the frames that a frame attends to: first (default), own, first_and_previous, all",
+        help="the frames that a frame attends to: own, first (default of sample), "
+        "first_and_previous, all (default of edit)",
     )
     group.add_argument(
         "--chunk", type=common.positive, metavar="N", help="frames denoised together (default 8)"
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--control",
         type=edit_control.control,
-        metavar="KIND:FILE",
+        metavar="KIND[:FILE]",
         help="the video follows FILE: canny or hed, its edges; depth or pose, a video of depth or "
         "of drawn skeletons",
     )
