@@ -28,3 +28,29 @@ def test_attention_of_a_few_frames_is_dot_product_attention(images):
     assert "dot_general" not in jax.jit(ours).lower(*arguments).as_text()
     stacked = [jnp.stack([leaf, 2.0 * leaf]) for leaf in arguments]
     check_same(jax.vmap(ours), jax.vmap(plain), *stacked)
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+def test_queries_in_parts_attend_as_all_at_once(segmented):
+    queries, keys = 7, 5
+    segments = None
+    if segmented:
+        segments = jnp.array([[0, 0, 1, 1, 1, 2, 2]] * 3), jnp.array([[0, 1, 1, 2, 2]] * 3)
+
+    def in_parts(q, k, v):
+        # Three queries at a time, so the last part is not full.
+        return attention.attend_tokens(q, k, v, segments, most=3 * 3 * HEADS * keys)
+
+    def plain(q, k, v):
+        mask = (
+            None
+            if segments is None
+            else segments[0][:, None, :, None] == segments[1][:, None, None]
+        )
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+    shapes = [(3, count, HEADS, HEAD_DIM) for count in (queries, keys, keys)]
+    arguments = normal(1, *shapes)
+    check_same(in_parts, plain, *arguments)
+    assert "while" in jax.jit(in_parts).lower(*arguments).as_text()
+    assert "while" not in jax.jit(plain).lower(*arguments).as_text()

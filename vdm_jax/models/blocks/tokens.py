@@ -174,11 +174,9 @@ class SelfAttention(nn.Module):
         q, k, v = (self._folded(one, frames) for one in heads)
         # A frame is of one sample, so it needs no mask.
         segments = None if self.over == "space" else context.segments
-        if segments is None:
-            attended = attention.attend_pixels(q, k, v)
-        else:
-            segments = self._folded(segments, frames)
-            attended = attention.attend_segments(q, k, v, segments, segments)
+        if segments is not None:
+            segments = (self._folded(segments, frames),) * 2
+        attended = attention.attend_tokens(q, k, v, segments)
         if self.over != "all":
             axes = _FOLDED[self.over]
             attended = rearrange(attended, f"{axes} ... -> b (f p) ...", f=frames, b=len(x))
@@ -209,10 +207,8 @@ class TextAttention(nn.Module):
     def __call__(self, x: Tokens, context: TokenContext) -> Tokens:
         q = projected(x, "query", self.settings, self.dtype)
         k, v = (projected(context.text, n, self.settings, self.dtype) for n in ("key", "value"))
-        if context.segments is None:
-            attended = attention.attend_pixels(q, k, v)
-        else:
-            attended = attention.attend_segments(q, k, v, context.segments, context.text_segments)
+        segments = context.segments, context.text_segments
+        attended = attention.attend_tokens(q, k, v, None if segments[0] is None else segments)
         return merged(attended, x.shape[-1], self.dtype)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vdm_jax.models.ops import blocked_attention, few_frames
 
 _FEW_FRAMES = 32  # most frames for which the CPU kernel is used
+_SCORES = 2**28  # of queries and keys in memory at a time, 1 GiB
 _NEVER = -1e30  # logit without weight; finite, because differences of it must be
 
 
@@ -48,16 +49,47 @@ def attend_frames(
     return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=plain)
 
 
-def attend_segments(
+def attend_tokens(
     q: Float[Array, "n p heads d"],
     k: Float[Array, "n l heads d"],
     v: Float[Array, "n l heads d"],
-    q_segments: Int[Array, "n p"],
-    k_segments: Int[Array, "n l"],
+    segments: tuple[Int[Array, "n p"], Int[Array, "n l"]] | None = None,
+    *,
+    most: int = _SCORES,
 ) -> Float[Array, "n p heads d"]:
-    """Scaled dot-product attention of queries to the keys of their own segment.
+    """Scaled dot-product attention of sequences of any length.
 
-    Every query needs a key in its segment.
+    Where there would be more than `most` scores, a part of the queries is computed at a time, and
+    again for the gradient, so that memory grows with the length and not with its square.
+
+    segments: the segment of each query and key; queries attend to the keys of their own, of which
+    each has one. None = to all.
     """
+    count, queries, heads, _ = q.shape
+    size = max(1, min(queries, most // (count * heads * k.shape[1])))
+    if size == queries:
+        return _attend_once(q, k, v, segments)
+    parts = -(-queries // size)
+    size = -(-queries // parts)  # equal parts; the last query is repeated to fill the last one
+    own = (q,) if segments is None else (q, segments[0])
+
+    def split(x: Array) -> Array:
+        missing = [(0, 0), (0, parts * size - queries)] + [(0, 0)] * (x.ndim - 2)
+        return rearrange(jnp.pad(x, missing, mode="edge"), "n (k p) ... -> k n p ...", k=parts)
+
+    @jax.checkpoint
+    def one(part: tuple[Array, ...]) -> Array:
+        return _attend_once(part[0], k, v, (part[1], segments[1]) if segments else None)
+
+    attended = jax.lax.map(one, jax.tree.map(split, own))
+    return rearrange(attended, "k n p ... -> n (k p) ...")[:, :queries]
+
+
+def _attend_once(
+    q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None
+) -> Float[Array, "n p heads d"]:
+    if segments is None:
+        return attend_pixels(q, k, v)
+    q_segments, k_segments = segments
     mask = q_segments[:, None, :, None] == k_segments[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
