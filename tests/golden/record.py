@@ -42,9 +42,7 @@ def evaluate(model) -> np.ndarray:
         "masked_video": known * mask,
         "mask": mask,
     }
-    x = jax.jit(
-        lambda params: model.stage.denoiser(params)(z, jnp.array([0.5, -2.0]), cond).x
-    )
+    x = jax.jit(lambda params: model.stage.denoiser(params)(z, jnp.array([0.5, -2.0]), cond).x)
     values = np.asarray(x(model.params), np.float32).ravel()
     return values[:: values.size // COUNT][:COUNT]
 
