@@ -35,6 +35,7 @@ def get_config():
             timestep_spacing="trailing",
         )
     config.model.autoencoder = "scenes_image/vae"
+    config.model.training = "cosine"
     config.model.dtype = "float32"
     config.text.encoder = "minilm"
     config.text.max_length = 20

@@ -169,6 +169,22 @@ def test_the_folder_is_written_back_bit_by_bit(folder, tmp_path, capsys):
     assert "system = 'vdm'" in capsys.readouterr().err
 
 
+def test_training_may_have_other_noise_levels_than_sampling(model):
+    config = model.config.copy_and_resolve_references()
+    assert latent_image.build(config).process.training_schedule is None
+    with config.unlocked():
+        config.model.training = "cosine"
+    process = latent_image.build(config).process
+    levels = np.asarray(process.sample_logsnr(jax.random.key(0), 1000))
+    ends = process.schedule(jnp.array([1.0, 0.0]))
+    assert ends[0] <= levels.min() and levels.max() <= ends[1]
+    assert 0.4 < np.mean(np.abs(levels) < 1.76) < 0.6
+    with config.unlocked():
+        config.model.training = "edm"
+    with pytest.raises(ValueError, match="model.training = 'edm': allowed are timesteps, cosine"):
+        latent_image.build(config)
+
+
 def test_with_another_text_encoder_the_index_says_what_it_is(model, tmp_path):
     config = model.config.copy_and_resolve_references()
     with config.unlocked():

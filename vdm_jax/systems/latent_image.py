@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from vdm_jax.diffusion import schedules
 from vdm_jax.diffusion.process import Process
 from vdm_jax.models.autoencoder import Autoencoder, AutoencoderKL
 from vdm_jax.models.condition import Concatenated
@@ -82,11 +83,30 @@ def build(config: ConfigDict) -> Stage:
             schedule=schedule.schedule,
             prediction=schedule.prediction,
             loss_name=f"{schedule.prediction}_mse",
+            training_schedule=_training_schedule(config, schedule),
         ),
         space=space,
         view=View(shape=shape),
         conditions=tuple(conditions),
     )
+
+
+def _training_schedule(
+    config: ConfigDict, published_schedule: scheduler.Scheduler
+) -> schedules.Schedule | None:
+    """The noise levels of training; None = uniform timesteps, as published models are trained.
+
+    With model.training = "cosine" they are those of the cosine schedule within the range of the
+    timesteps: half of them lie where the noise has .4 to 2.4 times the data's deviation, where
+    objects take shape, and few in almost pure noise. Raises ValueError.
+    """
+    if (kind := config.model.get("training", "timesteps")) == "timesteps":
+        return None
+    if kind != "cosine":
+        raise ValueError(f"model.training = {kind!r}: allowed are timesteps, cosine")
+    levels = published_schedule.schedule.grid()
+    levels = levels[np.isfinite(levels)]
+    return schedules.CosineSchedule(logsnr_min=float(levels.min()), logsnr_max=float(levels.max()))
 
 
 def add_control(stage: Stage, config: ConfigDict) -> ControlStage:
@@ -139,6 +159,8 @@ def default_config() -> ConfigDict:
                 "unet": latent_unet.config(latent_unet.LatentUNet()),
                 "scheduler": dict(_SCHEDULER),
                 "autoencoder": "",
+                # The noise levels of training: timesteps or cosine, see `_training_schedule`.
+                "training": "timesteps",
                 "dtype": "bfloat16",
                 "remat": "none",
             },
