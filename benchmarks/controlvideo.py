@@ -79,7 +79,9 @@ def attention(options, model) -> list[dict]:
     task = make_task(options, options.frames)
     rows = [_row("clips", task, task.clips, 0.0)]
     for kind in ("all", "first", "own"):
-        videos, seconds = _sampled(options, model, task, kind, attention=kind)
+        videos, seconds = _sampled(
+            options, _adapted(options, model, options.frames, attention=kind), task, kind
+        )
         rows.append(_row(kind, task, videos, seconds))
     return rows
 
@@ -89,15 +91,17 @@ def smoother(options, model) -> list[dict]:
     from vdm_jax.evaluation import fidelity
     from vdm_jax.systems.controlvideo import Smoother
 
-    task, errors, rows = make_task(options, options.frames), {}, []
+    task, errors = make_task(options, options.frames), {}
     for name, part in (("on", Smoother()), ("off", None)):
-        videos, _ = _sampled(options, model, task, f"smoother_{name}", smoother=part)
-        errors[name] = fidelity.warp_error(videos).clips
-        rows.append({"smoother": name, "1000 x warp error": _mean(1e3 * errors[name])})
-    rows.append(
-        {"smoother": "on - off", "1000 x warp error": _mean(1e3 * (errors["on"] - errors["off"]))}
-    )
-    return rows
+        adapted = _adapted(options, model, options.frames, smoother=part)
+        videos, _ = _sampled(options, adapted, task, f"smoother_{name}")
+        errors[name] = 1e3 * fidelity.warp_error(videos).clips
+    errors["on - off"] = errors["on"] - errors["off"]
+    compared = np.isfinite(errors["on - off"])
+    return [
+        {"smoother": name, "1000 x warp error": _mean(values[compared])}
+        for name, values in errors.items()
+    ]
 
 
 def long(options, model) -> list[dict]:
@@ -105,14 +109,14 @@ def long(options, model) -> list[dict]:
     frames = options.long_frames
     task, rows = make_task(options, frames), []
     chunk = int(np.sqrt(frames))
-    videos, seconds = _sampled(options, model, task, "hierarchical", hierarchical=True)
+    whole = _adapted(options, model, frames, hierarchical=True)
+    videos, seconds = _sampled(options, whole, task, "hierarchical")
     rows.append({"sampler": "hierarchical", **_ends(videos), "seconds a video": f"{seconds:.1f}"})
-    starts = range(0, frames, chunk)
-    parts, total = [], 0.0
-    for start in starts:
+    adapted, parts, total = _adapted(options, model, chunk), [], 0.0
+    for start in range(0, frames, chunk):
         here = slice(min(start, frames - chunk), min(start, frames - chunk) + chunk)
         part = Task(task.clips[:, here], task.controls[:, here], task.prompts)
-        videos, seconds = _sampled(options, model, part, f"chunk_{start}")
+        videos, seconds = _sampled(options, adapted, part, f"chunk_{start}")
         parts.append(videos[:, chunk - min(chunk, frames - start) :])
         total += seconds
     videos = np.concatenate(parts, axis=1)
@@ -127,15 +131,11 @@ def memory(options, model) -> list[dict]:
     import jax
     import jax.numpy as jnp
 
-    from vdm_jax.pipelines import controlvideo
-
     rows = []
     for frames in map(int, options.memory_frames.split(",")):
         row = {"frames": frames}
         for name, hierarchical in (("full attention", False), ("hierarchical", True)):
-            adapted = controlvideo.adapt(
-                model, options.controlnet, frames, hierarchical=hierarchical
-            ).model
+            adapted = _adapted(options, model, frames, hierarchical=hierarchical).model
             stage = adapted.stage
             cond = stage.cond_shapes(1, 0)
             shapes = jax.eval_shape(lambda params: params, adapted.params)
@@ -163,15 +163,18 @@ def make_task(options, frames: int) -> Task:
     return Task(np.stack(clips), np.stack(videos), prompts)
 
 
-def _sampled(options, model, task: Task, name: str, **settings) -> tuple[np.ndarray, float]:
+def _adapted(options, model, frames: int, **settings):
+    from vdm_jax.pipelines import controlvideo
+
+    return controlvideo.adapt(model, options.controlnet, frames, **settings)
+
+
+def _sampled(options, adapted, task: Task, name: str) -> tuple[np.ndarray, float]:
     """Videos, and the seconds that each took."""
     import jax
 
     from vdm_jax.data import video_io
-    from vdm_jax.pipelines import controlvideo
 
-    frames = task.controls.shape[1]
-    adapted = controlvideo.adapt(model, options.controlnet, frames, **settings)
     changes = {"steps": options.steps, "guidance": options.guidance}
     started = time.monotonic()
     videos = adapted.sample(jax.random.key(0), task.controls, task.prompts, **changes)
