@@ -125,6 +125,8 @@ SAMPLER = [
     ("window", 0, 2, {}),
     ("window_overlap", 0, 1, {"window": 2, "num_frames": 6}),
     ("num_frames", 4, 6, {}),
+    ("height", None, 8, {}),
+    ("width", None, 8, {}),
     ("negative", None, "green left", {}),
     ("method", "reconstruction", "projection", {}),
     ("method", "pigdm", "replacement", {}),

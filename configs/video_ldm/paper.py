@@ -18,9 +18,9 @@ def get_config():
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.model.remat = "full"
-    config.model.unet.update(
-        cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
-    )
+    with config.model.unet.ignore_type():  # one number of heads, or one a level
+        config.model.unet.attention_head_dim = (5, 10, 20, 20)
+    config.model.unet.update(cross_attention_dim=1024, use_linear_projection=True)
     config.text.encoder = "clip_h"
     config.data.name = "video_folder"
     config.data.image_size = 320
