@@ -9,6 +9,7 @@ from tests.systems.test_latent_image import write_folder
 from vdm_jax import systems
 from vdm_jax.models.controlnet import copy_encoder
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import initial as initial_lib
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage.conditions.hint import Hint
 from vdm_jax.stage.control import ControlStage
@@ -43,7 +44,7 @@ def frozen(config):
 @pytest.fixture(scope="module")
 def params(stage, config, frozen):
     plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
-    return pretrained.control_params(stage, config, plan, frozen)
+    return initial_lib.control(stage, config, plan, frozen)
 
 
 @pytest.fixture(scope="module")

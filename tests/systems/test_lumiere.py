@@ -13,6 +13,7 @@ from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.diffusion.measurements import Mask
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import initial as initial_lib
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.conditions.video import MaskedVideo
@@ -63,7 +64,7 @@ def clip_stage(image, tmp_path_factory):
     config = short("base_32f_16", **{"train.accumulate": "2"})
     stage = systems.build(config)
     plan = sharding.make_plan(stage, config.mesh)
-    return stage, config, plan, pretrained.initial_params(path, stage, plan)
+    return stage, config, plan, initial_lib.params(path, stage, plan)
 
 
 def batch(stage):
@@ -110,7 +111,7 @@ def test_a_model_that_lacks_image_layers_is_refused(image, clip_stage, tmp_path)
     kept = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(fewer.init, KEY))
     path = pretrained.save_model(tmp_path / "other.safetensors", kept, other)
     with pytest.raises(ValueError, match="lacks down_0_attention_0_"):
-        pretrained.initial_params(path, stage, plan)
+        initial_lib.params(path, stage, plan)
 
 
 def test_a_stage_is_shown_clips_of_which_a_part_is_known(clip_stage):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tests.systems import test_latent_image
 from vdm_jax import systems
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import initial as initial_lib
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.systems import stable_video
 from vdm_jax.training import optimizer, state, step
@@ -60,7 +61,7 @@ def stages(make_config, image_folder, tmp_path_factory):
     }.items():
         stage = systems.build(config)
         plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
-        params = pretrained.initial_params(source, stage, plan)
+        params = initial_lib.params(source, stage, plan)
         source = tmp_path_factory.mktemp("stages") / f"{name}.safetensors"
         pretrained.save_model(source, params, config)
         found[name] = (config, stage, params)

@@ -9,6 +9,7 @@ from flax import traverse_util
 from tests.systems import test_latent_image
 from vdm_jax import systems
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import initial as initial_lib
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.systems import video_ldm
 from vdm_jax.training import optimizer, state, step
@@ -35,7 +36,7 @@ def started(folder):
     config.train.update({"batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-3})
     stage = systems.build(config)
     plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
-    return config, stage, plan, pretrained.initial_params(folder, stage, plan)
+    return config, stage, plan, initial_lib.params(folder, stage, plan)
 
 
 def flat(params):

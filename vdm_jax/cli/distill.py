@@ -123,6 +123,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     from vdm_jax import systems
     from vdm_jax.data import frame_rate, pipeline
     from vdm_jax.parallel import sharding
+    from vdm_jax.pipelines import initial as initial_lib
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import distillation
     from vdm_jax.training import checkpoints, loop, optimizer, step
@@ -146,7 +147,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
 
     def initial() -> dict:
         # What a guided teacher lacks is the embedding of the guidance scale, which starts at zero.
-        return pretrained.initial_params(
+        return initial_lib.params(
             before, stage, plan, new="condition/guidance_", seed=config.train.seed
         )
 
@@ -154,7 +155,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree),
         out_shardings=teacher_plan.params,
     )
-    teacher_params = cast(pretrained.initial_params(before, teacher, teacher_plan))
+    teacher_params = cast(initial_lib.params(before, teacher, teacher_plan))
     frozen = step.Frozen(params=teacher_params, plan=teacher_plan)
     tx = optimizer.make_optimizer(config.train)
     train = config.train

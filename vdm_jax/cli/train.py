@@ -100,6 +100,7 @@ def _train(config, options) -> int:
     from vdm_jax import systems
     from vdm_jax.data import frame_rate, pipeline
     from vdm_jax.parallel import sharding
+    from vdm_jax.pipelines import initial as initial_lib
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.stage import control, reconstruction
     from vdm_jax.training import loop
@@ -125,10 +126,10 @@ def _train(config, options) -> int:
     initial = None
     if isinstance(stage, control.ControlStage):
         params = {name: part.params for name, part in frozen.items()}
-        initial = functools.partial(pretrained.control_params, stage, config, plan, params)
+        initial = functools.partial(initial_lib.control, stage, config, plan, params)
     if config.train.init_from:
         initial = functools.partial(
-            pretrained.initial_params,
+            initial_lib.params,
             config.train.init_from,
             stage,
             plan,

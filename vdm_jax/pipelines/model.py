@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from vdm_jax.data import frame_rate
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
-from vdm_jax.stage.control import ControlStage
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
 from vdm_jax.training import checkpoints, step
@@ -196,7 +194,7 @@ def load(
         config, changes = systems.read_loras(config, scales)
     stage = systems.build(config)
     plan = None if mesh is None else sharding.make_plan(stage, mesh)
-    params = _added(read_params(path, _abstract_params(stage, plan)), changes)
+    params = _added(read_params(path, abstract_params(stage, plan)), changes)
     frozen = {name: part.params for name, part in read_frozen(config, mesh).items()}
     return Model(stage=stage, params=params, config=config, frozen=frozen, plan=plan)
 
@@ -217,7 +215,7 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
             f"{section.digest}; put that model back there"
         )
     plan = systems.frozen_plan(base, mesh)
-    params = read_params(section.base, _abstract_params(base, plan))
+    params = read_params(section.base, abstract_params(base, plan))
     return {**found, BASE: step.Frozen(params=params, plan=plan)}
 
 
@@ -272,72 +270,6 @@ def read_params(source: str | Path, abstract: PyTree) -> PyTree:
     return checkpoints.read_ema(path, abstract) if path.is_dir() else _read_file(path, abstract)
 
 
-def initial_params(
-    source: str | Path, stage, plan: sharding.Plan, *, new: str = "", seed: int = 0
-) -> PyTree:
-    """What a run of `stage` starts from: a model's parameters, and fresh ones where it has none.
-
-    Kernels that `stage.wider` matches may have more inputs than the model's; the further ones start
-    at zero.
-
-    new: a regular expression. A parameter that the model lacks must match it, or `stage.new`; "" =
-    the model may lack nothing. Raises as `read_params`.
-    """
-    abstract = _abstract_params(stage, plan)
-    new = "|".join(f"(?:{part})" for part in (new, stage.new) if part)
-    if not new and not stage.wider:
-        return read_params(source, abstract)
-    theirs = jax.eval_shape(systems.build(read_config(source)).init, jax.random.key(0))
-    shapes = {name: leaf.shape for name, leaf in _named_leaves(theirs)}
-    lacking = {name for name, _ in _named_leaves(abstract) if name not in shapes}
-    if bad := sorted(name for name in lacking if not (new and re.search(new, name))):
-        raise ValueError(f"{source}: lacks {', '.join(bad[:5])}, which only a model can give")
-
-    def as_theirs(path: tuple, leaf: Any) -> Any:
-        shape = shapes.get(_name(path), leaf.shape)
-        if not (stage.wider and re.search(stage.wider, _name(path))) or shape == leaf.shape:
-            return leaf
-        # A shape that the plan does not know lies whole on every device.
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=plan.everywhere)
-
-    wanted = jax.tree_util.tree_map_with_path(as_theirs, abstract)
-    if not lacking and wanted == abstract:
-        return read_params(source, abstract)
-    fresh = abstract
-    if lacking:
-        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(seed))
-    read = read_params(source, _without(wanted, lacking))
-
-    def chosen(path: tuple, leaf: Any) -> jax.Array:
-        if _name(path) in lacking:
-            return leaf
-        found = _leaf(read, path)
-        return found if found.shape == leaf.shape else _widened(found, leaf, _name(path))
-
-    return jax.tree_util.tree_map_with_path(chosen, fresh)
-
-
-def _widened(kernel: jax.Array, like: Any, name: str) -> jax.Array:
-    """A kernel of the shape and place of another, which has more inputs; these are zero. Raises
-    ValueError."""
-    further = [after - before for before, after in zip(kernel.shape, like.shape, strict=True)]
-    inputs = further.pop(-2)
-    if any(further) or inputs < 0:
-        raise ValueError(
-            f"{name} has shape {kernel.shape}, and {like.shape} is asked for: only inputs, the "
-            "last axis but one, may be added"
-        )
-    pad = [(0, 0)] * (kernel.ndim - 2) + [(0, inputs), (0, 0)]
-    return jax.jit(lambda leaf: jnp.pad(leaf, pad), out_shardings=like.sharding)(kernel)
-
-
-def control_params(stage: ControlStage, config, plan: sharding.Plan, frozen: Frozen) -> PyTree:
-    """What the training of a ControlNet starts from, where `plan` stores it."""
-    start = jax.jit(stage.start, out_shardings=plan.params)
-    return start(jax.random.key(config.train.seed), frozen[BASE])
-
-
 def shipped_names() -> list[str]:
     """The names of the models that ship with the package; CASCADE/STAGE for a cascade's stages."""
     pipelines = [path.parent for path in SHIPPED.glob(f"*/{published.PIPELINE}")]
@@ -378,7 +310,7 @@ def save_model(
     path = Path(path)
     if path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
-    tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(params)}
+    tensors = {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
     named = None
     if base is not None:
         theirs = _tensors(_find(base))
@@ -421,7 +353,7 @@ def _find(source: str | Path) -> Path:
 
 
 def _read_file(path: Path, abstract: PyTree) -> PyTree:
-    expected, tensors = _named_leaves(abstract), _tensors(path)
+    expected, tensors = named_leaves(abstract), _tensors(path)
     if odd := sorted({name for name, _ in expected} ^ tensors.keys()):
         raise ValueError(f"{path}: tensors and network do not match: {', '.join(odd[:5])}")
     leaves = []
@@ -451,7 +383,7 @@ def _added(params: PyTree, changes: Mapping[str, np.ndarray]) -> PyTree:
     """Parameters with `changes`, float32 by path, added where they lie."""
 
     def add(path: tuple, leaf: jax.Array) -> jax.Array:
-        if (change := changes.get(_name(path))) is None:
+        if (change := changes.get(path_name(path))) is None:
             return leaf
         placed = jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: change[part])
         return (leaf + placed).astype(leaf.dtype)
@@ -495,35 +427,18 @@ def _base_name(base: str | Path, adapted: Path) -> str:
     return Path(os.path.relpath(found, adapted.parent)).as_posix()
 
 
-def _name(path: tuple) -> str:
+def path_name(path: tuple) -> str:
+    """What a parameter is called: the keys of its path, with / between them."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    return [(_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their names."""
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _leaf(tree: PyTree, path: tuple) -> Any:
-    for key in path:
-        tree = tree[key.key]
-    return tree
-
-
-def _without(tree: dict, names: set[str], above: str = "") -> dict:
-    """A tree of dictionaries without the leaves of these names, and without what that empties."""
-    kept = {}
-    for key, value in tree.items():
-        name = above + key
-        if isinstance(value, dict):
-            value = _without(value, names, f"{name}/")
-            if value:
-                kept[key] = value
-        elif name not in names:
-            kept[key] = value
-    return kept
-
-
-def _abstract_params(stage, plan: sharding.Plan | None) -> PyTree:
+def abstract_params(stage, plan: sharding.Plan | None) -> PyTree:
+    """The shapes, dtypes and places of a stage's parameters; plan None = on one device."""
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     if plan is None:
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
