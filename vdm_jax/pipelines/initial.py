@@ -1,0 +1,105 @@
+"""What a run starts from: another model's parameters, widened or with fresh ones beside them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from vdm_jax import systems
+from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import model
+from vdm_jax.stage.control import ControlStage
+from vdm_jax.stage.low_rank import BASE
+from vdm_jax.stage.protocols import Frozen
+
+
+def params(
+    source: str | Path, stage, plan: sharding.Plan, *, new: str = "", seed: int = 0
+) -> PyTree:
+    """What a run of `stage` starts from: a model's parameters, and fresh ones where it has none.
+
+    Kernels that `stage.wider` matches may have more inputs than the model's; the further ones start
+    at zero.
+
+    new: a regular expression. A parameter that the model lacks must match it, or `stage.new`; "" =
+    the model may lack nothing. Raises as `read_params`.
+    """
+    abstract = model.abstract_params(stage, plan)
+    new = "|".join(f"(?:{part})" for part in (new, stage.new) if part)
+    if not new and not stage.wider:
+        return model.read_params(source, abstract)
+    theirs = jax.eval_shape(systems.build(model.read_config(source)).init, jax.random.key(0))
+    shapes = {name: leaf.shape for name, leaf in model.named_leaves(theirs)}
+    lacking = {name for name, _ in model.named_leaves(abstract) if name not in shapes}
+    if bad := sorted(name for name in lacking if not (new and re.search(new, name))):
+        raise ValueError(f"{source}: lacks {', '.join(bad[:5])}, which only a model can give")
+
+    def as_theirs(path: tuple, leaf: Any) -> Any:
+        shape = shapes.get(model.path_name(path), leaf.shape)
+        if (
+            not (stage.wider and re.search(stage.wider, model.path_name(path)))
+            or shape == leaf.shape
+        ):
+            return leaf
+        # A shape that the plan does not know lies whole on every device.
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=plan.everywhere)
+
+    wanted = jax.tree_util.tree_map_with_path(as_theirs, abstract)
+    if not lacking and wanted == abstract:
+        return model.read_params(source, abstract)
+    fresh = abstract
+    if lacking:
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(seed))
+    read = model.read_params(source, _without(wanted, lacking))
+
+    def chosen(path: tuple, leaf: Any) -> jax.Array:
+        if model.path_name(path) in lacking:
+            return leaf
+        found = _leaf(read, path)
+        return found if found.shape == leaf.shape else _widened(found, leaf, model.path_name(path))
+
+    return jax.tree_util.tree_map_with_path(chosen, fresh)
+
+
+def _widened(kernel: jax.Array, like: Any, name: str) -> jax.Array:
+    """A kernel of the shape and place of another, which has more inputs; these are zero. Raises
+    ValueError."""
+    further = [after - before for before, after in zip(kernel.shape, like.shape, strict=True)]
+    inputs = further.pop(-2)
+    if any(further) or inputs < 0:
+        raise ValueError(
+            f"{name} has shape {kernel.shape}, and {like.shape} is asked for: only inputs, the "
+            "last axis but one, may be added"
+        )
+    pad = [(0, 0)] * (kernel.ndim - 2) + [(0, inputs), (0, 0)]
+    return jax.jit(lambda leaf: jnp.pad(leaf, pad), out_shardings=like.sharding)(kernel)
+
+
+def control(stage: ControlStage, config, plan: sharding.Plan, frozen: Frozen) -> PyTree:
+    """What the training of a ControlNet starts from, where `plan` stores it."""
+    start = jax.jit(stage.start, out_shardings=plan.params)
+    return start(jax.random.key(config.train.seed), frozen[BASE])
+
+
+def _leaf(tree: PyTree, path: tuple) -> Any:
+    for key in path:
+        tree = tree[key.key]
+    return tree
+
+
+def _without(tree: dict, names: set[str], above: str = "") -> dict:
+    """A tree of dictionaries without the leaves of these names, and without what that empties."""
+    kept = {}
+    for key, value in tree.items():
+        name = above + key
+        if isinstance(value, dict):
+            value = _without(value, names, f"{name}/")
+            if value:
+                kept[key] = value
+        elif name not in names:
+            kept[key] = value
+    return kept
