@@ -250,3 +250,21 @@ def test_training_takes_the_shifted_flow(model):
     # The median of logit-normal times, 1/2, shifted by 3.
     median = 1 / (1 + jnp.exp(0.5 * logsnr[49]))
     np.testing.assert_allclose(median, 3 / (1 + 3), rtol=1e-4)
+
+
+def test_a_training_step_has_a_gradient_for_every_parameter(model):
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.update({"num_frames": 5, "image_size": 16, "image_width": 32})
+    stage = vdm_jax.systems.build(config)
+    assert stage.z_shape == (2, 2, 4, 4)
+    random = np.random.default_rng(0)
+    batch = {}
+    for name, leaf in stage.abstract_batch(2).items():
+        values = random.integers(0, 2, leaf.shape)
+        batch[name] = (values * (127 if leaf.dtype == np.uint8 else 1)).astype(leaf.dtype)
+
+    run = jax.jit(jax.value_and_grad(stage.loss, has_aux=True))
+    (loss, metrics), gradients = run(model.params, batch, jax.random.key(0), model.frozen)
+    assert np.isfinite(loss) and loss > 0 and metrics.keys() == {"x_mse", "eps_mse"}
+    assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradients))
