@@ -187,6 +187,29 @@ def test_another_stage_is_measured_with_the_same_cuts(videos, curated, tmp_path,
         assert not row["clip"] or row["brightest"] > 100
 
 
+class Failing:
+    """A scorer that cannot measure."""
+
+    name, version = "failing", "1"
+
+    def __call__(self, view):
+        raise ValueError("no luck")
+
+
+def test_a_stage_that_fails_is_a_row_and_tried_again_with_other_settings(tmp_path, monkeypatch):
+    films.write(tmp_path / "videos" / "film.mp4", films.scene(1, 40))
+    look = dataclasses.replace(SETTINGS.look, scorers=("tests.data.curation.test_curate:Failing",))
+    broken = dataclasses.replace(SETTINGS, look=look)
+    results = run(tmp_path / "videos", tmp_path / "out", broken, shards=False)
+    assert [row["reason"] for row in rows(tmp_path / "out")] == ["no luck"]
+    assert results.failed == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "measure", None)  # the same settings are not tried again
+        run(tmp_path / "videos", tmp_path / "out", broken, shards=False)
+    run(tmp_path / "videos", tmp_path / "out", shards=False)
+    assert [row["kept"] for row in rows(tmp_path / "out")] == [True]
+
+
 def test_a_range_of_an_unknown_score_is_refused(videos, curated, tmp_path):
     settings = dataclasses.replace(SETTINGS, keep={**SETTINGS.keep, "beauty": "5:"})
     with pytest.raises(DataError, match="keep.beauty: no stage measures it; scores are black"):

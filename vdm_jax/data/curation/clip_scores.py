@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vdm_jax.data.curation.clips import View
+from vdm_jax.data.curation.settings import Look
 from vdm_jax.data.source import DataError
 
 VERSION = 1
@@ -66,6 +67,14 @@ def aesthetics(pictures: Embeddings, head: Layers) -> float:
     for weight, bias in head:  # trained with drop-out between them and no activations
         x = x @ weight.T + bias
     return float(x.mean())
+
+
+def check(settings: Look) -> None:
+    """Raises DataError where the files that settings name cannot be read."""
+    if settings.clip:
+        _read_clip(settings.clip)
+    if settings.aesthetics:
+        read_head(settings.aesthetics)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from vdm_jax.data import index_cache, video_container, video_folder
-from vdm_jax.data.curation import film, scan, transnet
+from vdm_jax.data.curation import clip_scores, film, scan, text, transnet
 from vdm_jax.data.curation.records import Content, Name, Records
 from vdm_jax.data.curation.settings import Settings
 from vdm_jax.data.curation.stages import Plan
@@ -73,8 +73,8 @@ def measure_all(
 ) -> dict[str, str]:
     """Measures all films of a folder that are not measured yet.
 
-    run: see `Run`. progress: is called with a stage, the number of its films
-    that are done, and of all.
+    run: see `Run`. progress: is called with a stage, the number of its films that are done, and of
+    all.
 
     Returns the names that are left out because they are no files, with the reason. Raises
     DataError.
@@ -82,10 +82,7 @@ def measure_all(
     names, left_out = list_films(work)
     records = work.records
     records.make_folders()
-    # What is missing fails here, and not for each film.
-    Plan.of(work.settings)
-    if work.settings.cuts.transnet:
-        transnet.load(work.settings.cuts.transnet)
+    _check(work.settings)
     records.forget_others(set(names))
     fresh = [name for name in names if not _is_known(work, name)]
     for done, _ in enumerate(run(identify, fail, work, fresh), start=1):
@@ -123,7 +120,9 @@ def measure(work: Work, name: str) -> None:
         )
         content = Content(film=found, measured=measured)
     except Exception as error:  # a damaged film, whatever it makes a library raise, is one row
-        content = dataclasses.replace(content, failure=video_container.reason_of(error))
+        reason = video_container.reason_of(error)
+        plan = Plan.of(work.settings).identity
+        content = dataclasses.replace(content, failure=reason, failed_plan=plan)
     records.put_content(content)
 
 
@@ -150,10 +149,20 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _is_due(work: Work, digest: str) -> bool:
-    content = work.records.content(digest)
-    if content.failure:
+    content, plan = work.records.content(digest), Plan.of(work.settings)
+    if content.failure and content.failed_plan == plan.identity:
         return False
-    return bool(Plan.of(work.settings).missing(content.measured))
+    return bool(plan.missing(content.measured))
+
+
+def _check(settings: Settings) -> None:
+    """Fails where weights or a package are missing: once, and not for each film."""
+    Plan.of(settings)
+    if settings.cuts.transnet:
+        transnet.load(settings.cuts.transnet)
+    if settings.text.detector != "none":
+        text.model_file()
+    clip_scores.check(settings.look)
 
 
 def in_pool(workers: int) -> Run:

@@ -86,7 +86,7 @@ def clip_rows(
                     film=name.name, digest=name.digest, copy_of=first, reason=f"copy of {first}"
                 )
             )
-        elif content is None or content.failure or plan.missing(content.measured):
+        elif content is None or plan.missing(content.measured):
             reason = content.failure if content is not None else ""
             rows.append(
                 ClipRow(film=name.name, digest=name.digest, reason=reason or "is not measured")

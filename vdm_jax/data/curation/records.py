@@ -50,15 +50,22 @@ class Name:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Content:
-    """A film and what was measured of it; or why it could not be measured."""
+    """A film and what was measured of it.
+
+    Attributes:
+      failure: why it could not be measured; "" where it could.
+      failed_plan: `Plan.identity` of the attempt that failed. Another plan is another attempt.
+    """
 
     film: Film
     measured: Measured | None = None
     failure: str = ""
+    failed_plan: str = ""
 
     def to_json(self) -> dict[str, Any]:
         measured = None if self.measured is None else self.measured.to_json()
-        return {"film": self.film.to_json(), "measured": measured, "failure": self.failure}
+        failed = {"failure": self.failure, "failed_plan": self.failed_plan}
+        return {"film": self.film.to_json(), "measured": measured, **failed}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -67,6 +74,7 @@ class Content:
             film=Film.from_json(values["film"]),
             measured=None if measured is None else Measured.from_json(measured),
             failure=values["failure"],
+            failed_plan=values["failed_plan"],
         )
 
 

@@ -75,6 +75,11 @@ class Plan:
             found.append(stage(scorer.name, scorer.version, scorer))
         return cls(cuts=cuts_id, clips=clips_id, stages=tuple(found))
 
+    @property
+    def identity(self) -> str:
+        """Of all stages together."""
+        return digest(self.cuts, self.clips, [stage.identity for stage in self.stages])
+
     def missing(self, measured: "Measured | None") -> list[Stage]:
         """The stages whose rows a measurement lacks."""
         if measured is None or measured.clips_id != self.clips:

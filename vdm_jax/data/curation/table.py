@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import pyarrow as pa
 import pyarrow.parquet
+import scenedetect
 
 from vdm_jax.data import text_files
 from vdm_jax.data.curation import files
@@ -76,14 +78,12 @@ def about(out: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what the results depend on."""
-    found = {
-        name: importlib.metadata.version(name)
-        for name in ("vdm_jax", "scenedetect-headless", "opencv-python-headless", "av")
-    }
-    libraries = {
-        name: ".".join(map(str, av.library_versions[name])) for name in av.library_versions
-    }
-    return found | libraries
+    found = {"vdm_jax": importlib.metadata.version("vdm_jax")}
+    # OpenCV and PySceneDetect come in packages of several names.
+    found |= {module.__name__: module.__version__ for module in (av, cv2, scenedetect)}
+    for name, numbers in av.library_versions.items():
+        found[name] = ".".join(map(str, numbers))
+    return found
 
 
 def summary(rows: Sequence[ClipRow]) -> dict[str, float]:
