@@ -13,6 +13,7 @@ import vdm_jax
 from tests.systems.test_latent_image import write_folder
 from vdm_jax.diffusion.schedules import alpha_sigma
 from vdm_jax.models import rife
+from vdm_jax.models.blocks.slots import Slots
 from vdm_jax.models.blocks.transformer import SelfAttention
 from vdm_jax.models.controlnet import ControlNet
 from vdm_jax.pipelines import controlvideo as pipeline
@@ -92,8 +93,10 @@ class PlainAttention(SelfAttention):
 def plainly(stage, places, frames):
     """The raw output (params, z, logsnr, cond) of a stage's clips of `frames` frames, with the
     U-Net's attention written out and the ControlNet's as in an image."""
-    slots = dataclasses.replace(stage.network.slots, self_attention=Plainly(tuple(places)))
-    network = stage.network.clone(slots=slots)
+    (control,) = stage.network.controls
+    control = dataclasses.replace(control, network=control.network.clone(slots=Slots()))
+    slots = Slots(self_attention=Plainly(tuple(places)))
+    network = stage.network.clone(slots=slots, controls=(control,))
 
     @jax.jit
     def run(params, z, logsnr, cond):
