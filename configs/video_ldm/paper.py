@@ -10,7 +10,6 @@ FOLDER is Stable Diffusion 2.1's, one of the image models that the paper uses. B
 and steps are ours.
 """
 
-
 from vdm_jax.systems import video_ldm
 
 
