@@ -206,6 +206,7 @@ def test_a_stage_that_fails_is_a_row_and_tried_again_with_other_settings(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(scan, "measure", None)  # the same settings are not tried again
         run(tmp_path / "videos", tmp_path / "out", broken, shards=False)
+        assert [row["reason"] for row in rows(tmp_path / "out")] == ["no luck"]
     run(tmp_path / "videos", tmp_path / "out", shards=False)
     assert [row["kept"] for row in rows(tmp_path / "out")] == [True]
 
