@@ -43,7 +43,7 @@ def get_config():
     config.data.config = "64x64x16"
     config.data.image_size = 64
     config.data.workers = 0
-    config.train.steps = 7000
+    config.train.steps = 16_000  # the shipped network had fewer: docs/stable_diffusion.md
     config.train.batch_size = 16
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
@@ -52,7 +52,7 @@ def get_config():
     config.train.log_every = 50
     config.train.sample_every = 0
     config.checkpoint.every = 500
-    config.sample.steps = 25
-    config.sample.guidance = 3.0
+    config.sample.steps = 50
+    config.sample.guidance = 2.0
     config.sample.batch_size = 64
     return config
