@@ -1,8 +1,12 @@
 """What every test shares: programs compiled quickly rather than well, and kept between runs."""
 
+import gc
 import os
 import signal
+import sys
 from pathlib import Path
+
+import pytest
 
 # Test programs run for milliseconds and compile for seconds: half the compile time is LLVM's
 # effort to make them faster. Read by XLA when it starts, so before JAX is imported.
@@ -19,3 +23,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+_MUCH = 2 << 30  # bytes of memory in use, after which programs of earlier files are given up
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory():
+    """Between two files, gives back what programs hold that are not called any more."""
+    yield
+    pages = Path("/proc/self/statm")
+    if "jax" not in sys.modules or not pages.exists():
+        return
+    if int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MUCH:
+        import jax
+
+        from vdm_jax.parallel import heap
+
+        jax.clear_caches()
+        gc.collect()
+        heap.trim()
