@@ -130,6 +130,10 @@ def test_its_working_directory_is_a_model(whole):
     model = pretrained.load(whole[0])
     assert model.config.system == autoencoder.NAME
     assert model.stage.network.factor == 2
+    with pytest.raises(ValueError, match="an autoencoder, which makes no samples"):
+        model.sampler()
+    with pytest.raises(ValueError, match="operations are not counted"):
+        model.stage.cost()
 
 
 def test_a_wrong_dtype_is_refused(config):

@@ -20,6 +20,7 @@ from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
+from vdm_jax.stage.reconstruction import Reconstruction
 from vdm_jax.training import checkpoints, step
 from vdm_jax.upgrade import upgrade
 from vdm_jax.weights import published
@@ -83,8 +84,11 @@ class Model:
     def sampler(self, **changes) -> sampling.Sampler:
         """The sampler of the configuration; changes: of `sampler_fields.FIELDS`.
 
-        The same changes give the same sampler, so that it is compiled once.
+        The same changes give the same sampler, so that it is compiled once. Raises ValueError for
+        an autoencoder.
         """
+        if isinstance(self.stage, Reconstruction):
+            raise ValueError("this model is an autoencoder, which makes no samples")
         name = repr(sorted((key, changes[key]) for key in _given(changes)))
         name += config_lib.to_json(self.config.sample)
         if name not in self._samplers:

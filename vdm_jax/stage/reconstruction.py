@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from vdm_jax.models import cost
 from vdm_jax.models.autoencoder import Autoencoder, Posterior
 from vdm_jax.models.layers import Layout
 from vdm_jax.stage.protocols import Batch, Frozen
@@ -156,6 +157,11 @@ class Reconstruction:
             shape = (batch_size, *self.clip_shape[:3], 1)
             batch["mask"] = jax.ShapeDtypeStruct(shape, np.uint8)
         return batch
+
+    def cost(self, image_frames: int = 0) -> list[cost.LevelCost]:
+        """Raises ValueError: operations of autoencoders are not counted."""
+        del image_frames
+        raise ValueError("this is an autoencoder: its operations are not counted")
 
     def train_flops(self, image_frames: int = 0) -> int:
         """0: operations of autoencoders are not counted."""
