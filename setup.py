@@ -50,7 +50,9 @@ setup(
         "vdm_jax": [
             "checkpoints/*.safetensors",
             "checkpoints/*/*.safetensors",
-            "checkpoints/*/cascade.json",
+            "checkpoints/*/*/*.safetensors",
+            "checkpoints/*/*.json",
+            "checkpoints/*/*/*.json",
             "parallel/*.txtpb",
             "evaluation/*.txt",
             "data/scenes/sprites/*",

@@ -47,6 +47,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.skip_nonfinite",
     "train.init_from",
     "train.lora.base",  # its digest may not
+    "train.control.base",
     "train.log_every",
     "train.sample_every",
     "train.sample_prompts",

@@ -21,7 +21,7 @@ PROMPTS = ["a red circle moving left", "a blue square moving up"]
 def evaluate(model) -> np.ndarray:
     """`COUNT` values of x̂ of one denoiser evaluation, batch 2, the second example without text."""
     rng = np.random.default_rng(0)
-    shape = (2, 8, 16, 16, 3)
+    shape = (2, 8, 16, 16, model.stage.z_shape[-1])
 
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -42,7 +42,9 @@ def evaluate(model) -> np.ndarray:
         "masked_video": known * mask,
         "mask": mask,
     }
-    x = jax.jit(lambda params: model.stage.denoiser(params)(z, jnp.array([0.5, -2.0]), cond).x)
+    x = jax.jit(
+        lambda params: model.stage.denoiser(params)(z, jnp.array([0.5, -2.0]), cond).x
+    )
     values = np.asarray(x(model.params), np.float32).ravel()
     return values[:: values.size // COUNT][:COUNT]
 

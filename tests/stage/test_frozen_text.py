@@ -43,6 +43,12 @@ def make(folders, name, own=False, **changes):
     return frozen_text.make_frozen_text_encoder(text | changes, own=own)
 
 
+def test_any_encoder_may_have_a_null_text(folders):
+    plain, nulled = make(folders, "minilm"), make(folders, "minilm", null_text="")
+    assert (plain.null_text, nulled.null_text) == (None, "")
+    assert make(folders, "minilm", null_text="") is nulled
+
+
 READERS = {
     "minilm": minilm_weights.read_folder,
     "t5": t5_weights.read_folder,

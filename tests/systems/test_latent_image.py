@@ -169,6 +169,27 @@ def test_the_folder_is_written_back_bit_by_bit(folder, tmp_path, capsys):
     assert "system = 'vdm'" in capsys.readouterr().err
 
 
+def test_with_another_text_encoder_the_index_says_what_it_is(model, tmp_path):
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.text.update({"encoder": "minilm", "weights": "", "max_length": 9})
+        config.model.unet.cross_attention_dim = 384
+        config.data.update({"name": "scenes", "config": "64x64x16", "augment": ("mirror",)})
+        config.sample.steps = 7
+    params = jax.eval_shape(latent_image.build(config).init, jax.random.key(0))
+    drawn = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), params)
+    parts = latent_image.write_published(tmp_path, config, drawn, "float16")
+    assert parts == ["unet", "scheduler", "vae"]
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["text_encoder"] == index["tokenizer"] == [None, None]
+    read = latent_image.read_published(tmp_path)
+    assert read.text == config.text and read.sample.steps == 7
+    assert read.data.augment == ("mirror",) and read.data.name == "scenes"
+    assert "data_dir" not in index["_vdm_jax"]["data"]
+    (encoder,) = (c.encoder for c in latent_image.build(read).conditions)
+    assert (encoder.name, encoder.null_text, encoder.max_length) == ("minilm", "", 9)
+
+
 @pytest.mark.parametrize("what", ["train", "sample"])
 def test_a_program_is_lowered_without_weights(model, what):
     config = model.config.copy_and_resolve_references()

@@ -131,14 +131,14 @@ def test_a_run_whose_lock_was_taken_saves_nothing_more(
 
 
 def test_a_picture_that_fails_does_not_end_the_run(tmp_path):
-    train = types.SimpleNamespace(sample_prompts=("a",), sample_every=1, seed=0)
-    current = types.SimpleNamespace(step=3, ema=None)
+    train = types.SimpleNamespace(sample_every=1)
+    current = types.SimpleNamespace(step=3)
     video = np.zeros((1, 2, 4, 4, 3), np.uint8)
-    sampler = types.SimpleNamespace(stream=lambda *_: iter([video]))
     (tmp_path / "samples").write_text("a file in the place of the folder")
     told = []
     config = types.SimpleNamespace(train=train)
-    loop._write_samples(sampler, config, current, tmp_path, None, 8, told.append)
+    preview = lambda *_: video  # noqa: E731
+    loop._write_preview(preview, config, current, None, tmp_path, None, 8, told.append)
     assert len(told) == 1 and "step_3.gif could not be written" in told[0]
 
 

@@ -2,10 +2,15 @@
 
     vdm convert --to=diffusers --model=MODEL --out=FOLDER [--dtype=float16] [--merged]
 
-MODEL is a working directory, a file or a folder of a latent image model. FOLDER receives unet/,
-scheduler/ and vae/; text_encoder/, tokenizer/ and model_index.json too where the text encoder is
-one that the published pipeline has. What was read from such a folder is written with the same bits
-if --dtype is the type that it had.
+MODEL is a working directory, a file or a folder of a latent image model or an autoencoder. Of a
+latent image model FOLDER receives unet/, scheduler/, vae/ and model_index.json, and text_encoder/
+and tokenizer/ where the text encoder is one that the published pipeline has. With another text
+encoder FOLDER is a pipeline for this library only. What was read from such a folder is written with
+the same bits if --dtype is the type that it had.
+
+Of an autoencoder FOLDER receives its config.json and tensors. The scaling factor is measured on the
+data that it was trained on. Of a model that was trained with train.control, FOLDER receives the
+ControlNet's.
 
 If MODEL was trained with train.lora, FOLDER receives pytorch_lora_weights.safetensors, or with
 --merged the whole model: the base with the LoRA added.
@@ -40,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
     from vdm_jax import systems
     from vdm_jax.pipelines import model as pretrained
-    from vdm_jax.stage import low_rank
+    from vdm_jax.stage import control, low_rank
     from vdm_jax.weights import lora
 
     model = pretrained.load(options.model)
@@ -49,6 +54,9 @@ def main(arguments: list[str]) -> int:
         pairs, scale = stage.pairs(model.params), stage.alpha / stage.rank
         systems.write_lora(out / lora.FILE, model.config, pairs, scale, options.dtype)
         parts = [lora.FILE]
+    elif isinstance(stage, control.ControlStage):
+        systems.write_control(out, stage, model.params, options.dtype)
+        parts = ["the ControlNet"]
     else:
         params = stage.network_params(model.params, model.frozen)
         parts = systems.write_published(out, model.config, params, options.dtype)

@@ -92,6 +92,7 @@ def _train(config, options) -> int:
     from vdm_jax.data import frame_rate, pipeline
     from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import model as pretrained
+    from vdm_jax.stage import control, reconstruction
     from vdm_jax.training import loop
 
     prepare_data.render_missing(config.data)
@@ -109,7 +110,11 @@ def _train(config, options) -> int:
         report=print if jax.process_index() == 0 else None,
     )
     config = frame_rate.recorded(config, dataset.source)
+    frozen = pretrained.read_frozen(config, config.mesh.to_dict())
     initial = None
+    if isinstance(stage, control.ControlStage):
+        params = {name: part.params for name, part in frozen.items()}
+        initial = functools.partial(pretrained.control_params, stage, config, plan, params)
     if config.train.init_from:
         initial = functools.partial(
             pretrained.initial_params,
@@ -128,12 +133,14 @@ def _train(config, options) -> int:
         initial=initial,
         flops=config.train.batch_size * stage.train_flops(config.data.image_frames),
         profile=options.profile,
-        frozen=pretrained.read_frozen(config, config.mesh.to_dict()),
+        frozen=frozen,
     )
     if jax.process_index() != 0:
         return common.PREEMPTED if result.reason == "SIGTERM" else 0
     if result.reason in ("SIGINT", "SIGTERM"):
         print("the same command goes on from there")
+    elif isinstance(stage, reconstruction.Reconstruction | control.ControlStage):
+        print(f"write it: vdm convert --to=diffusers --model={options.workdir} --out=FOLDER")
     else:
         print(f'sample it: vdm sample --model={options.workdir} --prompt="..."')
     return common.PREEMPTED if result.reason == "SIGTERM" else 0
@@ -172,7 +179,8 @@ def _with_vocabulary(config, workdir: str):
     field = "vocabulary" if text.encoder == "words" else "identity"
     if text.encoder == "none" or text.get(field):
         return config
-    before = config.train.init_from or config.train.get("lora", {}).get("base")
+    adapted = [config.train.get(name, {}).get("base") for name in ("lora", "control")]
+    before = config.train.init_from or next(filter(None, adapted), "")
     if checkpoints.has_checkpoint(workdir):
         _, saved = checkpoints.read_config(workdir, fallback=config.checkpoint.fallback)
     elif before and field == "vocabulary":

@@ -195,7 +195,7 @@ def make_dataset(
             lost := text_encoder.losses(source.captions())
         ):
             report(f"captions: {lost}")
-    wanted = config.model.num_labels if "model" in config else 0
+    wanted = config.model.get("num_labels", 0) if "model" in config else 0
     if wanted and source.num_labels != wanted:
         raise DataError(
             f"model.num_labels = {wanted}: {config.data.name} has {source.num_labels} labels"

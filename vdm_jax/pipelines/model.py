@@ -19,12 +19,14 @@ from vdm_jax.data import frame_rate
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.control import ControlStage
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
 from vdm_jax.training import checkpoints, step
 from vdm_jax.upgrade import upgrade
+from vdm_jax.weights import published
 
-SHIPPED = Path(__file__).parents[1] / "checkpoints"
+SHIPPED = published.SHIPPED
 DEFAULT = "moving_shapes"
 _MOST_SAMPLERS = 8  # that a model keeps
 
@@ -185,10 +187,10 @@ def load(
     path = _find(source)
     config, changes = read_config(path), {}
     if loras:
-        if _is_low_rank(config):
+        if systems.adaptation(config):
             raise ValueError(
-                f"{path}: is a LoRA itself, to which no others are added; write it with its base "
-                "first (vdm convert --to=diffusers --merged) and load that folder"
+                f"{path}: is a LoRA or a ControlNet itself, to which no LoRAs are added; write "
+                "it with its base first (vdm convert --to=diffusers --merged) and load that folder"
             )
         scales = {str(file): float(scale) for file, scale in loras.items()}
         config, changes = systems.read_loras(config, scales)
@@ -200,41 +202,38 @@ def load(
 
 
 def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
-    """The parameters beside the trained ones that a configuration's stage uses; of a LoRA, the
-    base's too.
+    """The parameters beside the trained ones that a configuration's stage uses; of a LoRA or a
+    ControlNet, the base's too.
 
     mesh: as in `load`. Raises as `load`; ValueError where the base has changed.
     """
     found = systems.read_frozen(config, mesh)
-    if not _is_low_rank(config):
+    if not (adapted := systems.adaptation(config)):
         return found
-    lora, base = config.train.lora, systems.build_base(config)
-    if lora.digest and (now := digest(lora.base)) != lora.digest:
+    section, base = config.train[adapted], systems.build_base(config)
+    if section.digest and (now := digest(section.base)) != section.digest:
         raise ValueError(
-            f"train.lora.base = {lora.base!r}: is {now}, and the LoRA was trained on "
-            f"{lora.digest}; put that model back there"
+            f"train.{adapted}.base = {section.base!r}: is {now}, and this model was trained on "
+            f"{section.digest}; put that model back there"
         )
     plan = systems.frozen_plan(base, mesh)
-    params = read_params(lora.base, _abstract_params(base, plan))
+    params = read_params(section.base, _abstract_params(base, plan))
     return {**found, BASE: step.Frozen(params=params, plan=plan)}
 
 
 def with_base(config):
-    """The configuration of a run; that of a LoRA names its base by its digest. Raises as `load`."""
-    if not _is_low_rank(config):
+    """The configuration of a run; that of a LoRA or a ControlNet names its base by its digest.
+    Raises as `load`."""
+    if not (adapted := systems.adaptation(config)):
         return config
-    found = _find(config.train.lora.base)
+    found = _find(config.train[adapted].base)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.train.lora.digest = digest(found)
+        section = config.train[adapted]
+        section.digest = digest(found)
         if not found.is_relative_to(SHIPPED):
-            config.train.lora.base = str(found.absolute())
+            section.base = str(found.absolute())
     return config.lock()
-
-
-def _is_low_rank(config) -> bool:
-    lora = config.train.get("lora")
-    return bool(lora and lora.rank)
 
 
 def read_config(source: str | Path):
@@ -333,10 +332,18 @@ def _widened(kernel: jax.Array, like: Any, name: str) -> jax.Array:
     return jax.jit(lambda leaf: jnp.pad(leaf, pad), out_shardings=like.sharding)(kernel)
 
 
+def control_params(stage: ControlStage, config, plan: sharding.Plan, frozen: Frozen) -> PyTree:
+    """What the training of a ControlNet starts from, where `plan` stores it."""
+    start = jax.jit(stage.start, out_shardings=plan.params)
+    return start(jax.random.key(config.train.seed), frozen[BASE])
+
+
 def shipped_names() -> list[str]:
     """The names of the models that ship with the package; CASCADE/STAGE for a cascade's stages."""
-    files = SHIPPED.rglob("*.safetensors")
-    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in files)
+    pipelines = [path.parent for path in SHIPPED.glob(f"*/{published.PIPELINE}")]
+    files = [path.with_suffix("") for path in SHIPPED.rglob("*.safetensors")]
+    files = [path for path in files if not any(path.is_relative_to(one) for one in pipelines)]
+    return sorted(path.relative_to(SHIPPED).as_posix() for path in [*files, *pipelines])
 
 
 def shipped_cascades() -> list[str]:
@@ -392,6 +399,7 @@ def save_model(
 
 def _find(source: str | Path) -> Path:
     path, shipped = Path(source), SHIPPED / f"{source}.safetensors"
+    pipeline = SHIPPED / source
     if folder := find_cascade(source):
         stages = cascade_file.read(folder).stages
         raise ValueError(
@@ -404,6 +412,8 @@ def _find(source: str | Path) -> Path:
     for file in (path.with_name(f"{path.name}.safetensors"), shipped):
         if file.is_file():
             return file
+    if systems.is_published(pipeline):
+        return pipeline
     raise FileNotFoundError(
         f"{str(source)!r} is no directory, no .safetensors file and no model of the package"
         f"{_nearest(str(source))}"

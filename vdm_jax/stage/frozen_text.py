@@ -107,8 +107,9 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     T5 and CLIP need to encode anything; the environment variable VDM_JAX_T5 or VDM_JAX_CLIP
     overrides it, for a model that was trained elsewhere. `dtype`, in which T5 and CLIP are kept and
     compute, float32 or bfloat16. `loras`, pairs of a LoRA file and its scale, whose entries for the
-    text encoder are added to CLIP's weights. `identity`, see `FrozenTextEncoder`. Raises
-    ValueError, FileNotFoundError.
+    text encoder are added to CLIP's weights. `null_text`, see `TextEncoder`, by default CLIP's
+    empty text and none for the others. `identity`, see `FrozenTextEncoder`. Raises ValueError,
+    FileNotFoundError.
     """
     name, weights = text["encoder"], text.get("weights", "")
     if name not in ENCODERS:
@@ -122,8 +123,10 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     loras = tuple((str(file), float(scale)) for file, scale in text.get("loras", ()))
     if loras and (family is None or family.adapt is None):
         raise ValueError(f"text.encoder = {name!r}: takes no LoRA files (text.loras = {loras})")
+    null_text = text.get("null_text", None if family is None else family.null_text)
     # The stages of a cascade share one encoder, as long as any of them lives.
-    shared = (name, str(weights), text["max_length"], dtype, text.get("identity", ""), loras)
+    length, identity = text["max_length"], text.get("identity", "")
+    shared = (name, str(weights), length, dtype, identity, loras, null_text)
     if shared in _MADE and not own:
         return _MADE[shared]
     load: Callable[[], Any]
@@ -145,11 +148,11 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
         name,
         network=network,
         embedding_width=width,
-        max_length=text["max_length"],
+        max_length=length,
         load=load,
-        null_text=None if family is None else family.null_text,
+        null_text=null_text,
         states=DTYPE if family is None else family.states,
-        expected=text.get("identity", ""),
+        expected=identity,
     )
     if not own:
         _MADE[shared] = encoder

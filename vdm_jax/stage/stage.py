@@ -126,12 +126,7 @@ class Stage:
 
     def trained(self, tree: PyTree) -> PyTree:
         """A tree like the parameters' with None, an empty tree, for each that is not trained."""
-
-        def keep(path: tuple, leaf: Any) -> Any:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return leaf if re.search(self.train_only, name) else None
-
-        return jax.tree_util.tree_map_with_path(keep, tree)
+        return matching(tree, self.train_only)
 
     def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
         cond = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), self.cond_shapes(1, 0))
@@ -390,6 +385,17 @@ class Stage:
         cond = {name: entry for name, entry in cond.items() if name != NEGATIVE}
         raw = self.network.apply({"params": params}, z, logsnr, cond, **options)
         return self.parametrisation.output(raw, z, logsnr, cond)
+
+
+def matching(tree: PyTree, pattern: str) -> PyTree:
+    """`tree` with None, an empty tree, for each leaf whose path does not match `pattern`, a regular
+    expression."""
+
+    def keep(path: tuple, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf if re.search(pattern, name) else None
+
+    return jax.tree_util.tree_map_with_path(keep, tree)
 
 
 def key_for(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:

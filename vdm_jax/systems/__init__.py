@@ -10,9 +10,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vdm_jax.parallel import sharding
+from vdm_jax.stage.control import ControlStage
 from vdm_jax.stage.low_rank import BASE, LowRank
+from vdm_jax.stage.reconstruction import Reconstruction
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import (
+    autoencoder,
     imagen_video,
     latent_image,
     lumiere,
@@ -32,6 +35,7 @@ SYSTEMS = {
     latent_image.NAME: latent_image.build,
     stable_video.NAME: stable_video.build,
     video_ldm.NAME: video_ldm.build,
+    autoencoder.NAME: autoencoder.build,
 }
 # Of the systems with parameters that are not trained.
 _FROZEN = {
@@ -56,24 +60,42 @@ _PIPELINES = {
     "StableDiffusionPipeline": latent_image,
     "StableVideoDiffusionPipeline": stable_video_folder,
 }
+# The systems whose models are written in a published format.
+_WRITTEN = {system.NAME: system for system in (latent_image, autoencoder, stable_video_folder)}
 
 
-def build(config) -> Stage:
-    """The stage that a configuration describes; `config.system` names the system.
+def build(config) -> Stage | Reconstruction:
+    """The stage that a configuration describes, or the training of an autoencoder; `config.system`
+    names the system.
 
-    With `train.lora.rank` above 0 its parameters are low-rank changes of those of `build_base`.
-    Raises ValueError where a field's value is not allowed.
+    With `train.lora.rank` above 0 its parameters are low-rank changes of those of `build_base`,
+    with `train.control.source` those of a ControlNet. Raises ValueError where a field's value is
+    not allowed.
     """
-    stage, lora = build_base(config), config.train.get("lora")
-    if not (lora and lora.rank):
-        return stage
-    return LowRank.adapt(
-        stage, rank=lora.rank, alpha=lora.alpha or float(lora.rank), targets=lora.targets
-    )
+    stage, adapted = build_base(config), adaptation(config)
+    if adapted == "lora":
+        lora = config.train.lora
+        alpha = lora.alpha or float(lora.rank)
+        return LowRank.adapt(stage, rank=lora.rank, alpha=alpha, targets=lora.targets)
+    return latent_image.add_control(stage, config) if adapted == "control" else stage
 
 
-def build_base(config) -> Stage:
-    """`build` without low-rank changes. Raises as `build`."""
+def adaptation(config) -> str:
+    """The section of `config.train` that names the model whose parameters are frozen and adapted:
+    "lora", "control", or "" for a model of its own. Raises ValueError for both."""
+    lora, control = config.train.get("lora"), config.train.get("control")
+    found = [
+        name
+        for name, wanted in (("lora", lora and lora.rank), ("control", control and control.source))
+        if wanted
+    ]
+    if len(found) > 1:
+        raise ValueError("train.lora and train.control: a run trains one of them")
+    return found[0] if found else ""
+
+
+def build_base(config) -> Stage | Reconstruction:
+    """`build` without low-rank changes and ControlNets. Raises as `build`."""
     if config.system not in SYSTEMS:
         raise ValueError(f"system = {config.system!r}: allowed are {', '.join(SYSTEMS)}")
     return SYSTEMS[config.system](config)
@@ -96,14 +118,14 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
 def abstract_frozen(
     config, mesh: Mapping[str, int], devices: Sequence[jax.Device]
 ) -> dict[str, step.Frozen]:
-    """Shapes and places of the parameters beside the trained ones, also of a LoRA's base.
+    """Shapes and places of the parameters beside the trained ones, also of an adapted base.
 
     mesh: sizes of the axes of a mesh of `devices`. No weights are read. Raises ValueError,
     FileNotFoundError, MeshError.
     """
     networks = _FROZEN_NETWORKS.get(config.system)
     parts = {} if networks is None else dict(networks(config))
-    if isinstance(build(config), LowRank):
+    if adaptation(config):
         parts[BASE] = build_base(config)
     found = {}
     for name, part in parts.items():
@@ -149,15 +171,14 @@ def read_published_params(folder: Path) -> PyTree:
 
 
 def write_published(folder: Path, config, params: PyTree, dtype: str) -> list[str]:
-    """Writes a model as a published pipeline, and returns the names of the parts. Raises
-    FileExistsError; ValueError where no published pipeline is of the model's system."""
-    systems = {system.NAME: system for system in _PIPELINES.values()}
-    if config.system not in systems:
+    """Writes a model in its published format, and returns the names of the parts. Raises
+    FileExistsError; ValueError where there is no published format of the model's system."""
+    if config.system not in _WRITTEN:
         raise ValueError(
-            f"system = {config.system!r}: no published pipeline is of this kind; allowed are "
-            f"{', '.join(systems)}"
+            f"system = {config.system!r}: no published format is of this kind; allowed are "
+            f"{', '.join(_WRITTEN)}"
         )
-    return systems[config.system].write_published(folder, config, params, dtype)
+    return _WRITTEN[config.system].write_published(folder, config, params, dtype)
 
 
 def read_loras(config, loras: Mapping[str, float]) -> tuple[Any, dict[str, np.ndarray]]:
@@ -174,6 +195,11 @@ def write_lora(file: Path, config, pairs: Mapping[str, Any], scale: float, dtype
     """Writes low-rank changes as a published LoRA file; see `weights.lora.write`. Raises
     FileExistsError; ValueError where there are no such files of the system."""
     _lora_system(config).write_lora(file, config, pairs, scale, dtype)
+
+
+def write_control(folder: Path, stage: ControlStage, params: PyTree, dtype: str) -> None:
+    """Writes a trained ControlNet as a published folder. Raises FileExistsError."""
+    latent_image.write_control(folder, stage, params, dtype)
 
 
 def _lora_system(config):

@@ -24,7 +24,10 @@ from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import Process
 from vdm_jax.models.autoencoder import Autoencoder, AutoencoderKL
+from vdm_jax.models.controlnet import ControlNet
+from vdm_jax.stage.conditions.hint import Hint
 from vdm_jax.stage.conditions.prompt import TextOrNull
+from vdm_jax.stage.control import ControlStage
 from vdm_jax.stage.space import AUTOENCODER, LatentSpace
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
@@ -32,7 +35,7 @@ from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import FrozenPart
 from vdm_jax.systems.network import DTYPES, make_text_encoder
 from vdm_jax.weights import autoencoder as autoencoder_weights
-from vdm_jax.weights import latent_unet, lora, published, scheduler
+from vdm_jax.weights import controlnet, latent_unet, lora, published, scheduler
 
 NAME = "latent_image"
 # Of the published pipeline: parts that are read, parts that sampling does not need, and settings of
@@ -40,6 +43,10 @@ NAME = "latent_image"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _SETTINGS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
+# Of model_index.json: what this library needs where the text encoder is none that the published
+# pipeline has. The published library ignores names that begin so.
+_OURS, _OUR_SECTIONS = "_vdm_jax", ("text", "data", "sample")
+_OF_MACHINE = ("data_dir", "workers")  # fields of those that are not written
 _HERE = Path("configuration")  # what errors name in the place of a file
 
 
@@ -71,6 +78,28 @@ def build(config: ConfigDict) -> Stage:
         view=View(shape=shape),
         conditions=(TextOrNull(encoder=encoder, drop=config.train.cond_dropout),),
     )
+
+
+def add_control(stage: Stage, config: ConfigDict) -> ControlStage:
+    """The stage that trains a ControlNet for a model (Zhang et al. 2023), as `train.control` says.
+    Raises ValueError."""
+    control, network = config.train.control, stage.network
+    added = ControlNet(
+        unet=network.unet,
+        settings=network.settings,
+        in_channels=network.in_channels,
+        time=network.time,
+        dtype=network.dtype,
+        remat=network.remat,
+        hint_widths=tuple(control.hint_widths),
+    )
+    if (factor := 2 ** (len(control.hint_widths) - 1)) != stage.space.multiple:
+        raise ValueError(
+            f"train.control.hint_widths = {control.hint_widths}: shrinks the hint {factor} times, "
+            f"the model's autoencoder {stage.space.multiple} times"
+        )
+    shape = (*stage.space.data_shape[:3], added.hint_channels)
+    return ControlStage.add(stage, added, Hint(shape=shape, source=control.source))
 
 
 def make_scheduler(config: ConfigDict) -> scheduler.Scheduler:
@@ -108,7 +137,15 @@ def default_config() -> ConfigDict:
     )
     del config["process"]  # `model.scheduler` is it
     config.data.update({"num_frames": 1, "image_size": 512})
-    config.text.update({"encoder": "clip_l", "max_length": 77})
+    with config.unlocked():
+        # A ControlNet: what it is trained for ("" = none), the entry of data.extras that is its
+        # hint, and the model that it is added to, whose digest training fills.
+        config.train.control = ConfigDict(
+            {"source": "", "hint_widths": (16, 32, 96, 256), "base": "", "digest": ""}
+        )
+        config.data.extras = ()
+    # The null condition is the empty text, whichever encoder there is.
+    config.text.update({"encoder": "clip_l", "max_length": 77, "null_text": ""})
     config.sample.update({"sampler": "ddim", "steps": 50, "guidance": 7.5, "threshold": "none"})
     config.sample.batch_size = 1
     return config.lock()
@@ -130,7 +167,8 @@ _SCHEDULER = {
 
 def read_published(folder: Path) -> ConfigDict:
     """The configuration of a published pipeline, a folder of model_index.json, unet/, vae/,
-    text_encoder/, tokenizer/ and scheduler/.
+    text_encoder/, tokenizer/ and scheduler/. A pipeline that `write_published` wrote for another
+    text encoder has no folders of it.
 
     Raises FileNotFoundError; ValueError naming a part or a value that is not understood.
     """
@@ -138,7 +176,8 @@ def read_published(folder: Path) -> ConfigDict:
     known = {*_PARTS, *_OPTIONAL, *_SETTINGS}
     if unknown := sorted(n for n in index if n not in known and not n.startswith("_")):
         raise ValueError(f"{folder / published.PIPELINE}: {', '.join(unknown)}: not understood")
-    for part in _PARTS:
+    ours = index.get(_OURS)
+    for part in _PARTS if ours is None else ("unet", "vae", "scheduler"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder / part}: no such folder; the pipeline needs it")
     unet = published.read_json(folder / "unet" / "config.json")
@@ -157,6 +196,9 @@ def read_published(folder: Path) -> ConfigDict:
         )
     config.model.autoencoder, config.model.dtype = str(folder / "vae"), "float32"
     config.text.encoder, config.text.weights = "clip", str(folder)
+    for section, values in ours.items() if ours is not None else ():
+        lists = (name for name, value in values.items() if isinstance(value, list))
+        config[section].update(values | {name: tuple(values[name]) for name in lists})
     factor = autoencoder_weights.read_config(folder / "vae").factor
     config.data.image_size = int(unet.get("sample_size") or 64) * factor
     config.sample.sampler = schedule.kind
@@ -197,9 +239,10 @@ def write_lora(
 def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str) -> list[str]:
     """Writes a published pipeline, and returns the names of its parts.
 
-    The autoencoder and the text encoder are copied from where the model reads them. Without a
-    text encoder that the published pipeline has, the folder holds parts and no pipeline. dtype: of
-    the U-Net's tensors. Raises FileExistsError, ValueError.
+    The autoencoder and the text encoder are copied from where the model reads them. With a text
+    encoder that the published pipeline does not have, model_index.json names it and the settings
+    of sampling for this library; the published one loads the parts. dtype: of the U-Net's tensors.
+    Raises FileExistsError, ValueError.
     """
     network = latent_unet.from_config(config.model.unet.to_dict(), _HERE)
     latent_unet.write_folder(folder / "unet", network, params, jnp.dtype(dtype))
@@ -216,10 +259,22 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     for part, source in copied.items():
         keep = shutil.ignore_patterns(published.RECORD, "*.bin", "*.ckpt")
         shutil.copytree(source, folder / part, ignore=keep)
-    if "tokenizer" in copied:
-        index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
-        write_json(folder / published.PIPELINE, index)
+    index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
+    if "tokenizer" not in copied:
+        index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+        sections = {section: config[section].to_dict() for section in _OUR_SECTIONS}
+        index[_OURS] = {
+            section: {name: value for name, value in fields.items() if name not in _OF_MACHINE}
+            for section, fields in sections.items()
+        }
+    write_json(folder / published.PIPELINE, index)
     return ["unet", "scheduler", *copied]
+
+
+def write_control(folder: Path, stage: ControlStage, params: PyTree, dtype: str) -> None:
+    """Writes a ControlNet as a published folder. Raises FileExistsError."""
+    (control,) = stage.network.controls
+    controlnet.write_folder(folder, control.network, params[control.name], jnp.dtype(dtype))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -255,7 +310,8 @@ def _autoencoder(config: ConfigDict) -> Autoencoder:
 
 
 def _folder(name: str) -> Path:
-    """The folder of an autoencoder. Raises ValueError."""
+    """The folder of an autoencoder, also of one that ships with the package. Raises ValueError."""
     if not name:
         raise ValueError("model.autoencoder = '': must name the folder of the autoencoder's files")
-    return Path(name).expanduser()
+    path, shipped = Path(name).expanduser(), published.SHIPPED / name
+    return shipped if shipped.is_dir() and not path.is_dir() else path

@@ -25,8 +25,16 @@ from jaxtyping import PyTree
 from vdm_jax import config as config_lib
 from vdm_jax.data import video_io
 from vdm_jax.parallel import chips, heap, sharding
-from vdm_jax.stage import sampler as sampling
-from vdm_jax.training import checkpoints, lock, metrics, optimizer, processes, state, step
+from vdm_jax.training import (
+    checkpoints,
+    lock,
+    metrics,
+    optimizer,
+    previews,
+    processes,
+    state,
+    step,
+)
 
 _NOTHING: dict[str, Any] = {}
 
@@ -81,7 +89,7 @@ def train(
     train, workdir = config.train, Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     plan = plan or sharding.make_plan(stage, config.mesh)
-    sampler = _make_sampler(stage, config, plan, frozen or {})
+    preview = previews.make_preview(stage, config, plan, frozen or {})
     tx = optimizer.make_optimizer(train)
     train_step = train_step or step.make_train_step(stage, tx, config, plan, frozen)
     quiet, started = jax.process_index() != 0, time.monotonic()
@@ -118,8 +126,8 @@ def train(
             stop=stack.enter_context(_stop_on_signals()),
             say=progress.message,
             check_lock=lambda: processes.first_does(own.check),
-            write_samples=lambda current: _write_samples(
-                sampler, config, current, workdir, writer, fps, saves.report
+            write_preview=lambda current, batch: _write_preview(
+                preview, config, current, batch, workdir, writer, fps, saves.report
             ),
             started=started,
         ).run(current, batch, iterator)
@@ -178,7 +186,7 @@ class _Turns:
     stop: "_Stop"
     say: Callable[[str], object]
     check_lock: Callable[[], object]
-    write_samples: Callable[[state.TrainState], None]
+    write_preview: Callable[[state.TrainState, Any], None]
     started: float
 
     def run(self, current: state.TrainState, batch: Any, iterator: Iterator) -> Result:
@@ -213,7 +221,8 @@ class _Turns:
                 self.watch.see(done, in_flight)
                 in_flight = _NOTHING
                 # A run that is told to go, or whose time is over, goes without a last sample.
-                self._pause(current, iterator, saving, sampling or (last and reason == "steps"))
+                showing = sampling or (last and reason == "steps")
+                self._pause(current, batch, iterator, saving, showing)
             if last:
                 break
             self.saves.poll()
@@ -233,15 +242,15 @@ class _Turns:
         return "steps"
 
     def _pause(
-        self, current: state.TrainState, iterator: Any, saving: bool, sampling: bool
+        self, current: state.TrainState, batch: Any, iterator: Any, saving: bool, showing: bool
     ) -> None:
         with self.watch.paused():
             if saving:
                 with self.clock.measure("checkpoint_wait"):
                     self.check_lock()
                     self.saves.save(current, iterator.get_state(), self.config)
-            if sampling:
-                self.write_samples(current)
+            if showing:
+                self.write_preview(current, batch)
 
 
 class _Watch:
@@ -313,46 +322,26 @@ def _what_is_not_finite(values: dict[str, float]) -> str:
     return "the loss" if not math.isfinite(values["loss"]) else "a gradient"
 
 
-def _make_sampler(
-    stage, config, plan: sharding.Plan, frozen: Mapping[str, step.Frozen]
-) -> sampling.Sampler:
-    """The sampler of train.sample_prompts. A wrong setting or an unknown word is told now."""
-    prompts = config.train.sample_prompts
-    if config.train.sample_every and prompts:
-        try:
-            stage.check_prompts(list(prompts))
-        except ValueError as error:
-            raise ValueError(f"train.sample_prompts: {error}") from None
-    return sampling.Sampler.from_config(
-        stage,
-        config.sample,
-        batch_size=max(len(prompts), 1),
-        frozen={name: part.params for name, part in frozen.items()},
-        plan=plan,
-    )
-
-
-def _write_samples(
-    sampler: sampling.Sampler,
+def _write_preview(
+    preview: previews.Preview,
     config,
     current: state.TrainState,
+    batch: Any,
     workdir: Path,
     writer: metrics.MetricWriter,
     fps: float,
     report: Callable[[str], Any],
 ) -> None:
-    """Samples train.sample_prompts with the averaged parameters into one GIF.
+    """Writes the preview of the averaged parameters into one GIF.
 
     report: takes a line where the GIF cannot be written.
     """
-    prompts = list(config.train.sample_prompts)
-    if not config.train.sample_every or not prompts:
+    if not config.train.sample_every:
+        return
+    videos = preview(current, batch)
+    if videos is None or jax.process_index() != 0:
         return
     update = int(current.step)
-    key = state.derive_key(config.train.seed, update, state.SAMPLE)
-    videos = np.concatenate(list(sampler.stream(current.ema, key, prompts)))
-    if jax.process_index() != 0:
-        return
     path = workdir / "samples" / f"step_{update}.gif"
     try:
         tiled = video_io.grid(videos)

@@ -65,10 +65,8 @@ def write_folder(
 
     Raises FileExistsError for a folder that holds a network.
     """
-    config = _CONFIGS[type(network).__name__](network)
-    config = {"_class_name": type(network).__name__, **config}
     stem = published.DIFFUSERS
-    published.write_params(folder, params, name, config=config, stem=stem, dtype=dtype)
+    published.write_params(folder, params, name, config=config(network), stem=stem, dtype=dtype)
 
 
 def shapes(network: networks.Autoencoder) -> PyTree:
@@ -88,27 +86,41 @@ def read_config(folder: str | Path) -> networks.Autoencoder:
 
     Raises FileNotFoundError; ValueError naming the class or the value that is not understood.
     """
-    values = _Values(Path(folder).expanduser() / "config.json")
+    path = Path(folder).expanduser() / "config.json"
+    return from_config(published.read_json(path), path)
+
+
+def from_config(found: Mapping[str, Any], path: Path) -> networks.Autoencoder:
+    """The network that a config.json, read from `path`, describes, computing in float32. Raises
+    ValueError naming the class or the value that is not understood."""
+    values = _Values(found, path)
     kind = published.config_value(values.config, values.path, "_class_name", _CLASSES)
     network = {"AutoencoderKL": _kl, "AutoencoderTiny": _tiny}.get(kind, _temporal)(values)
     values.check_unread(kind)
     return network
 
 
+def config(network: networks.Autoencoder) -> dict[str, Any]:
+    """The config.json of a network."""
+    kind = type(network).__name__
+    return {"_class_name": kind, **_CONFIGS[kind](network)}
+
+
 class _Values:
     """The values of a config.json. A value that is not there is the published class's default."""
 
-    def __init__(self, path: Path):
-        self.path, self.config = path, published.read_json(path)
+    def __init__(self, config: Mapping[str, Any], path: Path):
+        self.path, self.config = path, config
         self._read = set(_IGNORED)
 
     def __call__(self, name: str, default: Any, allowed: Sequence[Any] | None = None) -> Any:
         """A value, lists as tuples. Raises ValueError where it is not `allowed`."""
         self._read.add(name)
         value = self.config.get(name, default)
+        value = tuple(value) if isinstance(value, list) else value
         if allowed is not None and value not in allowed:
             raise ValueError(f"{self.path}: {name} = {value!r}: allowed are {tuple(allowed)}")
-        return tuple(value) if isinstance(value, list) else value
+        return value
 
     def check_unread(self, kind: str) -> None:
         """Raises ValueError for values of which nothing is known."""

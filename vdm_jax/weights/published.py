@@ -37,6 +37,8 @@ _DTYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+"""Where the models lie that ship with the package."""
 _SHARD_BYTES = 10 * 10**9
 _PART_BYTES = 16 * 2**20  # of a tensor that is mapped at a time
 

@@ -1,0 +1,213 @@
+"""The training of an autoencoder: what the training loop takes in the place of a stage."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Key, PyTree, UInt8
+
+from vdm_jax.models.autoencoder import Autoencoder, Posterior
+from vdm_jax.models.layers import Layout
+from vdm_jax.stage.protocols import Batch, Frozen
+from vdm_jax.stage.space import from_uint8, to_uint8
+from vdm_jax.stage.stage import NO_FROZEN, matching
+from vdm_jax.stage.view import View
+from vdm_jax.stage.window import Reading
+
+
+class Reconstructed(NamedTuple):
+    """What the terms of a loss compare. Frames are folded into the batch.
+
+    Attributes:
+      images: in [-1, 1].
+      posterior: of the images' latents.
+      decoded: the images decoded from latents that were drawn from the posterior.
+      weights: of each pixel's errors; None = 1.
+    """
+
+    images: Float[Array, "n h w c"]
+    posterior: Posterior
+    decoded: Float[Array, "n h w c"]
+    weights: Float[Array, "n h w 1"] | None = None
+
+    def mean(self, errors: Float[Array, "n h w c"]) -> Float[Array, ""]:
+        """The mean of weighted errors."""
+        return (errors if self.weights is None else self.weights * errors).mean()
+
+
+def absolute_error(seen: Reconstructed) -> Float[Array, ""]:
+    """The mean absolute error of a pixel's value, weighted."""
+    return seen.mean(jnp.abs(seen.decoded - seen.images))
+
+
+def squared_error(seen: Reconstructed) -> Float[Array, ""]:
+    """The mean squared error of a pixel's value, weighted."""
+    return seen.mean(jnp.square(seen.decoded - seen.images))
+
+
+def kl_divergence(seen: Reconstructed) -> Float[Array, ""]:
+    """KL(posterior || N(0, 1)) in nats, summed over an image's latents and divided by the number of
+    its pixels' values (Rombach et al. 2022, appendix G: both sums are over an image).
+
+    Raises ValueError for an autoencoder whose posterior has no variance.
+    """
+    mean, log_variance = seen.posterior
+    if log_variance is None:
+        raise ValueError("the KL term: this autoencoder's latents have no variance; leave it out")
+    divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
+    return divergence.sum() / seen.images.size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Term:
+    """One weighted part of the loss.
+
+    Attributes:
+      name: of its metric.
+      function: to a scalar.
+      weight: its factor in the loss.
+    """
+
+    name: str
+    function: Callable[[Reconstructed], Float[Array, ""]]
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """An autoencoder, and the loss by which it is trained.
+
+    It has the methods of `Stage` that training calls. Each frame of a clip is an example.
+
+    Attributes:
+      network: one of `models.autoencoder`.
+      view: how clips are made from the data's.
+      terms: of the loss, which is their weighted sum.
+      foreground: added to the weight of errors, 1, where the batch's "mask" is not 0: small objects
+        else count little beside their background. 0 = the batch has no mask.
+      train_only, new: as in `Stage`.
+    """
+
+    network: Autoencoder
+    view: View
+    terms: tuple[Term, ...]
+    foreground: float = 0.0
+    train_only: str = ""
+    new: str = ""
+    text_encoder = None
+
+    def __post_init__(self):
+        factor, (_, height, width, channels) = self.network.factor, self.view.shape
+        if height % factor or width % factor:
+            raise ValueError(
+                f"clips of {height} x {width} pixels: must be multiples of {factor}, the "
+                "autoencoder's factor"
+            )
+        if channels != self.network.in_channels:
+            raise ValueError(
+                f"clips of {channels} channels: the autoencoder has {self.network.in_channels}"
+            )
+        if self.view.crop:
+            raise ValueError(f"crop = {self.view.crop}: an autoencoder is trained on whole frames")
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """Parameters (float32), drawn from `key`."""
+        image = jnp.zeros((1, self.network.factor, self.network.factor, self.network.in_channels))
+        return nn.meta.unbox(self.network.init(key, image)["params"])
+
+    def abstract_params(self) -> PyTree:
+        """As `Stage.abstract_params`."""
+        return self.network.abstract_params()
+
+    def trained(self, tree: PyTree) -> PyTree:
+        """As `Stage.trained`."""
+        return matching(tree, self.train_only)
+
+    def network_params(self, params: PyTree, frozen: Frozen) -> PyTree:
+        """As `Stage.network_params`."""
+        del frozen
+        return params
+
+    def with_layout(self, layout: Layout) -> "Reconstruction":
+        """The same: no layer mixes frames, so a mesh only splits the batch."""
+        del layout
+        return self
+
+    @property
+    def reading(self) -> Reading:
+        """What the data's workers read of a clip for one example."""
+        return self.view.reading()
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(f, h, w, c) of the videos of a training batch."""
+        return (*self.reading.video_shape, self.view.data_shape[3])
+
+    def abstract_batch(self, batch_size: int, image_frames: int = 0) -> Batch:
+        """Shapes and dtypes of a training batch."""
+        del image_frames
+        batch = {"video": jax.ShapeDtypeStruct((batch_size, *self.clip_shape), np.uint8)}
+        if self.foreground:
+            shape = (batch_size, *self.clip_shape[:3], 1)
+            batch["mask"] = jax.ShapeDtypeStruct(shape, np.uint8)
+        return batch
+
+    def train_flops(self, image_frames: int = 0) -> int:
+        """0: operations of autoencoders are not counted."""
+        del image_frames
+        return 0
+
+    def loss(
+        self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen = NO_FROZEN
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The training loss, averaged over the batch, and scalar metrics: each term, the PSNR in dB
+        of the decoded images, and the latents' mean and deviation."""
+        del frozen
+        images = self._images(batch["video"])
+        posterior = self._apply(params, images, method="encode")
+        latents = posterior.sample(key)
+        decoded = self._apply(params, latents, method="decode").astype(jnp.float32)
+        seen = Reconstructed(images, posterior, decoded, self._weights(batch))
+        values = {term.name: term.function(seen) for term in self.terms}
+        loss = sum(term.weight * values[term.name] for term in self.terms)
+        # Of an error of all values together; a peak of 2, from -1 to 1.
+        squares = jnp.square(decoded - images).mean()
+        psnr = 10 * jnp.log10(4.0 / jnp.maximum(squares, 1e-10))
+        moments = {"latent_mean": latents.mean(), "latent_std": latents.std()}
+        return loss, {**values, "psnr": psnr, **moments}
+
+    def reconstruct(
+        self, params: PyTree, video: UInt8[Array, "b f h w c"]
+    ) -> UInt8[Array, "b f h w c"]:
+        """Clips encoded to their most likely latents and decoded."""
+        latents = self._apply(params, self._images(video), method="encode").mode()
+        decoded = self._apply(params, latents, method="decode")
+        return rearrange(to_uint8(decoded), "(b f) h w c -> b f h w c", b=len(video))
+
+    def _weights(self, batch: Batch) -> Float[Array, "n h w 1"] | None:
+        if not self.foreground:
+            return None
+        if "mask" not in batch:
+            raise ValueError(
+                f"loss.foreground = {self.foreground}: the batch lacks 'mask'; set data.extras"
+            )
+        mask = rearrange(jnp.asarray(batch["mask"]) != 0, "b f h w 1 -> (b f) h w 1")
+        return 1.0 + self.foreground * mask
+
+    def _images(self, video: UInt8[Array, "b f h w c"]) -> Float[Array, "n h w c"]:
+        if video.shape[1:] != self.clip_shape:
+            raise ValueError(
+                f"batch: video has shape {video.shape[1:]}, the autoencoder's is {self.clip_shape} "
+                "(frames, height, width, channels)"
+            )
+        return rearrange(self.view.frames(from_uint8(video)), "b f h w c -> (b f) h w c")
+
+    def _apply(self, params: PyTree, *args: Any, method: str) -> Any:
+        if method == "decode":
+            args = (*args, self.view.shape[0])
+        return self.network.apply({"params": params}, *args, method=method)

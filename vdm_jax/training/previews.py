@@ -1,0 +1,61 @@
+"""What a run shows while it trains: samples of a diffusion model, reconstructions of an
+autoencoder."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from vdm_jax.parallel import sharding
+from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.reconstruction import Reconstruction
+from vdm_jax.training import state, step
+
+Preview = Callable[[state.TrainState, Any], UInt8[np.ndarray, "n f h w c"] | None]
+"""`(state, batch) -> videos`, of the averaged parameters; None = nothing is shown."""
+_MOST_CLIPS = 8  # of a batch whose reconstructions are shown
+
+
+def make_preview(stage, config, plan: sharding.Plan, frozen: Mapping[str, step.Frozen]) -> Preview:
+    """The preview of a run. Raises ValueError where a setting is not allowed or a word of
+    train.sample_prompts is not known."""
+    if isinstance(stage, Reconstruction):
+        return _reconstructions(stage)
+    return _samples(stage, config, plan, frozen)
+
+
+def _samples(stage, config, plan: sharding.Plan, frozen: Mapping[str, step.Frozen]) -> Preview:
+    """Samples of train.sample_prompts."""
+    prompts = list(config.train.sample_prompts)
+    if config.train.sample_every and prompts:
+        stage.check_prompts(prompts)
+    sampler = sampling.Sampler.from_config(
+        stage,
+        config.sample,
+        batch_size=max(len(prompts), 1),
+        frozen={name: part.params for name, part in frozen.items()},
+        plan=plan,
+    )
+
+    def preview(current: state.TrainState, batch: Any) -> UInt8[np.ndarray, "n f h w c"] | None:
+        del batch
+        if not prompts:
+            return None
+        key = state.derive_key(config.train.seed, int(current.step), state.SAMPLE)
+        return np.concatenate(list(sampler.stream(current.ema, key, prompts)))
+
+    return preview
+
+
+def _reconstructions(stage: Reconstruction) -> Preview:
+    """The first clips of the batch, each with its reconstruction below it."""
+    reconstruct = jax.jit(stage.reconstruct)
+
+    def preview(current: state.TrainState, batch: Any) -> UInt8[np.ndarray, "n f h w c"]:
+        clips = batch["video"][:_MOST_CLIPS]
+        found = np.asarray(reconstruct(current.ema, clips))
+        return np.concatenate([clips, found], axis=2)
+
+    return preview
