@@ -10,6 +10,8 @@ FOLDER is Stable Diffusion 2.1's, one of the image models that the paper uses. B
 and steps are ours.
 """
 
+from ml_collections import ConfigDict
+
 from vdm_jax.systems import video_ldm
 
 
@@ -18,8 +20,13 @@ def get_config():
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.model.remat = "full"
-    config.model.unet.update(
-        cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+    config.model.unet = ConfigDict(
+        {
+            **config.model.unet.to_dict(),
+            "cross_attention_dim": 1024,
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+        }
     )
     config.text.encoder = "clip_h"
     config.data.name = "video_folder"
