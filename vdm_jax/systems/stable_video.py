@@ -41,7 +41,7 @@ from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import FrozenPart
 from vdm_jax.systems.network import DTYPES, make_text_encoder
 from vdm_jax.weights import autoencoder as autoencoder_weights
-from vdm_jax.weights import clip, clip_inputs, scheduler
+from vdm_jax.weights import clip, clip_inputs, published, scheduler
 from vdm_jax.weights import stable_video as weights
 
 NAME = "stable_video"
@@ -254,7 +254,7 @@ def make_autoencoder(config: ConfigDict) -> Autoencoder:
     folder = config.model.autoencoder
     if not folder:
         return AutoencoderKLTemporalDecoder()
-    return autoencoder_weights.read_config(Path(folder).expanduser())
+    return autoencoder_weights.read_config(part_folder(folder, "autoencoder"))
 
 
 def _image_encoder(config: ConfigDict) -> ImageEncoder:
@@ -271,7 +271,9 @@ def _image_encoder(config: ConfigDict) -> ImageEncoder:
 
 
 def part_folder(name: str, field: str) -> Path:
-    """The folder that a field of `model` names. Raises ValueError."""
+    """The folder that a field of `model` names, also one that ships with the package. Raises
+    ValueError."""
     if not name:
         raise ValueError(f"model.{field} = '': must name a folder of published files")
-    return Path(name).expanduser()
+    path, shipped = Path(name).expanduser(), published.SHIPPED / name
+    return shipped if shipped.is_dir() and not path.is_dir() else path
