@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Writes launch/constraints.txt: one version of every package that setup.py and its extras lead to,
-# for every operating system and every Python from 3.11 on. launch/setup_env.sh installs these.
+# Writes launch/constraints.txt: one version of every package that setup.py and its extras, but beam,
+# lead to, for every operating system and every Python from 3.11 on. launch/setup_env.sh installs
+# these.
 #
 #   bash launch/update_constraints.sh [--upgrade | --check]
 #
@@ -40,7 +41,12 @@ trap 'rm -rf "$scratch"' EXIT
 # uv keeps the versions that its output file holds. It reads the old file without its comments.
 touch "$file"
 sed '/^#/d' "$file" >"$scratch/pins.txt"
-"$scratch/venv/bin/python" -m uv pip compile --quiet setup.py --all-extras --universal \
+# Without beam: Apache Beam asks for older versions of what everything else uses.
+extras=()
+for extra in $(sed -n '/extras_require/,/^    },/s/^        "\([a-z0-9]*\)": *\(\[\|[A-Z]\).*/\1/p' setup.py); do
+  [ "$extra" = beam ] || extras+=(--extra "$extra")
+done
+"$scratch/venv/bin/python" -m uv pip compile --quiet setup.py "${extras[@]}" --universal \
   --python-version 3.11 --fork-strategy fewest --no-header --no-annotate \
   --output-file "$scratch/pins.txt" ${flags[@]+"${flags[@]}"}
 {

@@ -78,7 +78,8 @@ def test_an_input_is_made_upright_and_only_its_first_frame_is_read_for_a_still(
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif)
-    sampler = SimpleNamespace(video_shape=(4, 16, 16, 3))
+    stage = SimpleNamespace(find=lambda kind: None)
+    sampler = SimpleNamespace(video_shape=(4, 16, 16, 3), stage=stage)
     pictures = []
     monkeypatch.setattr(
         video_io, "upright", lambda *a, **kw: pictures.append(1) or upright(*a, **kw)

@@ -79,7 +79,8 @@ def test_needs_scale_with_the_speed_and_the_pixels():
 
 def test_the_page_has_a_row_for_every_sampler():
     rows = compile_pages.requests("0")["Sampling"]
-    stages = [name for name in PAPER if "/paper/" in name]
+    cascades = ("imagen_video/paper/", "lumiere/paper/")
+    stages = [name for name in PAPER if name.startswith(cascades)]
     assert {row.config for row in rows} >= set(stages)
     assert all(row.what == "sample" for row in rows)
     for row in rows[1:]:

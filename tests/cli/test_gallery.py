@@ -37,7 +37,13 @@ def not_compiled(monkeypatch):
 
 
 def options(**changes):
-    fields = {"seed": 0, "clips": 2, "ladder": None, "lumiere": gallery.LUMIERE, "style": None}
+    fields = {
+        "seed": 0,
+        "num_samples": 2,
+        "ladder": None,
+        "lumiere": gallery.LUMIERE,
+        "style": None,
+    }
     return argparse.Namespace(**fields | changes)
 
 

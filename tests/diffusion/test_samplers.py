@@ -16,6 +16,7 @@ from vdm_jax.diffusion.samplers import (
     sample,
 )
 from vdm_jax.diffusion.schedules import alpha_sigma
+from vdm_jax.diffusion.unipc import UniPC
 
 RULES = [DDIM(), DDIM(form="angular"), DDIM(eta=0.7), Ancestral(), Ancestral(gamma=1.0)]
 # The rest of `samplers.RULES`, which `test_solvers.py` holds to the papers' formulas.
@@ -27,6 +28,7 @@ SOLVERS = [
     solvers.Heun(),
     solvers.FlowEuler(),
     solvers.FlowHeun(),
+    UniPC(),
     Distilled(),
     Consistency(),
     Corrector(rule=DDIM()),

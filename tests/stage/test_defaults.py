@@ -12,7 +12,7 @@ from vdm_jax.stage.view import View
 from vdm_jax.systems.imagen_video import Spec
 
 DEFAULTS = {
-    guidance.ClassifierFree: {"scale": 1.0, "oscillate_after": 0},
+    guidance.ClassifierFree: {"scale": 1.0, "oscillate_after": 0, "first": None},
     guidance.DynamicThreshold: {"percentile": 0.995},
     guidance.Nested: {},
     guidance.Tiles: {},
@@ -37,6 +37,7 @@ DEFAULTS = {
         "parametrisation": refinement.Plain(),
         "train_only": "",
         "new": "",
+        "wider": "",
     },
     sampler.Sampler: {
         "rule": sampler.samplers.DDIM(),
@@ -48,6 +49,8 @@ DEFAULTS = {
         "noise": sampler.samplers.FirstNoise(),
         "batch_size": 16,
         "num_frames": None,
+        "height": None,
+        "width": None,
         "remat": "none",
         "plan": None,
     },

@@ -146,7 +146,10 @@ def test_a_variable_names_the_folder(folders, monkeypatch):
 
 def test_wrong_settings_are_named(folders, tmp_path):
     for change, message in (
-        ({"encoder": "bert"}, "text.encoder = 'bert': allowed are minilm, t5, clip, t5_small"),
+        (
+            {"encoder": "bert"},
+            "text.encoder = 'bert': allowed are minilm, t5, umt5, clip, t5_small",
+        ),
         ({"dtype": "float16"}, "text.dtype = 'float16': allowed are float32, bfloat16"),
         ({"max_length": 2}, "text.max_length = 2: t5 needs at least 3"),
     ):

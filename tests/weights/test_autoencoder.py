@@ -251,7 +251,7 @@ def test_a_configuration_of_before_2023_has_the_defaults(golden, write):
     [
         (KL, {"_class_name": "VQModel"}, r"_class_name = 'VQModel': allowed are .*AutoencoderKL"),
         (KL, {"act_fn": "gelu"}, r"act_fn = 'gelu': allowed are \('silu',\)"),
-        (KL, {"latents_mean": [0.0] * 4}, r"latents_mean = \[.*\]: allowed are \(None,\)"),
+        (KL, {"latents_mean": [0.0] * 4}, r"latents_mean = \(.*\): allowed are \(None,\)"),
         (KL, {"upcast_norm": True}, r"upcast_norm = True: AutoencoderKL is not known to have"),
         (KL, {"norm_num_groups": 3}, r"block_out_channels = \(8, 16\): must be multiples of 3"),
         (

@@ -31,7 +31,7 @@ def add_arguments(parser) -> None:
     job.add_argument(
         "--control",
         type=control,
-        metavar="KIND:FILE",
+        metavar="KIND[:FILE]",
         help="what the result follows: canny or hed, the edges of FILE; depth or pose, where FILE "
         "is a video of depth, near bright, or of drawn skeletons; KIND alone takes --input",
     )

@@ -408,7 +408,7 @@ def _published(params: PyTree, name: Name, dtype: np.dtype) -> Iterator[tuple[st
         stacked = not isinstance(name(path), str | Place)
         array = np.asarray(leaf)
         for row, place in zip(array if stacked else [array], all_places(name(path)), strict=True):
-            tensor = np.ascontiguousarray(from_ours(row, path).astype(dtype))
+            tensor = from_ours(row, path).astype(dtype, order="C")
             yield place.name, place.axes(tensor)
 
 
