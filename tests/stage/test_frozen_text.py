@@ -148,7 +148,7 @@ def test_wrong_settings_are_named(folders, tmp_path):
     for change, message in (
         (
             {"encoder": "bert"},
-            "text.encoder = 'bert': allowed are minilm, t5, umt5, clip, t5_small",
+            "text.encoder = 'bert': allowed are minilm, t5, umt5, clip",
         ),
         ({"dtype": "float16"}, "text.dtype = 'float16': allowed are float32, bfloat16"),
         ({"max_length": 2}, "text.max_length = 2: t5 needs at least 3"),
