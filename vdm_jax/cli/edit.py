@@ -19,6 +19,9 @@ JOB is one of
   cinemagraph    makes a clip of the first frame in which only --box moves
   restyle        starts again from a noisy version, --strength of the way back, with prompt --then
   loop           appends a way back to the first frame, with prompt --then
+  invert         finds the noise z that the model makes a video of (DDIM inversion), and samples
+                 from z: a reconstruction, and, for each --then, the video with that prompt
+                 (docs/conditional.md)
   control        makes a video that follows the edges, depth or poses of another (--control), with
                  an image model and its ControlNet (docs/controlvideo.md)
   stylise        writes a model: a space-time U-Net whose image layers are --amount of the way to
@@ -39,12 +42,12 @@ last batch after it was interrupted. --method chooses how known pixels guide sam
 import argparse
 from pathlib import Path
 
-from vdm_jax.cli import common, edit_control, edit_inputs, edit_rife, outputs
+from vdm_jax.cli import common, edit_control, edit_inputs, edit_invert, edit_rife, outputs
 from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
 _KNOWING = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle", "loop")
-_SAMPLING = (*_KNOWING, "control")
+_SAMPLING = (*_KNOWING, "control", "invert")
 JOBS = (*_SAMPLING, "stylise")
 _FLAGS = {
     "frames": ("extend",),
@@ -53,7 +56,8 @@ _FLAGS = {
     "factor": ("interpolate", "super_resolve"),
     "box": ("inpaint", "outpaint", "cinemagraph"),
     "strength": ("restyle",),
-    "then": ("extend", "restyle", "loop"),
+    "then": ("extend", "restyle", "loop", "invert"),
+    **dict.fromkeys(edit_invert.FLAGS, ("invert",)),
     **dict.fromkeys(edit_inputs.STILL_FLAGS, ("animate",)),
     **dict.fromkeys(("method", "weight"), _KNOWING),
     **dict.fromkeys(("input", "prompt", *common.SAMPLER_FLAGS), _SAMPLING),
@@ -68,6 +72,8 @@ def main(arguments: list[str]) -> int:
         return _stylise(options)
     if options.job == "control":
         return edit_control.run(options)
+    if options.job == "invert":
+        return edit_invert.run(options)
     if options.method == "rife":
         return edit_rife.run(options)
     for flag in ("prompt", "then"):
@@ -202,6 +208,7 @@ def _parse(arguments: list[str]):
         "--strength", type=float, metavar="X", help="restyle: above 0, at most 1 (default 0.6)"
     )
     edit_control.add_arguments(parser)
+    edit_invert.add_arguments(parser)
     job.add_argument("--style", metavar="MODEL", help="stylise: a fine-tuned image model")
     job.add_argument("--amount", type=float, metavar="X", help="stylise: from 0 to 1 (default 0.7)")
     edit_inputs.add_still_arguments(parser)
@@ -236,6 +243,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         if getattr(options, name) not in (None, []) and options.job not in jobs:
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
     edit_control.check(parser, options)
+    edit_invert.check(parser, options)
     if options.method == "rife":
         edit_rife.check(parser, options)
     elif options.job == "stylise":

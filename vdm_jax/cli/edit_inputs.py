@@ -149,6 +149,8 @@ def _to_edit(options: argparse.Namespace, sampler: "Sampler", fps: float) -> Inp
         ]
         if sampler.stage.text_encoder is None:
             prompts = prompts or [""]
+    if options.job == "invert":
+        prompts = prompts or [""]
     cut = np.stack([source.fit(video, *size) for video in videos])
     return Inputs(
         videos=still(options, cut, sampler),

@@ -137,10 +137,12 @@ class Parts:
       done: samples that are there.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, object], count: int | None):
+    def __init__(
+        self, out: Path, identity: Mapping[str, object], count: int | None, name: str = PARTS
+    ):
         """identity: what the samples depend on, as JSON can say it. count: samples in all; None =
-        not known before they are drawn."""
-        self._folder = out / PARTS
+        not known before they are drawn. name: of the folder in `out`."""
+        self._folder = out / name
         text = json.dumps([identity, count], sort_keys=True)
         self._identity = hashlib.sha256(text.encode()).hexdigest()
         self._note = self._folder / "identity.json"
@@ -155,7 +157,7 @@ class Parts:
             _replace(self._note, json.dumps({"identity": self._identity, "count": count}).encode())
 
     def add(self, videos: "np.ndarray") -> None:
-        """Writes the next samples, uint8 `n f h w c`. Raises OutputError, saying what is there."""
+        """Writes the next samples, `n f h w c`. Raises OutputError, saying what is there."""
         import io
 
         import numpy as np
@@ -234,6 +236,13 @@ def save_videos(
     arrays = {"video": videos, "prompts": np.array(list(prompts), dtype=str)}
     if fps is not None:
         arrays["fps"] = np.float64(fps)
+    return save_arrays(path, arrays)
+
+
+def save_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> Path:
+    """Writes an .npz file, whole or not at all. Raises OutputError."""
+    import numpy as np
+
     partial = path.with_name(f"{path.name}.partial")
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, PyTree, UInt8
 
 from vdm_jax.cli.outputs import Parts
-from vdm_jax.stage.sampler import Callback, Known, Preview, Sampler
+from vdm_jax.stage.sampler import Callback, Known, Preview, Sampler, Start
 from vdm_jax.training import processes
 
 
@@ -46,7 +46,7 @@ class KeptSampler(Sampler):
         preview: Preview | None = None,
         *,
         inputs: Mapping[str, Any] | None = None,
-        start: UInt8[np.ndarray, "n f h w c"] | None = None,
+        start: Start | None = None,
         first: int = 0,
     ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
         """See `Sampler.stream`. Raises OutputError too."""

@@ -40,6 +40,8 @@ Callback = Callable[[int, int], None]
 # videos, uint8 n f h w c, a padded batch whole.
 Preview = Callable[[int, int, np.ndarray], None]
 PREVIEWS = 8  # a batch
+# Videos, or z of samples.
+Start = UInt8[np.ndarray, "n f h w c"] | Float[np.ndarray, "n f2 h2 w2 c2"]
 
 
 @jax.tree_util.register_dataclass
@@ -253,7 +255,7 @@ class Sampler:
         preview: Preview | None = None,
         *,
         inputs: Mapping[str, Any] | None = None,
-        start: UInt8[np.ndarray, "n f h w c"] | None = None,
+        start: Start | None = None,
         first: int = 0,
     ) -> Iterator[UInt8[np.ndarray, "n f h w c"]]:
         """Yields videos of the prompts, in order, a batch at a time.
@@ -267,8 +269,8 @@ class Sampler:
           known: what is known of the videos, a row a prompt.
           inputs: of the stage's other conditions by name, a row a prompt, such as low_res: the
             videos that a super-resolution stage refines.
-          start: videos that are noised to where the grid begins, one a prompt; without them
-            sampling begins with pure noise.
+          start: one a prompt: uint8 videos that are noised to where the grid begins, or float32 z
+            with which sampling begins. Without them sampling begins with pure noise.
           first: number of the first sample.
 
         Raises FloatingPointError when a sample is not finite, and ValueError for inputs that do not
@@ -366,7 +368,9 @@ class Sampler:
             key = jax.random.fold_in(key, index)
             start_key, steps_key = jax.random.split(key)
             cond, start, known = jax.tree.map(lambda leaf: leaf[None], (cond, start, known))
-            if start is not None:
+            if start is not None and jnp.issubdtype(start.dtype, jnp.floating):
+                z = start
+            elif start is not None:
                 clean = space.encode(from_uint8(start), frozen)
                 z = dataclasses.replace(self.noise, scale=1.0).draw(start_key, clean.shape)
                 z = self.stage.process.add_noise(clean, z, self.logsnrs()[:1])
