@@ -16,7 +16,7 @@ MILLIONS = {
     "bair": 151.36,
     "kinetics600": 1168.4,
     "moving_shapes": 1.32,
-    "own_videos": 1.45,
+    "own_videos": 1.595,
     "t2v_large": 1304.6,
     "t2v_5b": 5155.97,
     "t2v_small": 375.47,
