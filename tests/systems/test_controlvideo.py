@@ -75,7 +75,9 @@ class Plainly:
     places: tuple[int, ...]
 
     def __call__(self, place):
-        return PlainAttention(place.heads, place.dtype, place.layout, self.places, name=place.name)
+        return PlainAttention(
+            place.heads, place.dtype, place.layout, places=self.places, name=place.name
+        )
 
 
 class PlainAttention(SelfAttention):
