@@ -43,9 +43,9 @@ touch "$file"
 sed '/^#/d' "$file" >"$scratch/pins.txt"
 # Without beam: Apache Beam asks for older versions of what everything else uses.
 extras=()
-for extra in $(sed -n '/extras_require/,/^    },/s/^        "\([a-z0-9]*\)": *\(\[\|[A-Z]\).*/\1/p' setup.py); do
+while read -r extra; do
   [ "$extra" = beam ] || extras+=(--extra "$extra")
-done
+done < <(sed -n '/extras_require/,/^    },/s/^        "\([a-z0-9]*\)": *\(\[\|[A-Z]\).*/\1/p' setup.py)
 "$scratch/venv/bin/python" -m uv pip compile --quiet setup.py "${extras[@]}" --universal \
   --python-version 3.11 --fork-strategy fewest --no-header --no-annotate \
   --output-file "$scratch/pins.txt" ${flags[@]+"${flags[@]}"}
