@@ -239,8 +239,9 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     few = dataclasses.replace(TWO, train_clips=12, held_out_clips=5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scenes, "BUILDER_CONFIGS", [few])
+        # First, because TFDS keeps for good what it makes of BUILDER_CONFIGS at the first look.
         patch.setattr(Scenes, "builder_configs", {few.name: few})
+        patch.setattr(Scenes, "BUILDER_CONFIGS", [few])
         tfds_source.prepare(make_builder("scenes", few.name, str(folder)))
         yield {"config": few.name, "data_dir": str(folder)}
 

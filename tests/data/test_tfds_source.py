@@ -126,9 +126,9 @@ def shapes_dir(tmp_path, monkeypatch):
     """The first configuration, with few clips."""
     config = moving_shapes.MovingShapes.BUILDER_CONFIGS[0]
     few = dataclasses.replace(config, train_clips=20, held_out_clips=14)
-    monkeypatch.setattr(moving_shapes.MovingShapes, "BUILDER_CONFIGS", [few])
-    # TFDS made a dictionary of them when the class was made.
+    # First, because TFDS keeps for good what it makes of BUILDER_CONFIGS at the first look.
     monkeypatch.setattr(moving_shapes.MovingShapes, "builder_configs", {few.name: few})
+    monkeypatch.setattr(moving_shapes.MovingShapes, "BUILDER_CONFIGS", [few])
     tfds_source.prepare(make_builder("moving_shapes", few.name, str(tmp_path)))
     return str(tmp_path)
 
