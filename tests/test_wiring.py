@@ -180,6 +180,7 @@ def test_a_setting_of_a_condition_changes_the_program(field, one, other):
 # Fields of the update. Those of the loop are tested in tests/training.
 UPDATE = [
     ("train.seed", 0, 1),
+    ("train.optimizer", "adamw", "muon"),
     ("train.learning_rate", 1e-3, 2e-3),
     ("train.schedule", "constant", "cosine"),
     ("train.warmup_steps", 2, 3),
@@ -240,7 +241,7 @@ def update_program(config):
     """The program of one update of the smallest stage."""
     stage = tiny_stage.STAGE
     plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
-    tx = optimizer.make_optimizer(config.train)
+    tx = optimizer.make_optimizer(config.train, stage.abstract_params())
     update = step.make_train_step(stage, tx, config, plan)
     batch = stage.abstract_batch(config.train.batch_size)
     current = state.abstract_state(stage, tx, plan)

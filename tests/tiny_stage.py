@@ -94,6 +94,7 @@ def _config(**train):
                 "beta1": 0.9,
                 "beta2": 0.99,
                 "weight_decay": 0.01,
+                "optimizer": "adamw",
                 "moment_dtype": "float32",
                 "skip_nonfinite": 0,
                 "clip_norm": 1.0,

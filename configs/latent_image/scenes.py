@@ -45,6 +45,7 @@ def get_config():
     config.data.workers = 0
     config.train.steps = 16_000  # the shipped network had fewer: docs/stable_diffusion.md
     config.train.batch_size = 16
+    config.train.optimizer = "muon"
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 200

@@ -182,8 +182,8 @@ SECTIONS = {
         name config data_dir split num_frames image_size image_width frame_stride fps source_fps
         image_frames augment workers""",
     "train": """
-        init_from steps minutes batch_size seed learning_rate schedule warmup_steps beta1 beta2
-        weight_decay moment_dtype clip_norm skip_nonfinite accumulate ema_decay cond_dropout
+        init_from steps minutes batch_size seed optimizer learning_rate schedule warmup_steps beta1
+        beta2 weight_decay moment_dtype clip_norm skip_nonfinite accumulate ema_decay cond_dropout
         log_every sample_every sample_prompts lora""",
     "checkpoint": "every keep fallback",
     "sample": """

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests import tiny_stage
 from vdm_jax.models import layers
 from vdm_jax.parallel import sharding
 from vdm_jax.training import checkpoints, optimizer, state, step
@@ -194,3 +195,76 @@ def test_the_update_is_called_and_lowered_with_what_is_frozen():
     update(old, 2)
     update.lower(old, 2)
     assert seen == [(old, 2, {"teacher": 3})] * 2
+
+
+@pytest.mark.parametrize(
+    ("names", "inputs", "outputs"),
+    [
+        ((layers.IN, layers.OUT), (0,), (1,)),
+        ((None, None, layers.IN, layers.OUT), (0, 1, 2), (3,)),
+        ((layers.IN, layers.HEADS, layers.HEAD_DIM), (0,), (1, 2)),
+        ((layers.HEADS, layers.HEAD_DIM, layers.OUT), (0, 1), (2,)),
+        ((layers.STACKED, layers.IN, layers.OUT), (1,), (2,)),
+    ],
+)
+def test_muon_knows_the_matrix_of_a_kernel(names, inputs, outputs):
+    assert optimizer.matrix_axes(names) == (inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (layers.OUT,),
+        (layers.HEADS, layers.HEAD_DIM),
+        (layers.STACKED, layers.OUT),
+        (layers.VOCAB, layers.OUT),
+    ],
+)
+def test_muon_leaves_biases_and_embeddings_to_adam(names):
+    assert optimizer.matrix_axes(names) is None
+
+
+def test_muon_orthogonalises_the_update_of_each_matrix(make_config):
+    """Against the singular vectors of the gradient, which at the first update is the momentum."""
+    train = make_config(optimizer="muon", warmup_steps=0, clip_norm=0.0, learning_rate=0.01).train
+    key = jax.random.key(0)
+    grads = {
+        "stacked": jax.random.normal(key, (2, 6, 2, 4)),
+        "bias": jnp.array([3.0, -1.0]),
+        "frozen": None,
+    }
+    names = {
+        "stacked": (layers.STACKED, layers.IN, layers.HEADS, layers.HEAD_DIM),
+        "bias": (layers.OUT,),
+    }
+    abstract = {
+        name: layers.Named(value=grads[name], names=names[name], dtype=jnp.float32)
+        for name in names
+    }
+    with pytest.raises(ValueError, match="train.optimizer = 'muon'"):
+        optimizer.make_optimizer(train)
+    tx = optimizer.make_optimizer(train, abstract)
+    params = jax.tree.map(jnp.zeros_like, grads)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for gradient, update in zip(grads["stacked"], updates["stacked"], strict=True):
+        gradient, update = (np.asarray(x).reshape(6, 8) for x in (gradient, update))
+        left, _, right = np.linalg.svd(gradient, full_matrices=False)
+        expected = -0.01 * 0.2 * np.sqrt(8) * left @ right
+        # Five iterations bring singular values to within .7 and 1.2, not to 1.
+        scale = np.linalg.svd(update, compute_uv=False) / np.linalg.svd(expected, compute_uv=False)
+        assert np.all((scale[:6] > 0.6) & (scale[:6] < 1.3))
+        cosine = np.vdot(update, expected) / np.linalg.norm(update) / np.linalg.norm(expected)
+        assert cosine > 0.97
+    adam = optax.nadam(0.01, b1=train.beta1, b2=train.beta2)
+    expected, _ = adam.update(grads["bias"], adam.init(params["bias"]))
+    np.testing.assert_allclose(updates["bias"], expected, rtol=1e-6)
+    assert updates["frozen"] is None
+
+
+def test_muon_keeps_one_moment_of_a_matrix_beside_it(make_config):
+    stage = tiny_stage.STAGE
+    plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
+    tx = optimizer.make_optimizer(make_config(optimizer="muon").train, stage.abstract_params())
+    abstract = state.abstract_state(stage, tx, plan)
+    count = state.count_parameters
+    assert count(abstract.params) < count(abstract.opt_state) < 1.2 * count(abstract.params)

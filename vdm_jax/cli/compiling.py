@@ -196,7 +196,7 @@ def lower(config, target, what: str):
     frozen = systems.abstract_frozen(config, config.mesh.to_dict(), target.devices())
     if what == "train":
         batch_size = config.train.batch_size
-        tx = optimizer.make_optimizer(config.train)
+        tx = optimizer.make_optimizer(config.train, stage.abstract_params())
         update = step.make_train_step(stage, tx, config, plan, frozen)
         batch = stage.abstract_batch(batch_size, _images(config))
         lowered = update.lower(state.abstract_state(stage, tx, plan), _at(batch, plan.batch))

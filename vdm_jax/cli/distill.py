@@ -157,7 +157,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     )
     teacher_params = cast(initial_lib.params(before, teacher, teacher_plan))
     frozen = step.Frozen(params=teacher_params, plan=teacher_plan)
-    tx = optimizer.make_optimizer(config.train)
+    tx = optimizer.make_optimizer(config.train, stage.abstract_params())
     train = config.train
     dataset = pipeline.make_dataset(
         config,

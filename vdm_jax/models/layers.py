@@ -26,7 +26,8 @@ from vdm_jax.models.ops import convolution, normalisation, product
 
 # Logical names of the axes of parameters, the vocabulary of the sharding rules. HIDDEN is an axis
 # inside a block: one matrix produces it and the next one consumes it, as with heads.
-IN, OUT, HIDDEN, HEADS, HEAD_DIM, CHANNELS, VOCAB = (
+# STACKED numbers equal blocks whose parameters are one array.
+IN, OUT, HIDDEN, HEADS, HEAD_DIM, CHANNELS, VOCAB, STACKED = (
     "in_channels",
     "out_channels",
     "hidden_channels",
@@ -34,6 +35,7 @@ IN, OUT, HIDDEN, HEADS, HEAD_DIM, CHANNELS, VOCAB = (
     "head_dim",
     "channels",
     "vocab",
+    "stacked",
 )
 
 _lecun = nn.initializers.lecun_normal()
@@ -54,7 +56,7 @@ class Named(struct.PyTreeNode, nn.meta.AxisMetadata):
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> "Named":
         names = list(self.names)
-        names.insert(index, None)
+        names.insert(index, STACKED)
         return self.replace(names=tuple(names))
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> "Named":

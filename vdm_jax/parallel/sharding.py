@@ -233,7 +233,8 @@ class Plan:
     def opt_state(self, tx: optax.GradientTransformation, params: PyTree) -> PyTree:
         """Where an optimiser's state for `params` (arrays or shapes) is stored.
 
-        Moments lie beside their parameters, counts everywhere. What is not trained is None.
+        Moments lie beside their parameters, counts everywhere. What is not trained is None, and
+        what one part of an optimiser leaves to another stays masked.
         """
         places = jax.tree.map(
             lambda leaf, place: None if leaf is None else place,
@@ -243,10 +244,11 @@ class Plan:
         )
         return optax.tree_utils.tree_map_params(
             tx,
-            lambda _, place: place,
+            lambda leaf, place: leaf if _is_masked(leaf) else place,
             jax.eval_shape(tx.init, params),
             places,
             transform_non_params=lambda _: self.everywhere,
+            is_leaf=_is_masked,
         )
 
     def layout(self, batch_axes: tuple[str, ...] = BATCH_AXES) -> MeshLayout:
@@ -332,6 +334,10 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 def axes_by_dimension(spec: PartitionSpec) -> list[tuple[str, ...]]:
     """For each dimension the mesh axes that cut it."""
     return [(part,) if isinstance(part, str) else tuple(part or ()) for part in spec]
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
 
 
 def is_plan(leaf: Any) -> bool:

@@ -104,6 +104,7 @@ def _train_section() -> dict[str, Any]:
         "minutes": 0.0,
         "batch_size": 128,
         "seed": 0,
+        "optimizer": "adamw",
         "learning_rate": 3e-4,
         "schedule": "constant",
         "warmup_steps": 1000,

@@ -10,6 +10,7 @@ RULES = {
     "train.minutes": NOT_NEGATIVE,
     "train.batch_size": COUNT,
     "train.seed": Number(low=0, high=2**32 - 1),
+    "train.optimizer": Choice(("adamw", "muon")),
     "train.learning_rate": POSITIVE,
     "train.warmup_steps": NOT_NEGATIVE,
     "train.schedule": Choice(("constant", "cosine")),

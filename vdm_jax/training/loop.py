@@ -90,7 +90,7 @@ def train(
     workdir.mkdir(parents=True, exist_ok=True)
     plan = plan or sharding.make_plan(stage, config.mesh)
     preview = previews.make_preview(stage, config, plan, frozen or {})
-    tx = optimizer.make_optimizer(train)
+    tx = optimizer.make_optimizer(train, stage.abstract_params())
     train_step = train_step or step.make_train_step(stage, tx, config, plan, frozen)
     quiet, started = jax.process_index() != 0, time.monotonic()
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,17 @@
-"""The optimiser of a configuration: warm-up, clipping, AdamW."""
+"""The optimiser of a configuration: warm-up, clipping, AdamW or Muon."""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import optax
+from jaxtyping import PyTree
+from optax.contrib import MuonDimensionNumbers
+
+from vdm_jax.models import layers
+
+# An update by Muon has AdamW's usual root mean square, so both take the same learning rates (Liu et
+# al. 2025, equation 4).
+_RMS = 0.2
 
 
 def make_schedule(train) -> optax.Schedule:
@@ -29,19 +39,69 @@ def make_schedule(train) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_optimizer(train) -> optax.GradientTransformation:
-    """Global-norm clipping (train.clip_norm, 0 = none) and AdamW with `make_schedule`'s rate.
+def make_optimizer(train, abstract_params: PyTree = None) -> optax.GradientTransformation:
+    """Clipping by the global norm (train.clip_norm, 0 = none) and an optimiser at `make_schedule`'s
+    rate.
 
-    Weight decay acts on matrices and kernels only, never on biases and scales. The first moments
-    are kept in train.moment_dtype, the second in float32.
+    train.optimizer is adamw, or muon (Jordan et al. 2024, Liu et al. 2025): the momentum of every
+    matrix is orthogonalised, and Adam with Nesterov's momentum updates biases and scales. Weight
+    decay acts on matrices and kernels only, never on biases and scales. The first moments are kept
+    in train.moment_dtype, the second in float32.
+
+    Args:
+      train: the section of a configuration.
+      abstract_params: `Stage.abstract_params`, whose names of axes say what a matrix is. Only muon
+        reads them.
+
+    Raises ValueError for muon without them.
     """
     clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
-    adamw = optax.adamw(
-        make_schedule(train),
-        b1=train.beta1,
-        b2=train.beta2,
-        mu_dtype=train.moment_dtype,
-        weight_decay=train.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    rate = make_schedule(train)
+    moments = {"mu_dtype": train.moment_dtype, "weight_decay": train.weight_decay}
+    if train.optimizer == "adamw":
+        adamw = optax.adamw(
+            rate,
+            b1=train.beta1,
+            b2=train.beta2,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+            **moments,
+        )
+        return optax.chain(clip, adamw)
+    if abstract_params is None:
+        raise ValueError("train.optimizer = 'muon': needs the names of the parameters' axes")
+    muon = optax.contrib.muon(
+        rate,
+        adam_b1=train.beta1,
+        adam_b2=train.beta2,
+        consistent_rms=_RMS,
+        muon_weight_dimension_numbers=_matrices(abstract_params),
+        **moments,
     )
-    return optax.chain(clip, adamw)
+    return optax.chain(clip, muon)
+
+
+def _matrices(abstract_params: PyTree) -> Callable[[PyTree], PyTree]:
+    """A function of parameters to which axes of each are the rows and columns of its matrix."""
+    named = jax.tree_util.tree_leaves_with_path(
+        abstract_params, is_leaf=lambda leaf: isinstance(leaf, layers.Named)
+    )
+    table = {jax.tree_util.keystr(path): matrix_axes(leaf.names) for path, leaf in named}
+    # By path, since optax also asks for a placeholder that has no parameters.
+    return lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: table[jax.tree_util.keystr(path)], params
+    )
+
+
+def matrix_axes(names: Sequence[str | None]) -> MuonDimensionNumbers | None:
+    """The input and output axes of a linear map's kernel whose axes have logical `names`; None for
+    a bias, a scale or a table of embeddings, whose rows are looked up and not multiplied.
+
+    The places of a convolution's kernel are inputs. Heads and their widths are outputs of a map to
+    heads and inputs of a map from heads. Blocks that share one stacked kernel have a matrix each.
+    """
+    if layers.VOCAB in names:
+        return None
+    axes = [axis for axis, name in enumerate(names) if name != layers.STACKED]
+    last = -2 if names[-1] == layers.HEAD_DIM else -1
+    inputs, outputs = axes[:last], axes[last:]
+    return MuonDimensionNumbers(tuple(inputs), tuple(outputs)) if inputs and outputs else None
