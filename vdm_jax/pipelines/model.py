@@ -18,6 +18,7 @@ from vdm_jax.data import frame_rate
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
 from vdm_jax.stage.reconstruction import Reconstruction
@@ -85,10 +86,11 @@ class Model:
         """The sampler of the configuration; changes: of `sampler_fields.FIELDS`.
 
         The same changes give the same sampler, so that it is compiled once. Raises ValueError for
-        an autoencoder.
+        an autoencoder and for an image-text pair.
         """
-        if isinstance(self.stage, Reconstruction):
-            raise ValueError("this model is an autoencoder, which makes no samples")
+        for kind, name in ((Reconstruction, "autoencoder"), (Contrast, "image-text pair")):
+            if isinstance(self.stage, kind):
+                raise ValueError(f"this model is an {name}, which makes no samples")
         name = repr(sorted((key, changes[key]) for key in _given(changes)))
         name += config_lib.to_json(self.config.sample)
         if name not in self._samplers:

@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vdm_jax.parallel import sharding
+from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.control import ControlStage
 from vdm_jax.stage.low_rank import BASE, LowRank
 from vdm_jax.stage.reconstruction import Reconstruction
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import (
     autoencoder,
+    image_text,
     imagen_video,
     latent_image,
     lumiere,
@@ -39,6 +41,7 @@ SYSTEMS = {
     video_ldm.NAME: video_ldm.build,
     video_dit.NAME: video_dit.build,
     autoencoder.NAME: autoencoder.build,
+    image_text.NAME: image_text.build,
 }
 # The systems with parameters that are not trained, and with a published scheduler.
 _LATENT = {system.NAME: system for system in (latent_image, stable_video, video_ldm, video_dit)}
@@ -54,12 +57,12 @@ _PIPELINES = {
     "WanPipeline": video_dit,
 }
 # The systems whose models are written in a published format.
-_WRITTEN = {system.NAME: system for system in (*_PIPELINES.values(), autoencoder)}
+_WRITTEN = {system.NAME: system for system in (*_PIPELINES.values(), autoencoder, image_text)}
 
 
-def build(config) -> Stage | Reconstruction:
-    """The stage that a configuration describes, or the training of an autoencoder; `config.system`
-    names the system.
+def build(config) -> Stage | Reconstruction | Contrast:
+    """The stage that a configuration describes, or the training of an autoencoder or of an
+    image-text pair; `config.system` names the system.
 
     With `train.lora.rank` above 0 its parameters are low-rank changes of those of `build_base`,
     with `train.control.source` those of a ControlNet. Raises ValueError where a field's value is
@@ -87,7 +90,7 @@ def adaptation(config) -> str:
     return found[0] if found else ""
 
 
-def build_base(config) -> Stage | Reconstruction:
+def build_base(config) -> Stage | Reconstruction | Contrast:
     """`build` without low-rank changes and ControlNets. Raises as `build`."""
     if config.system not in SYSTEMS:
         raise ValueError(f"system = {config.system!r}: allowed are {', '.join(SYSTEMS)}")
