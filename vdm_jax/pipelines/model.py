@@ -399,14 +399,21 @@ def _added(params: PyTree, changes: Mapping[str, np.ndarray]) -> PyTree:
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a model's file by name; those that an adapted model lacks are its base's."""
+    if systems.is_published(path):
+        params = systems.read_published_params(path)
+        return {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
     if path.is_dir():
-        raise ValueError(f"base = {str(path)!r}: must be a .safetensors file or a shipped model")
+        raise ValueError(
+            f"base = {str(path)!r}: must be a .safetensors file, the folder of a published "
+            "pipeline or a shipped model"
+        )
     tensors, base = model_file.read_tensors(path), model_file.read_header(path).base
     if base is None:
         return tensors
     beside = path.parent / base.name
     try:
-        source = beside if beside.is_file() else _find(base.name)
+        here = beside.is_file() or systems.is_published(beside)
+        source = beside if here else _find(base.name)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: holds what was adapted of {base.name!r} ({base.digest}), which is neither at "

@@ -18,7 +18,7 @@ GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
 _SETTINGS = ("augmentation", "fps", "motion_bucket")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_OTHERS += ("first_guidance",)
+_OTHERS += ("first_guidance", "shared_noise")
 _DIRECT = ("negative", "batch_size", "num_frames", "height", "width", "remat", "frozen", "plan")
 FIELDS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
@@ -51,6 +51,8 @@ def default_section() -> ml_collections.ConfigDict:
             "window": 0,
             "window_overlap": 0,
             "batch_size": 16,
+            # Whether all frames begin with the same noise.
+            "shared_noise": False,
             **unset,
         }
     )
@@ -87,6 +89,7 @@ def read(
         "method": conditional.make_method(
             given.get("method", "reconstruction"), **chosen(("weight",))
         ),
+        "noise": samplers.FirstNoise(shared=bool(given.get("shared_noise", False))),
         "settings": {name: value for name, value in chosen(_SETTINGS).items() if value},
         **chosen(_DIRECT),
     }

@@ -21,6 +21,7 @@ from vdm_jax.systems import (
     imagen_video,
     latent_image,
     lumiere,
+    make_a_video,
     stable_video,
     stable_video_folder,
     vdm,
@@ -39,12 +40,16 @@ SYSTEMS = {
     latent_image.NAME: latent_image.build,
     stable_video.NAME: stable_video.build,
     video_ldm.NAME: video_ldm.build,
+    make_a_video.NAME: make_a_video.build,
     video_dit.NAME: video_dit.build,
     autoencoder.NAME: autoencoder.build,
     image_text.NAME: image_text.build,
 }
 # The systems with parameters that are not trained, and with a published scheduler.
-_LATENT = {system.NAME: system for system in (latent_image, stable_video, video_ldm, video_dit)}
+_LATENT = {
+    system.NAME: system
+    for system in (latent_image, stable_video, video_ldm, make_a_video, video_dit)
+}
 _FROZEN = {name: system.read_frozen for name, system in _LATENT.items()}
 _FROZEN_NETWORKS = {name: system.frozen_networks for name, system in _LATENT.items()}
 _SCHEDULERS = {name: system.make_scheduler for name, system in _LATENT.items()}

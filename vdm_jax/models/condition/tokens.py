@@ -65,8 +65,8 @@ class TextStates:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingTokens:
-    """An embedding, such as that of an image, as tokens and as a vector (unCLIP, Ramesh et al. 2022,
-    section 2.1). A network of a text attends to the tokens in the text's place.
+    """An embedding, such as that of an image, as tokens and as a vector (unCLIP, Ramesh et al.
+    2022, section 2.1). A network of a text attends to the tokens in the text's place.
 
     The vector starts at zero.
 
