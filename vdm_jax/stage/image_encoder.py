@@ -1,13 +1,14 @@
 """Frozen encoders of images, whose embeddings are conditions or what a prior samples."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vdm_jax.models.vision.clip import CLIPVisionEncoder
-from vdm_jax.models.vision.image_text import ConvolutionalEncoder, unit
+from vdm_jax.models.vision.image_text import unit
 from vdm_jax.models.vision.squash import Squash
 from vdm_jax.stage.protocols import Frozen
 
@@ -19,12 +20,13 @@ class ImageEncoder:
     """A frozen encoder of images; its parameters are `frozen["image_encoder"]`.
 
     Attributes:
-      network: whose pooled output embeds an image.
+      network: a linen module whose pooled output embeds an image, such as `CLIPVisionEncoder` or
+        `ConvolutionalEncoder`.
       prepare: what it is given of an image.
     """
 
-    network: CLIPVisionEncoder | ConvolutionalEncoder
-    prepare: Squash = Squash()
+    network: Any
+    prepare: Callable[[Array], Array] = Squash()
 
     @property
     def width(self) -> int:

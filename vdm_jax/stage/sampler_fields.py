@@ -89,7 +89,7 @@ def read(
         "method": conditional.make_method(
             given.get("method", "reconstruction"), **chosen(("weight",))
         ),
-        "noise": samplers.FirstNoise(shared=bool(given.get("shared_noise", False))),
+        "noise": samplers.FirstNoise(shared=given.get("shared_noise", False)),
         "settings": {name: value for name, value in chosen(_SETTINGS).items() if value},
         **chosen(_DIRECT),
     }
@@ -108,6 +108,8 @@ def _check_types(changes: Mapping[str, Any]) -> None:
                 continue
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"{name} = {value!r}: must be {wanted}")
+    if not isinstance(shared := changes.get("shared_noise", False), bool):
+        raise ValueError(f"shared_noise = {shared!r}: must be True or False")
 
 
 def _rule(

@@ -16,7 +16,8 @@ recipe = load_recipe(__file__, "_recipe.py")
 def get_config():
     config = recipe.decoder(make_a_video.DECODER, recipe.FRAMES)
     config.model.temporal = True
-    config.data.num_frames = (recipe.FRAMES - 1) * 30 + 1
+    # At 1 frame a second 15 * 30 + 1 frames are needed; the clip must divide into 16.
+    config.data.num_frames = 29 * recipe.FRAMES
     config.data.fps = config.stage.data_fps = 30.0
     config.stage.frame_strides = (recipe.SKIP, 1, 2, 3, 6, 10, 15, 30)  # the first is sampled
     return config.lock()

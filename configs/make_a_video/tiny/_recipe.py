@@ -76,6 +76,7 @@ def super_resolution(size: int, *, temporal: bool) -> ConfigDict:
     config.model.patch_size = 4
     config.model.spatial_attention = "none"
     config.model.norm_groups = 0
+    config.model.embedding_dim = 96
     config.data.config = "256x256x16"
     config.data.num_frames = frames
     config.data.image_size = config.data.image_width = 256
