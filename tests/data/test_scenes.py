@@ -103,6 +103,18 @@ def test_scenes_keep_to_their_split_and_to_the_frame(config, split):
             assert places == [grammar.place(*centre) for centre in centres]
 
 
+def test_larger_scenes_show_the_same_in_more_pixels():
+    large = CONFIGS["256x256x16"]
+    ((scene, clip),), ((small, wanted),) = (
+        list(builder.clips(config, "train", 1)) for config in (large, ONE)
+    )
+    assert clip.video.shape == (16, 256, 256, 3) and clip.mask.shape == (16, 256, 256, 1)
+    assert scene.caption == small.caption
+    squares = clip.video.reshape(16, 64, 4, 64, 4, 3).astype(float)
+    apart = np.abs(squares.mean((2, 4)) - wanted.video)
+    assert apart.mean() < 3 and squares.std((2, 4)).max() > 20  # alike, with detail of its own
+
+
 def test_scenes_are_functions_of_seed_split_and_index():
     first, again = (list(builder.clips(TWO, "train", n)) for n in (2, 3))
     for index, (drawn, clip) in enumerate(first):

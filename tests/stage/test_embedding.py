@@ -15,6 +15,7 @@ from vdm_jax.stage.embedding_space import EmbeddingSpace, EmbeddingStage
 from vdm_jax.stage.image_encoder import IMAGE_ENCODER, ImageEncoder, normalised
 from vdm_jax.stage.protocols import Encoding, Example
 from vdm_jax.stage.space import PixelSpace
+from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
 
 SHAPE, KEY = (3, 2, 2, 3), jax.random.key(0)
@@ -138,3 +139,20 @@ def test_a_prior_samples_embeddings_as_they_are():
         space.preview(z, FROZEN)
     with pytest.raises(ValueError, match="lacks 'image_encoder'"):
         space.encode(clip, {})
+
+
+def test_a_stage_takes_one_thing_of_the_stage_before():
+    embedding = ImageEmbedding(encoder=ENCODER)
+    frames = KeyFrames(shape=SHAPE, kinds=("key_frames",), given=2, skip=2)
+
+    def make(*conditions):
+        space = PixelSpace(data_shape=SHAPE)
+        view = View(shape=SHAPE)
+        return Stage(network=None, process=Process(), space=space, view=view, conditions=conditions)
+
+    assert make().of_stage_before is None
+    assert make(embedding).of_stage_before is embedding
+    follows = dataclasses.replace(embedding, video=frames.name)
+    assert make(follows, frames).of_stage_before is frames
+    with pytest.raises(ValueError, match="image_embedding, masked_video: only one can be made"):
+        make(embedding, frames).of_stage_before  # noqa: B018

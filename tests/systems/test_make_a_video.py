@@ -3,6 +3,7 @@ as one model."""
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,17 +29,18 @@ from vdm_jax.weights import image_text as pair_weights
 
 GIVEN, SKIP, SIDE, WIDTH = 2, 3, 16, 6
 FRAMES = (GIVEN - 1) * SKIP + 1
-PAIR = ImageTextPair(
-    ImageTextConfig(image_size=SIDE, widths=(4, 8), norm_groups=2, text_width=16, projection=WIDTH)
-)
-SHAPES = {
-    "prior": (1, SIDE, SIDE),
-    "decoder_image": (1, SIDE, SIDE),
-    "decoder": (GIVEN, SIDE, SIDE),
-    "interpolation": (FRAMES, SIDE, SIDE),
-    "sr_l": (FRAMES, 2 * SIDE, 2 * SIDE),
-    "sr_h": (FRAMES, 4 * SIDE, 4 * SIDE),
-}
+
+
+def shapes(side):
+    """By stage, (f, h, w) of what it makes; a prior's images have the (h, w)."""
+    return {
+        "prior": (1, side, side),
+        "decoder_image": (1, side, side),
+        "decoder": (GIVEN, side, side),
+        "interpolation": (FRAMES, side, side),
+        "sr_l": (FRAMES, 2 * side, 2 * side),
+        "sr_h": (FRAMES, 4 * side, 4 * side),
+    }
 
 
 def drawn(shapes, seed):
@@ -52,25 +54,22 @@ def drawn(shapes, seed):
     return jax.tree.map(draw, shapes)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def write_parts(folder, side):
     """A published image model, in "image", and an image-text pair, in "pair"; both random."""
-    folder = tmp_path_factory.mktemp("make_a_video")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch, "CACHE", folder / "cache")
-        test_latent_image.write_folder(folder / "image")
-        named = pair_weights.abstract_params(PAIR)
-        shapes = jax.tree.map(lambda x: x.value, named, is_leaf=lambda x: hasattr(x, "names"))
-        pair_weights.write_folder(folder / "pair", PAIR, drawn(shapes, 0))
-        yield folder
+    test_latent_image.write_folder(folder / "image")
+    sizes = ImageTextConfig(
+        image_size=side, widths=(4, 8), norm_groups=2, text_width=16, projection=WIDTH
+    )
+    pair = ImageTextPair(sizes)
+    params = drawn(nn.meta.unbox(pair_weights.abstract_params(pair)), 0)
+    pair_weights.write_folder(folder / "pair", pair, params)
 
 
-@pytest.fixture(scope="module")
-def configs(folder):
-    """Of each stage, as small as can be."""
+def make_configs(folder, side):
+    """Of each stage, as small as can be, with the parts of `write_parts`."""
     image = pretrained.read_config(folder / "image")
     found = {}
-    for name, shape in SHAPES.items():
+    for name, shape in shapes(side).items():
         part = {"sr_l": "super_resolution", "sr_h": "super_resolution"}.get(name)
         part = part or name.removesuffix("_image")
         config = make_a_video.default_config(part, shape).unlock()
@@ -100,19 +99,38 @@ def configs(folder):
     return found
 
 
+def write_cascade(folder, configs):
+    """All stages with random parameters, saved as one cascade, and loaded."""
+    for seed, name in enumerate(make_a_video.STAGES):
+        stage = systems.build(configs[name])
+        params = drawn(jax.eval_shape(stage.init, jax.random.key(0)), seed)
+        pretrained.save_model(folder / name, params, configs[name])
+    cascade.save(folder, cascade.cascade_config(make_a_video.STAGES))
+    return vdm_jax.load(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("make_a_video")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "CACHE", folder / "cache")
+        write_parts(folder, SIDE)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def configs(folder):
+    return make_configs(folder, SIDE)
+
+
 @pytest.fixture(scope="module")
 def stages(configs):
     return {name: systems.build(config) for name, config in configs.items()}
 
 
 @pytest.fixture(scope="module")
-def model(configs, stages, folder):
-    """All stages with random parameters, saved and loaded as one cascade."""
-    for seed, name in enumerate(make_a_video.STAGES):
-        params = drawn(jax.eval_shape(stages[name].init, jax.random.key(0)), seed)
-        pretrained.save_model(folder / "cascade" / name, params, configs[name])
-    cascade.save(folder / "cascade", cascade.cascade_config(make_a_video.STAGES))
-    return vdm_jax.load(folder / "cascade")
+def model(configs, folder):
+    return write_cascade(folder / "cascade", configs)
 
 
 def flat(params):
@@ -124,6 +142,9 @@ def test_only_the_prior_is_trained_on_texts(stages):
         texts = [entry for entry in stage.abstract_batch(2) if "text" in entry]
         assert bool(texts) == (name == "prior"), name
         assert any(isinstance(one, Prompt) for one in stage.conditions) == (name == "prior"), name
+        counted = sum(level.parameters for level in stage.cost())
+        params = jax.eval_shape(stage.init, jax.random.key(0))
+        assert counted == sum(leaf.size for leaf in jax.tree.leaves(params)), name
     frames = {name: stage.abstract_batch(2)["video"].shape[1] for name, stage in stages.items()}
     assert frames["prior"] == frames["decoder_image"] == 1 and frames["decoder"] == GIVEN
 
@@ -139,10 +160,10 @@ def test_training_on_videos_leaves_the_image_model_as_it_was(configs, stages, fo
     for path, leaf in image.items():
         np.testing.assert_array_equal(before[path], leaf, err_msg=path)
     rng = np.random.default_rng(0)
-    shapes = stage.abstract_batch(2)
-    batch = {"video": rng.integers(0, 256, shapes["video"].shape, np.uint8)}
+    wanted = stage.abstract_batch(2)
+    batch = {"video": rng.integers(0, 256, wanted["video"].shape, np.uint8)}
     batch["fps"] = np.array([8.0, 8.0 / SKIP], np.float32)
-    assert batch.keys() == shapes.keys()
+    assert batch.keys() == wanted.keys()
     update = step.make_train_step(stage, tx, config, plan, frozen)
     current, metrics = update(current, batch)
     assert np.isfinite(metrics["loss"])
@@ -170,7 +191,7 @@ def test_all_stages_sample_as_one_model(model, tmp_path):
     assert embeddings.shape == (2, 1, 1, 1, WIDTH) and embeddings.dtype == np.float32
     for name in make_a_video.STAGES[1:]:
         videos = outputs[name].videos
-        assert videos.shape == (2, *SHAPES[name], 3) and videos.dtype == np.uint8
+        assert videos.shape == (2, *shapes(SIDE)[name], 3) and videos.dtype == np.uint8
     final = np.array(outputs["sr_h"].videos)
     assert final.std() > 1
     # The text reaches the last stage, through the prior and every stage between.
@@ -241,8 +262,8 @@ def test_configurations_of_the_paper_can_be_compiled(name):
     config = config_lib.load_config(f"make_a_video/paper/{name}")
     stage, devices = systems.build(config), jax.devices()[:1]
     frozen = systems.abstract_frozen(config, {"data": 1}, devices)
-    shapes = {name: part.params for name, part in frozen.items()}
-    assert ("image_encoder" in shapes) == (name != "sr_l")
+    fixed = {name: part.params for name, part in frozen.items()}
+    assert ("image_encoder" in fixed) == (name != "sr_l")
     params = jax.eval_shape(stage.init, jax.random.key(0))
-    loss, _ = jax.eval_shape(stage.loss, params, stage.abstract_batch(2), jax.random.key(0), shapes)
+    loss, _ = jax.eval_shape(stage.loss, params, stage.abstract_batch(2), jax.random.key(0), fixed)
     assert loss.shape == () and loss.dtype == jnp.float32

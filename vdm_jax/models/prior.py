@@ -7,6 +7,7 @@ noised image embedding, and a learned query, at which the prediction is read.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ class PriorTransformer(Network):
         seen = jnp.concatenate([mask, jnp.ones((len(z), 4), bool)], axis=1)
         later = jnp.triu(jnp.ones((length, length), bool), 1)
         bias = jnp.where(later, jnp.finfo(jnp.float32).min / 2, 0.0)[None]
-        x, _ = self.sizes(x, dtype=self.dtype, mask=seen, bias=bias)
+        x, _ = self.sizes(x, dtype=self.dtype, mask=seen, bias=bias, remat=self.remat)
         x = self.sizes.norm(x[:, -1], "norm", jnp.float32)
         out = layers.dense(z.shape[-1], dtype=jnp.float32, zero=True, name="output")(x)
         return out[:, None, None, None]
@@ -118,7 +119,7 @@ class PriorTransformer(Network):
         return self._mapped(hidden, "noise_level_out")
 
 
-def sizes_from(values: Mapping[str, int]) -> Transformer:
+def sizes_from(values: Mapping[str, Any]) -> Transformer:
     """The sizes of a configuration's `model.prior`. Raises ValueError naming a field that is
     unknown or has a value that is not allowed."""
     known = {field.name for field in dataclasses.fields(Transformer)}
