@@ -13,6 +13,6 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = recipe.at_scale(make_a_video.default_config(make_a_video.PRIOR, (1, 224, 224)))
+    config = recipe.at_scale(make_a_video.default_config(make_a_video.PRIOR))
     config.train.batch_size = 4096
     return config.lock()
