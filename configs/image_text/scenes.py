@@ -18,7 +18,7 @@ def get_config():
     config.data.config = "64x64x16"
     config.data.image_size = 64
     config.data.workers = 0
-    config.train.steps = 1500
+    config.train.steps = 1000
     config.train.batch_size = 128
     config.train.learning_rate = 2e-3
     config.train.schedule = "cosine"

@@ -17,5 +17,5 @@ def get_config():
     config.model.train_only = recipe.EMBEDDING
     config.train.init_from = "scenes_image"
     config.train.batch_size = 16
-    config.train.steps = 700
+    config.train.steps = 500
     return config.lock()

@@ -17,7 +17,7 @@ def get_config():
     config.model.train_only = f"{recipe.VIDEO}|^masked_video_conv/"
     config.interpolation.update({"given": recipe.GIVEN, "skip": recipe.SKIP})
     config.train.batch_size = 2
-    config.train.steps = 250
+    config.train.steps = 150
     config.sample.guidance = 1.0
     config.sample.steps = 16
     config.sample.batch_size = 4

@@ -12,6 +12,6 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 def get_config():
     config = recipe.prior()
-    config.train.batch_size = 128
-    config.train.steps = 600
+    config.train.batch_size = 64
+    config.train.steps = 700
     return config.lock()

@@ -13,5 +13,5 @@ recipe = load_recipe(__file__, "_recipe.py")
 def get_config():
     config = recipe.super_resolution(256, temporal=False)
     config.sample.shared_noise = True
-    config.train.steps = 500
+    config.train.steps = 300
     return config.lock()

@@ -12,6 +12,6 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 def get_config():
     config = recipe.super_resolution(128, temporal=True)
-    config.train.steps = 400
+    config.train.steps = 300
     config.train.batch_size = 4
     return config.lock()

@@ -12,5 +12,5 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 def get_config():
     config = recipe.super_resolution(128, temporal=False)
-    config.train.steps = 500
+    config.train.steps = 300
     return config.lock()
