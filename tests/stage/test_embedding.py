@@ -92,9 +92,10 @@ def test_sampling_takes_embeddings_images_or_the_frames_that_are_known():
     wanted = np.array([0.0, 0.6, 0.8]) * np.sqrt(3)
     np.testing.assert_allclose(found["image_embedding"][0, 0], wanted, rtol=1e-5)
     image = np.random.default_rng(0).integers(0, 256, (1, 2, 2, 3), np.uint8)
-    by_image = condition.begin(condition.encode(image, 1), 1, KEY, {}, encode)["image_embedding"]
+    cond = jax.tree.map(jnp.asarray, condition.encode(image, 1))
+    found = condition.begin(cond, 1, KEY, {}, encode)
     wanted = embedded(image / 127.5 - 1)
-    np.testing.assert_allclose(by_image[:, 0], wanted, rtol=1e-4)
+    np.testing.assert_allclose(found["image_embedding"][:, 0], wanted, rtol=1e-4)
     # Of a stage of known frames: the first of them, or the null.
     condition = ImageEmbedding(encoder=ENCODER, video="masked_video")
     assert condition.encode(None, 1) == {} and not condition.of_stage_before
