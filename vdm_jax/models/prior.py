@@ -80,13 +80,11 @@ class PriorTransformer(Network):
         query = self.param("query", layers.named(init, layers.CHANNELS), (width,))
         query = jnp.broadcast_to(query.astype(self.dtype), (len(z), 1, width))
         x = jnp.concatenate([*sequence, query], axis=1)
-        length = x.shape[1]
         names = layers.named(init, None, layers.CHANNELS)
         positions = self.param("positions", names, (self.tokens + 4, width))
         x = x + positions.astype(self.dtype)
         seen = jnp.concatenate([mask, jnp.ones((len(z), 4), bool)], axis=1)
-        later = jnp.triu(jnp.ones((length, length), bool), 1)
-        bias = jnp.where(later, jnp.finfo(jnp.float32).min / 2, 0.0)[None]
+        bias = causal_bias(x.shape[1])
         x, _ = self.sizes(x, dtype=self.dtype, mask=seen, bias=bias, remat=self.remat)
         x = self.sizes.norm(x[:, -1], "norm", jnp.float32)
         out = layers.dense(z.shape[-1], dtype=jnp.float32, zero=True, name="output")(x)
@@ -117,6 +115,13 @@ class PriorTransformer(Network):
         waves = layers.sinusoidal_embedding(logsnr, _SINUSOIDS)
         hidden = nn.swish(self._mapped(waves, "noise_level_in"))
         return self._mapped(hidden, "noise_level_out")
+
+
+def causal_bias(length: int) -> Float[Array, "1 {length} {length}"]:
+    """What is added to the scores of queries, rows, and keys, columns, so that no token attends to
+    a later one."""
+    later = jnp.triu(jnp.ones((length, length), bool), 1)
+    return jnp.where(later, jnp.finfo(jnp.float32).min / 2, 0.0)[None]
 
 
 def sizes_from(values: Mapping[str, Any]) -> Transformer:
