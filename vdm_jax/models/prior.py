@@ -128,7 +128,7 @@ def sizes_from(values: Mapping[str, Any]) -> Transformer:
     """The sizes of a configuration's `model.prior`. Raises ValueError naming a field that is
     unknown or has a value that is not allowed."""
     known = [field.name for field in dataclasses.fields(Transformer)]
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"model.prior: {', '.join(unknown)}: allowed are {', '.join(known)}")
     for name in ("width", "hidden", "num_layers", "heads"):
         if values.get(name, 1) < 1:
