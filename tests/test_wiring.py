@@ -128,6 +128,7 @@ SAMPLER = [
     ("height", None, 8, {}),
     ("width", None, 8, {}),
     ("negative", None, "green left", {}),
+    ("shared_noise", False, True, {}),
     ("method", "reconstruction", "projection", {}),
     ("method", "pigdm", "replacement", {}),
     ("weight", 1.0, 2.0, {"method": "pigdm"}),

@@ -103,6 +103,20 @@ def test_scenes_keep_to_their_split_and_to_the_frame(config, split):
             assert places == [grammar.place(*centre) for centre in centres]
 
 
+def test_larger_scenes_show_the_same_in_more_pixels():
+    large = CONFIGS["256x256x16"]
+    ((scene, clip),), ((small, wanted),) = (
+        list(builder.clips(config, "train", 1)) for config in (large, ONE)
+    )
+    assert clip.video.shape == (16, 256, 256, 3) and clip.mask.shape == (16, 256, 256, 1)
+    assert scene.caption == small.caption
+    covered = clip.mask.reshape(16, 64, 4, 64, 4, 1).mean((2, 4))
+    assert np.abs(covered - wanted.mask).mean() < 0.01 < wanted.mask.mean()
+    # The object has detail of its own: within squares that it covers, pixels differ.
+    squares = clip.video.reshape(16, 64, 4, 64, 4, 3).astype(float).std((2, 4))
+    assert squares[covered[..., 0] == 1].max() > 10
+
+
 def test_scenes_are_functions_of_seed_split_and_index():
     first, again = (list(builder.clips(TWO, "train", n)) for n in (2, 3))
     for index, (drawn, clip) in enumerate(first):

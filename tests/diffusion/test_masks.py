@@ -43,3 +43,17 @@ def test_kinds_are_drawn_evenly():
 def test_an_unknown_kind_is_told():
     with pytest.raises(ValueError, match="masks: frames; allowed are none, first_frame"):
         of("none", "frames")
+
+
+def test_key_frames_are_evenly_spaced_with_both_ends():
+    drawn = np.asarray(masks.draw(KEY, 64, (13, 2, 2), ("key_frames",)))
+    assert (drawn == drawn[:, :, :1, :1]).all()
+    found = {tuple(np.flatnonzero(row)) for row in drawn[:, :, 0, 0, 0]}
+    assert found == {tuple(range(0, 13, skip)) for skip in (2, 3, 4, 6, 12)}
+
+
+@pytest.mark.parametrize("kind,turn", [("beginning", 1), ("end", -1)])
+def test_runs_are_known_at_one_end_and_never_everywhere(kind, turn):
+    drawn = of(kind)[:, ::turn, 0, 0]
+    np.testing.assert_array_equal(drawn, np.sort(drawn, axis=1)[:, ::-1])  # known, then unknown
+    assert set(drawn.sum(1)) == {1, 2, 3}

@@ -10,7 +10,8 @@ from vdm_jax.evaluation import scene_judge, vocabularies
 from vdm_jax.evaluation.judge import MOVING_SHAPES, score
 from vdm_jax.evaluation.scene_judge import NOTHING, SCENES, Reading, read
 
-CONFIGS = {config.name: config for config in Scenes.BUILDER_CONFIGS}
+# The judge reads 64 x 64 pixels.
+CONFIGS = {config.name: config for config in Scenes.BUILDER_CONFIGS if config.size == 64}
 COUNT = 32  # clips of a configuration and split
 
 

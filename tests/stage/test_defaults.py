@@ -96,6 +96,7 @@ def test_the_section_of_a_sampler():
         "window": 0,
         "window_overlap": 0,
         "batch_size": 16,
+        "shared_noise": False,
     }
     assert {section[name] for name in unset} == {None}
 

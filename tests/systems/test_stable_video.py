@@ -20,8 +20,9 @@ from tests.weights import drawn_weights
 from vdm_jax import cli, systems
 from vdm_jax.cli import edit, edit_inputs
 from vdm_jax.diffusion.predictions import Prediction
-from vdm_jax.stage.conditions.still import ImageEncoder, Micro, Still, measure_motion
+from vdm_jax.stage.conditions.still import Micro, Still, measure_motion
 from vdm_jax.stage.guidance import ClassifierFree
+from vdm_jax.stage.image_encoder import ImageEncoder
 from vdm_jax.stage.protocols import Example
 from vdm_jax.weights import fetch
 

@@ -9,8 +9,8 @@ encoder FOLDER is a pipeline for this library only. What was read from such a fo
 the same bits if --dtype is the type that it had.
 
 Of an autoencoder FOLDER receives its config.json and tensors. The scaling factor is measured on the
-data that it was trained on. Of a model that was trained with train.control, FOLDER receives the
-ControlNet's.
+data that it was trained on. Of an image-text pair FOLDER receives the same, in this library's own
+format. Of a model that was trained with train.control, FOLDER receives the ControlNet's.
 
 If MODEL was trained with train.lora, FOLDER receives pytorch_lora_weights.safetensors, or with
 --merged the whole model: the base with the LoRA added.

@@ -4,8 +4,9 @@
 
 The file holds the moving average of the parameters, the configuration and a digest, which is
 checked whenever the file is read. --half stores float16, half as large. With --base=MODEL, a
-shipped name or a file that this model was trained from (train.init_from), the file holds only the
-parameters that differ from it; loading the file then needs MODEL in the same place.
+shipped name, a file or a published folder that this model was trained from (train.init_from), the
+file holds only the parameters that differ from it; loading the file then needs MODEL in the same
+place.
 """
 
 from pathlib import Path

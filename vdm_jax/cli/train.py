@@ -102,7 +102,7 @@ def _train(config, options) -> int:
     from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import initial as initial_lib
     from vdm_jax.pipelines import model as pretrained
-    from vdm_jax.stage import control, reconstruction
+    from vdm_jax.stage import contrast, control, reconstruction
     from vdm_jax.training import loop
 
     if options.profiler_port:
@@ -151,7 +151,9 @@ def _train(config, options) -> int:
         return common.PREEMPTED if result.reason == "SIGTERM" else 0
     if result.reason in ("SIGINT", "SIGTERM"):
         print("the same command goes on from there")
-    elif isinstance(stage, reconstruction.Reconstruction | control.ControlStage):
+    elif isinstance(
+        stage, reconstruction.Reconstruction | control.ControlStage | contrast.Contrast
+    ):
         print(f"write it: vdm convert --to=diffusers --model={options.workdir} --out=FOLDER")
     else:
         print(f'sample it: vdm sample --model={options.workdir} --prompt="..."')

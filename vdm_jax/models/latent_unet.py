@@ -91,9 +91,10 @@ class LatentEncoder(Network):
       in_channels: of the input: z and the videos that are concatenated to it.
       time: converts log-SNR to the number whose sinusoids are embedded.
       text: the key of the condition that pixels attend to, (b, l, settings.text_width). The text of
-        images is at "image_" + key, (b, k, l, text_width). All tokens have weight.
+        images is at "image_" + key, (b, k, l, text_width). All tokens have weight. "" = pixels
+        attend to the tokens of an embedder in `conditions`.
       conditions: embedders of further conditions; their vectors are added to that of time.
-      videos: conditions that are concatenated to z.
+      videos: conditions that are concatenated to z, or enter by a convolution of their own.
       slots: layers of others, see `Slots`.
       dtype: of the computation. Parameters are always float32.
       remat: see `layers.remat`.
@@ -116,7 +117,7 @@ class LatentEncoder(Network):
     def input_features(self, z: Float[Array, "b f h w c"], cond: Cond) -> Features:
         """The output of the first convolution, batch and frames folded. Raises ValueError if the
         channels do not fit."""
-        videos = [z, *(video(cond, z) for video in self.videos)]
+        videos = [z, *(video(cond, z) for video in self.videos if not video.ADDED)]
         channels = [video.shape[-1] for video in videos]
         if sum(channels) != self.in_channels:
             raise ValueError(
@@ -124,7 +125,12 @@ class LatentEncoder(Network):
                 f"the videos concatenated to it, {channels}"
             )
         patches = [self.unet.patches(video, self.layout) for video in videos]
-        return Input()(patches, {}, self.unet.channels, self.dtype)
+        added = {
+            video.name: self.unet.patches(video(cond, z), self.layout)
+            for video in self.videos
+            if video.ADDED
+        }
+        return Input()(patches, added, self.unet.channels, self.dtype)
 
     @nn.nowrap
     def make_blocks(
@@ -132,12 +138,6 @@ class LatentEncoder(Network):
     ) -> "LatentBlocks":
         """The blocks given to the skeleton, with the embedded condition. `frames` counts images."""
         inputs = Inputs(cond={**cond, "logsnr": logsnr}, frames=frames, num_images=num_images)
-        tokens = inputs.items(self.text)
-        if tokens.ndim != 4 or tokens.shape[-1] != self.settings.text_width:
-            raise ValueError(
-                f"cond: {self.text} {cond[self.text].shape} must be (batch, tokens, "
-                f"{self.settings.text_width}), the text_width that the network was made for"
-            )
         embed = _TimeEmbedding(
             dim=4 * self.unet.channels,
             channels=self.unet.channels,
@@ -146,8 +146,18 @@ class LatentEncoder(Network):
             dtype=self.dtype,
             name="condition",
         )
+        vectors, tokens = embed(inputs)
+        if self.text:
+            tokens = inputs.items(self.text)
+        if tokens is None:
+            raise ValueError("text = '': must name a condition, because no embedder has tokens")
+        if tokens.ndim != 4 or tokens.shape[-1] != self.settings.text_width:
+            raise ValueError(
+                f"cond: {self.text} {tokens.shape[:1] + tokens.shape[2:]} must be (batch, tokens, "
+                f"{self.settings.text_width}), the text_width that the network was made for"
+            )
         context = ClipContext(
-            vectors=self.layout.fold(embed(inputs)),
+            vectors=self.layout.fold(vectors),
             tokens=tokens.astype(self.dtype),
             frames=frames,
             num_images=num_images,
@@ -158,7 +168,8 @@ class LatentEncoder(Network):
     @property
     def reads(self) -> frozenset[str]:
         parts = (*self.conditions, *self.videos)
-        return frozenset([self.text, *(key for part in parts for key in part.keys)])
+        text = [self.text] if self.text else []
+        return frozenset([*text, *(key for part in parts for key in part.keys)])
 
     @property
     def multiple(self) -> int:
@@ -221,7 +232,8 @@ class LatentUNet(LatentEncoder):
         """
         self.check(z, num_images)
         blocks = self.make_blocks(logsnr, cond, z.shape[1], num_images, train)
-        h, skips = self.unet.encode(self.input_features(z, cond), blocks)
+        h = blocks.after_convolution(self.input_features(z, cond), 0, "input_conv")
+        h, skips = self.unet.encode(h, blocks)
         for control in self.controls:
             middle, added = control(self, z, logsnr, cond, num_images=num_images, train=train)
             h = h + middle
@@ -257,13 +269,18 @@ class LatentUNet(LatentEncoder):
     def section(self, submodule: str) -> str:
         if submodule in {control.name for control in self.controls}:
             return submodule
+        if submodule in {f"{video.name}_conv" for video in self.videos if video.ADDED}:
+            return "input"
         if match := re.match(r"(down|up)_(\d+)", submodule):
             return f"{match[1]} {match[2]}"
         return submodule.split("_")[0]
 
 
 class _TimeEmbedding(nn.Module):
-    """The sinusoids of time, cosines first, and a two-layer MLP; plus further embedders."""
+    """The sinusoids of time, cosines first, and a two-layer MLP; plus further embedders.
+
+    Returns the vectors, and the tokens of an embedder that has some.
+    """
 
     dim: int
     channels: int
@@ -272,11 +289,13 @@ class _TimeEmbedding(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs: Inputs) -> Float[Array, "b f dim"]:
+    def __call__(
+        self, inputs: Inputs
+    ) -> tuple[Float[Array, "b f dim"], Float[Array, "b items l d"] | None]:
         waves = layers.sinusoidal_embedding(self.time(inputs.cond["logsnr"]), self.channels)
         waves = jnp.roll(waves, self.channels // 2, axis=-1)
         vector = mlp(self, "time", waves.astype(self.dtype))[:, None]
-        return add_embedders(self, vector, self.embedders, inputs)[0]
+        return add_embedders(self, vector, self.embedders, inputs)[:2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,6 +313,8 @@ class LatentBlocks:
             dataclasses.replace(settings, epsilon=epsilon),
             network.dtype,
             network.layout,
+            network.slots.after_convolution,
+            self.place(name, level, h, settings.depth[level]),
             name=name,
         )
         h = network.layout.place(block(h, self.context))
@@ -307,10 +328,18 @@ class LatentBlocks:
         return self.attend(h, self.place(name, level, h, self.network.settings.middle_depth))
 
     def down(self, h: Features, level: int, features: int, name: str) -> Features:
-        return Downsample(features, self.network.dtype, name=name)(h)
+        h = Downsample(features, self.network.dtype, name=name)(h)
+        return self.after_convolution(h, level, name)
 
     def up(self, h: Features, level: int, features: int, name: str) -> Features:
-        return Upsample(features, self.network.dtype, name=name)(h)
+        h = Upsample(features, self.network.dtype, name=name)(h)
+        return self.after_convolution(h, level, name)
+
+    def after_convolution(self, h: Features, level: int, name: str) -> Features:
+        """The output of a convolution outside of residual blocks after what follows it."""
+        slot = self.network.slots.after_convolution
+        place = dataclasses.replace(self.place(f"{name}_temporal", level, h, 0), dtype=h.dtype)
+        return self.fill(slot, place, h)
 
     def output(self, h: Features, channels: int) -> Float[Array, "n h w {channels}"]:
         """The last normalisation and convolution, in float32 and zero at first."""
@@ -321,7 +350,7 @@ class LatentBlocks:
         if settings.norm_over_frames:
             norm = over_clip(norm, network.layout, self.context)
         conv = layers.conv(channels, dtype=jnp.float32, zero=True, name="output_conv")
-        return conv(nn.swish(norm(h)))
+        return self.after_convolution(conv(nn.swish(norm(h))), 0, "output_conv")
 
     def attend(self, h: Features, place: Place) -> Features:
         """The transformer at a place, if there is one, and what follows it."""

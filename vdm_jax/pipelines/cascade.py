@@ -21,13 +21,16 @@ import jax
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Key, UInt8
+from jaxtyping import Array, Key, Shaped, UInt8
 
 from vdm_jax import config as config_lib
+from vdm_jax import systems
 from vdm_jax.data import frame_rate
 from vdm_jax.pipelines import cascade_file
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.conditions.prompt import Prompt
+from vdm_jax.stage.stage import Stage
 
 # progress(stage's name, samples done, samples in all), called after each batch.
 Progress = Callable[[str, int, int], None]
@@ -50,7 +53,9 @@ class CascadeStep:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageOutput:
-    """The videos of a stage, uint8 (n, f, h, w, c) in the file `path`, and their frame rate.
+    """The samples of a stage in the file `path`, and their frame rate.
+
+    They are videos, uint8 (n, f, h, w, c), or a prior's embeddings, float32 (n, 1, 1, 1, d).
 
     seconds: the time that the stage took, with compilation and earlier calls.
     """
@@ -61,8 +66,8 @@ class StageOutput:
     fps: float
 
     @property
-    def videos(self) -> UInt8[np.ndarray, "n f h w c"]:
-        """The videos, mapped into memory."""
+    def videos(self) -> Shaped[np.ndarray, "n f h w c"]:
+        """The samples, mapped into memory."""
         return np.load(self.path, mmap_mode="r")
 
 
@@ -79,7 +84,7 @@ def cascade_config(
     None = as the stage's own configuration.
     """
     fields = ("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size")
-    fields += ("tile", "tile_overlap", "window", "window_overlap")
+    fields += ("tile", "tile_overlap", "window", "window_overlap", "shared_noise")
     return ml_collections.ConfigDict(
         {
             "stages": tuple(names),
@@ -187,8 +192,8 @@ class CascadeModel:
         """
         folder = Path(out) / "stages"
         folder.mkdir(parents=True, exist_ok=True)
-        _check_chain(self.steps)
-        low_res, before = None, _digest([list(prompts), jax.random.key_data(key).tolist()])
+        _check_chain(self.steps, prompts)
+        given, before = None, _digest([list(prompts), jax.random.key_data(key).tolist()])
         for number, step in enumerate(self.steps):
             # The videos of a stage depend on all stages before it.
             model = pretrained.digest(step.source)
@@ -196,27 +201,29 @@ class CascadeModel:
             record = _Record(folder / f"{number:02d}_{step.name}", before)
             if record.done < len(prompts):
                 stage_key = jax.random.fold_in(key, number)
-                self._run(step, record, stage_key, prompts, low_res, progress)
+                self._run(step, record, stage_key, prompts, given, progress)
             output = StageOutput(
                 name=step.name,
                 path=record.path,
                 seconds=record.seconds,
                 fps=frame_rate.playback(pretrained.read_config(step.source)),
             )
-            low_res = output.videos
+            given = output.videos
             yield output
 
-    def _run(self, step, record, key, prompts, low_res, progress) -> None:
-        """Draws the videos of one stage that are still missing."""
+    def _run(self, step, record, key, prompts, given, progress) -> None:
+        """Draws the samples of one stage that are still missing, from those of the stage before."""
         model = pretrained.load(step.source, mesh=self.mesh)
         name = _digest([config_lib.to_dict(model.config), step.name, _plain(step.changes)])
         sampler = self._samplers.setdefault(name, model.sampler(**step.changes))
-        first = record.open(len(prompts), sampler.video_shape)
+        first, condition = record.open(len(prompts)), model.stage.of_stage_before
+        # In some cascades only the first stage takes the text.
+        texts = prompts if _takes_prompts(model.stage) else [""] * len(prompts)
         stream = sampler.stream(
             model.params,
             key,
-            prompts[first:],
-            inputs=None if low_res is None else {"low_res": low_res[first:]},
+            texts[first:],
+            inputs=None if condition is None else {condition.name: given[first:]},
             first=first,
         )
         started = time.monotonic()
@@ -298,20 +305,23 @@ class _Record:
             if note["identity"] == identity:
                 self.done, self.seconds = note["done"], note["seconds"]
 
-    def open(self, count: int, shape: tuple[int, ...]) -> int:
-        """Makes the file, or opens that of before; the number of the first video to be made."""
-        if jax.process_index() == 0:
-            if self.done:
-                self._videos = np.lib.format.open_memmap(self.path, mode="r+")
-            else:
-                self._note.unlink(missing_ok=True)  # first: a note never speaks of another file
-                self._videos = np.lib.format.open_memmap(
-                    self.path, mode="w+", dtype=np.uint8, shape=(count, *shape)
-                )
+    def open(self, count: int) -> int:
+        """Prepares the file of `count` samples; the number of the first one to be made."""
+        self._count = count
         return self.done
 
-    def add(self, videos: UInt8[np.ndarray, "n f h w c"], seconds: float) -> None:
+    def _file(self, samples: Shaped[np.ndarray, "n f h w c"]) -> np.ndarray:
+        """The file of before, or a new one for samples like these."""
+        if self.done:
+            return np.lib.format.open_memmap(self.path, mode="r+")
+        self._note.unlink(missing_ok=True)  # first: a note never speaks of another file
+        shape = (self._count, *samples.shape[1:])
+        return np.lib.format.open_memmap(self.path, mode="w+", dtype=samples.dtype, shape=shape)
+
+    def add(self, videos: Shaped[np.ndarray, "n f h w c"], seconds: float) -> None:
         """Writes a batch, then that it is there."""
+        if jax.process_index() == 0:
+            self._videos = self._file(videos)
         start, self.done = self.done, self.done + len(videos)
         self.seconds += seconds
         if jax.process_index() != 0:
@@ -324,20 +334,41 @@ class _Record:
         partial.replace(self._note)
 
 
-def _check_chain(steps: Sequence[CascadeStep]) -> None:
-    """Raises ValueError unless each stage refines what the one before it makes."""
-    before: tuple[int, ...] = ()
+def _check_chain(steps: Sequence[CascadeStep], prompts: Sequence[str]) -> None:
+    """Raises ValueError unless each stage takes what the one before it makes, and one the text."""
+    before: jax.ShapeDtypeStruct | None = None
+    has_text = False
     for step in steps:
-        config = pretrained.read_config(step.source)
-        if "stage" not in config:
+        stage = systems.build(pretrained.read_config(step.source))
+        if not isinstance(stage, Stage):
             raise ValueError(f"{step.name}: {step.source} is no stage of a cascade")
-        wanted = tuple(config.stage.low_res)
-        if wanted != before:
+        condition = stage.of_stage_before
+        wanted = None if condition is None else condition.input_shapes(1)[condition.name]
+        if _kind(wanted) != _kind(before):
             raise ValueError(
-                f"{step.name} refines {wanted or 'nothing'} (frames, height, width), but the stage "
-                f"before it makes {before or 'nothing'}"
+                f"{step.name} refines {_kind(wanted) or 'nothing'} (frames, height, width), but "
+                f"the stage before it makes {_kind(before) or 'nothing'}"
             )
-        before = tuple(config.stage.shape)
+        before = stage.sample_shape
+        has_text = has_text or _takes_prompts(stage)
+    if any(prompts) and not has_text:
+        raise ValueError(
+            "prompts were given, but no stage of this cascade takes text; omit --prompt"
+        )
+
+
+def _kind(samples: jax.ShapeDtypeStruct | None) -> tuple[int, ...] | str:
+    """What stages of a cascade must agree on: a video's frames, height and width, or that it is an
+    embedding and its features."""
+    if samples is None:
+        return ()
+    frames, height, width, channels = samples.shape[-4:]
+    is_video = samples.dtype == np.uint8
+    return (frames, height, width) if is_video else f"an embedding of {channels} features"
+
+
+def _takes_prompts(stage: Stage) -> bool:
+    return any(isinstance(condition, Prompt) for condition in stage.conditions)
 
 
 def digest(source: str | Path) -> str:

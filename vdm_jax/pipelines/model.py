@@ -18,6 +18,7 @@ from vdm_jax.data import frame_rate
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
 from vdm_jax.stage.reconstruction import Reconstruction
@@ -85,10 +86,11 @@ class Model:
         """The sampler of the configuration; changes: of `sampler_fields.FIELDS`.
 
         The same changes give the same sampler, so that it is compiled once. Raises ValueError for
-        an autoencoder.
+        an autoencoder and for an image-text pair.
         """
-        if isinstance(self.stage, Reconstruction):
-            raise ValueError("this model is an autoencoder, which makes no samples")
+        for kind, name in ((Reconstruction, "autoencoder"), (Contrast, "image-text pair")):
+            if isinstance(self.stage, kind):
+                raise ValueError(f"this model is an {name}, which makes no samples")
         name = repr(sorted((key, changes[key]) for key in _given(changes)))
         name += config_lib.to_json(self.config.sample)
         if name not in self._samplers:
@@ -397,14 +399,21 @@ def _added(params: PyTree, changes: Mapping[str, np.ndarray]) -> PyTree:
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a model's file by name; those that an adapted model lacks are its base's."""
+    if systems.is_published(path):
+        params = systems.read_published_params(path)
+        return {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
     if path.is_dir():
-        raise ValueError(f"base = {str(path)!r}: must be a .safetensors file or a shipped model")
+        raise ValueError(
+            f"base = {str(path)!r}: must be a .safetensors file, the folder of a published "
+            "pipeline or a shipped model"
+        )
     tensors, base = model_file.read_tensors(path), model_file.read_header(path).base
     if base is None:
         return tensors
     beside = path.parent / base.name
     try:
-        source = beside if beside.is_file() else _find(base.name)
+        here = beside.is_file() or systems.is_published(beside)
+        source = beside if here else _find(base.name)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: holds what was adapted of {base.name!r} ({base.digest}), which is neither at "

@@ -140,6 +140,9 @@ class Condition(Protocol):
       like_z: the keys of `Cond` that are cut in space and time as z is.
       reach: how far those depend on the clip along frames, rows and columns; None = on all of it.
       settings: names of what may be set at sampling time, floats (`begin`).
+
+    A condition that a cascade makes of the samples of the stage before has one more attribute,
+    `of_stage_before`, True.
     """
 
     name: str

@@ -344,7 +344,7 @@ class Sampler:
     @functools.cached_property
     def compiled(self) -> Callable:
         """(params, frozen, key, numbers of samples, condition, start or None, what is known of them
-        or None) -> (uint8 videos, whether each is finite)."""
+        or None) -> (samples, whether each is finite)."""
         return self._compile(None, None)
 
     @functools.cached_property
@@ -364,7 +364,7 @@ class Sampler:
             cond: PyTree,
             start: PyTree,
             known: PyTree,
-        ) -> tuple[UInt8[Array, "f h w c"], Array]:
+        ) -> tuple[Array, Array]:
             key = jax.random.fold_in(key, index)
             start_key, steps_key = jax.random.split(key)
             cond, start, known = jax.tree.map(lambda leaf: leaf[None], (cond, start, known))
@@ -385,7 +385,7 @@ class Sampler:
                 watch = _watch(preview, self.steps, self.plan, space, frozen)
             z = self.run(steps_key, denoiser, rule, z, cond, callback, watch)
             video = space.decode(z, frozen)[0]
-            return to_uint8(video), jnp.all(jnp.isfinite(video))
+            return self.stage.samples(video), jnp.all(jnp.isfinite(video))
 
         axes = (None, None, None, 0, 0, 0, 0)
         if self.plan is None:

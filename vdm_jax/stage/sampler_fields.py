@@ -18,7 +18,7 @@ GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
 _SETTINGS = ("augmentation", "fps", "motion_bucket")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_OTHERS += ("first_guidance",)
+_OTHERS += ("first_guidance", "shared_noise")
 _DIRECT = ("negative", "batch_size", "num_frames", "height", "width", "remat", "frozen", "plan")
 FIELDS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
@@ -51,6 +51,8 @@ def default_section() -> ml_collections.ConfigDict:
             "window": 0,
             "window_overlap": 0,
             "batch_size": 16,
+            # Whether all frames begin with the same noise.
+            "shared_noise": False,
             **unset,
         }
     )
@@ -87,6 +89,7 @@ def read(
         "method": conditional.make_method(
             given.get("method", "reconstruction"), **chosen(("weight",))
         ),
+        "noise": samplers.FirstNoise(shared=given.get("shared_noise", False)),
         "settings": {name: value for name, value in chosen(_SETTINGS).items() if value},
         **chosen(_DIRECT),
     }
@@ -105,6 +108,8 @@ def _check_types(changes: Mapping[str, Any]) -> None:
                 continue
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"{name} = {value!r}: must be {wanted}")
+    if not isinstance(shared := changes.get("shared_noise", False), bool):
+        raise ValueError(f"shared_noise = {shared!r}: must be True or False")
 
 
 def _rule(

@@ -360,6 +360,25 @@ class Stage:
             return None
         return np.asarray(to_uint8(low_res.coarse(from_uint8(jnp.asarray(clips)))))
 
+    @property
+    def of_stage_before(self) -> Condition | None:
+        """The condition that a cascade makes of the samples of the stage before; None for a first
+        stage. Raises ValueError for several."""
+        found = [one for one in self.conditions if getattr(one, "of_stage_before", False)]
+        if len(found) > 1:
+            names = ", ".join(one.name for one in found)
+            raise ValueError(f"conditions {names}: only one can be made of the stage before")
+        return found[0] if found else None
+
+    @property
+    def sample_shape(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one sample."""
+        return jax.ShapeDtypeStruct(self.video_shape, np.uint8)
+
+    def samples(self, decoded: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+        """What sampling returns of decoded videos in [-1, 1]."""
+        return to_uint8(decoded)
+
     def network_params(self, params: PyTree, frozen: Frozen) -> PyTree:
         """The network's parameters, made of the stage's and the frozen ones. Here: the stage's."""
         del frozen

@@ -10,15 +10,18 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vdm_jax.parallel import sharding
+from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.control import ControlStage
 from vdm_jax.stage.low_rank import BASE, LowRank
 from vdm_jax.stage.reconstruction import Reconstruction
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import (
     autoencoder,
+    image_text,
     imagen_video,
     latent_image,
     lumiere,
+    make_a_video,
     stable_video,
     stable_video_folder,
     vdm,
@@ -37,11 +40,16 @@ SYSTEMS = {
     latent_image.NAME: latent_image.build,
     stable_video.NAME: stable_video.build,
     video_ldm.NAME: video_ldm.build,
+    make_a_video.NAME: make_a_video.build,
     video_dit.NAME: video_dit.build,
     autoencoder.NAME: autoencoder.build,
+    image_text.NAME: image_text.build,
 }
 # The systems with parameters that are not trained, and with a published scheduler.
-_LATENT = {system.NAME: system for system in (latent_image, stable_video, video_ldm, video_dit)}
+_LATENT = {
+    system.NAME: system
+    for system in (latent_image, stable_video, video_ldm, make_a_video, video_dit)
+}
 _FROZEN = {name: system.read_frozen for name, system in _LATENT.items()}
 _FROZEN_NETWORKS = {name: system.frozen_networks for name, system in _LATENT.items()}
 _SCHEDULERS = {name: system.make_scheduler for name, system in _LATENT.items()}
@@ -54,12 +62,12 @@ _PIPELINES = {
     "WanPipeline": video_dit,
 }
 # The systems whose models are written in a published format.
-_WRITTEN = {system.NAME: system for system in (*_PIPELINES.values(), autoencoder)}
+_WRITTEN = {system.NAME: system for system in (*_PIPELINES.values(), autoencoder, image_text)}
 
 
-def build(config) -> Stage | Reconstruction:
-    """The stage that a configuration describes, or the training of an autoencoder; `config.system`
-    names the system.
+def build(config) -> Stage | Reconstruction | Contrast:
+    """The stage that a configuration describes, or the training of an autoencoder or of an
+    image-text pair; `config.system` names the system.
 
     With `train.lora.rank` above 0 its parameters are low-rank changes of those of `build_base`,
     with `train.control.source` those of a ControlNet. Raises ValueError where a field's value is
@@ -87,7 +95,7 @@ def adaptation(config) -> str:
     return found[0] if found else ""
 
 
-def build_base(config) -> Stage | Reconstruction:
+def build_base(config) -> Stage | Reconstruction | Contrast:
     """`build` without low-rank changes and ControlNets. Raises as `build`."""
     if config.system not in SYSTEMS:
         raise ValueError(f"system = {config.system!r}: allowed are {', '.join(SYSTEMS)}")

@@ -62,8 +62,7 @@ def prompt_conditions(
     """Text, labels and a distilled network's guidance scale, where the configuration has them."""
     drop, found = config.train.cond_dropout, []
     if text_encoder is not None:
-        kind = Text if text_encoder.null_text is None else TextOrNull
-        found.append(kind(encoder=text_encoder, drop=drop))
+        found.append(text_condition(text_encoder, drop))
     if config.model.num_labels:
         found.append(Label(count=config.model.num_labels, drop=drop))
     if config.model.get("guidance_embedding", False):
@@ -80,16 +79,9 @@ def cascade_parts(config: ConfigDict, *, frame_rate: bool) -> dict[str, Any]:
     frame_rate: whether the network takes the frame rate. Raises ValueError where a value of the
     section `stage` is not allowed.
     """
-    stage, data = config.stage, config.data
-    channels = config.model.out_channels
-    shape, process = (*stage.shape, channels), make_process(config.process)
-    view = View(
-        shape=shape,
-        data_shape=(data.num_frames, data.image_size, data.image_width, channels),
-        data_fps=float(stage.data_fps),
-        frame_strides=tuple(stage.frame_strides),
-        crop=tuple(stage.crop),
-    )
+    stage, process = config.stage, make_process(config.process)
+    view = make_view(config, config.model.out_channels)
+    shape, channels = view.shape, view.shape[-1]
     conditions = [FrameRate(fps=view.fps, trained=view.rates)] if frame_rate else []
     refinement = _refinement(stage, shape)
     if stage.low_res:
@@ -109,6 +101,30 @@ def cascade_parts(config: ConfigDict, *, frame_rate: bool) -> dict[str, Any]:
         "parametrisation": refinement or Plain(),
         "conditions": tuple(conditions),
     }
+
+
+def make_view(config: ConfigDict, channels: int) -> View:
+    """How the clips of a stage of a cascade are made of the data's. Raises ValueError where a value
+    of the section `stage` is not allowed."""
+    stage, data = config.stage, config.data
+    return View(
+        shape=(*stage.shape, channels),
+        data_shape=(
+            data.num_frames,
+            data.image_size,
+            data.image_width or data.image_size,
+            channels,
+        ),
+        data_fps=float(stage.data_fps),
+        frame_strides=tuple(stage.frame_strides),
+        crop=tuple(stage.crop),
+    )
+
+
+def text_condition(encoder: TextEncoder, drop: float) -> Text:
+    """The text of an encoder, dropped in training with the chance `drop`."""
+    kind = Text if encoder.null_text is None else TextOrNull
+    return kind(encoder=encoder, drop=drop)
 
 
 def _refinement(stage: ConfigDict, shape: tuple[int, int, int, int]) -> Refinement | None:

@@ -26,6 +26,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.models.autoencoder import Autoencoder, AutoencoderKL
 from vdm_jax.models.condition import Concatenated
 from vdm_jax.models.controlnet import ControlNet
+from vdm_jax.models.latent_unet import LatentUNet
 from vdm_jax.stage.conditions.hint import Hint
 from vdm_jax.stage.conditions.prompt import TextOrNull
 from vdm_jax.stage.conditions.source import SourceVideo
@@ -56,14 +57,9 @@ _HERE = Path("configuration")  # what errors name in the place of a file
 
 def build(config: ConfigDict) -> Stage:
     """The model: U-Net, process and latent space. Raises ValueError, FileNotFoundError."""
-    model, schedule = config.model, make_scheduler(config)
     size, frames = config.data.image_size, config.data.num_frames
-    if model.dtype not in DTYPES:
-        raise ValueError(f"model.dtype = {model.dtype!r}: allowed are {', '.join(DTYPES)}")
-    network = latent_unet.from_config(model.unet.to_dict(), _HERE).clone(
-        time=schedule.time, dtype=DTYPES[model.dtype], remat=model.remat
-    )
-    autoencoder = _autoencoder(config)
+    network, process = make_network(config), make_process(config)
+    autoencoder = make_autoencoder(config)
     encoder = make_text_encoder(config.text)
     if encoder is None or encoder.embedding_width != network.settings.text_width:
         raise ValueError(
@@ -79,15 +75,31 @@ def build(config: ConfigDict) -> Stage:
         conditions.append(source)
     return Stage(
         network=network,
-        process=Process(
-            schedule=schedule.schedule,
-            prediction=schedule.prediction,
-            loss_name=f"{schedule.prediction}_mse",
-            training_schedule=_training_schedule(config, schedule),
-        ),
+        process=process,
         space=space,
         view=View(shape=shape),
         conditions=tuple(conditions),
+    )
+
+
+def make_network(config: ConfigDict) -> LatentUNet:
+    """The U-Net of `config.model`. Raises ValueError."""
+    model = config.model
+    if model.dtype not in DTYPES:
+        raise ValueError(f"model.dtype = {model.dtype!r}: allowed are {', '.join(DTYPES)}")
+    return latent_unet.from_config(model.unet.to_dict(), _HERE).clone(
+        time=make_scheduler(config).time, dtype=DTYPES[model.dtype], remat=model.remat
+    )
+
+
+def make_process(config: ConfigDict) -> Process:
+    """The noise levels, the prediction and the loss of `config.model`. Raises ValueError."""
+    schedule = make_scheduler(config)
+    return Process(
+        schedule=schedule.schedule,
+        prediction=schedule.prediction,
+        loss_name=f"{schedule.prediction}_mse",
+        training_schedule=_training_schedule(config, schedule),
     )
 
 
@@ -145,7 +157,7 @@ def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
 
 def frozen_networks(config: ConfigDict) -> dict[str, Autoencoder]:
     """The networks of `read_frozen`. No weights are read."""
-    return {AUTOENCODER: _autoencoder(config)}
+    return {AUTOENCODER: make_autoencoder(config)}
 
 
 def default_config() -> ConfigDict:
@@ -278,7 +290,7 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     network = latent_unet.from_config(config.model.unet.to_dict(), _HERE)
     latent_unet.write_folder(folder / "unet", network, params, jnp.dtype(dtype))
     # The published pipeline takes the size of its images from here.
-    factor = _autoencoder(config).factor
+    factor = make_autoencoder(config).factor
     values = {**latent_unet.config(network), "sample_size": config.data.image_size // factor}
     write_json(folder / "unet" / "config.json", values)
     write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
@@ -296,7 +308,7 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
             section: {name: value for name, value in fields.items() if name not in _OF_MACHINE}
             for section, fields in sections.items()
         }
-    if network.in_channels == 2 * _autoencoder(config).latent_channels:
+    if network.in_channels == 2 * make_autoencoder(config).latent_channels:
         index["_class_name"] = EDITS
     write_json(folder / published.PIPELINE, index)
     return ["unet", "scheduler", *copied]
@@ -327,7 +339,7 @@ def published_digest(folder: Path) -> str:
     return hashlib.sha256(f"{digests.name} {text}".encode()).hexdigest()
 
 
-def _autoencoder(config: ConfigDict) -> Autoencoder:
+def make_autoencoder(config: ConfigDict) -> Autoencoder:
     """That of the folder; without one Stable Diffusion's, so that shapes are known. Raises
     ValueError, FileNotFoundError."""
     folder = config.model.autoencoder

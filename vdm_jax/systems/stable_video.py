@@ -29,19 +29,24 @@ from vdm_jax.diffusion.schedules import EDMSchedule, LogNormal
 from vdm_jax.models.autoencoder import Autoencoder, AutoencoderKLTemporalDecoder
 from vdm_jax.models.blocks.slots import Slots
 from vdm_jax.models.latent_unet import LatentUNet
-from vdm_jax.models.vision.clip import SIZES, CLIPVisionEncoder
-from vdm_jax.models.vision.squash import Squash
 from vdm_jax.stage.conditions.prompt import TextOrNull
-from vdm_jax.stage.conditions.still import IMAGE_ENCODER, ImageEncoder, Micro, Still
+from vdm_jax.stage.conditions.still import Micro, Still
+from vdm_jax.stage.image_encoder import IMAGE_ENCODER
 from vdm_jax.stage.protocols import Condition
 from vdm_jax.stage.space import AUTOENCODER, LatentSpace
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
 from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import FrozenPart
+from vdm_jax.systems.image_embedding import (
+    abstract_image_encoder,
+    make_image_encoder,
+    part_folder,
+    read_image_encoder,
+)
 from vdm_jax.systems.network import DTYPES, make_text_encoder
 from vdm_jax.weights import autoencoder as autoencoder_weights
-from vdm_jax.weights import clip, clip_inputs, published, scheduler
+from vdm_jax.weights import scheduler
 from vdm_jax.weights import stable_video as weights
 
 NAME = "stable_video"
@@ -126,8 +131,8 @@ def _conditions(
         width = 0 if encoder is None else encoder.embedding_width
         found.append(TextOrNull(encoder=encoder, drop=drop))
     else:
-        embed = _image_encoder(config)
-        width = embed.network.config.projection
+        embed = make_image_encoder(model.image_encoder)
+        width = embed.width
     if width != network.settings.text_width:
         raise ValueError(
             f"model.unet.cross_attention_dim = {network.settings.text_width}: model.context = "
@@ -172,9 +177,7 @@ def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
     network, params = autoencoder_weights.read_folder(folder)
     found = {AUTOENCODER: FrozenPart(params, network.abstract_params())}
     if config.model.context == "still":
-        folder = part_folder(config.model.image_encoder, "image_encoder") / "image_encoder"
-        encoder, params = clip.read_folder(folder)
-        found[IMAGE_ENCODER] = FrozenPart(params, clip.abstract_params(encoder))
+        found[IMAGE_ENCODER] = read_image_encoder(config.model.image_encoder)
     return found
 
 
@@ -182,8 +185,7 @@ def frozen_networks(config: ConfigDict) -> dict[str, Any]:
     """Shapes of `read_frozen`. No weights are read."""
     found: dict[str, Any] = {AUTOENCODER: make_autoencoder(config)}
     if config.model.context == "still":
-        encoder = _image_encoder(config).network
-        found[IMAGE_ENCODER] = FrozenPart(None, clip.abstract_params(encoder))
+        found[IMAGE_ENCODER] = abstract_image_encoder(config.model.image_encoder)
     return found
 
 
@@ -255,25 +257,3 @@ def make_autoencoder(config: ConfigDict) -> Autoencoder:
     if not folder:
         return AutoencoderKLTemporalDecoder()
     return autoencoder_weights.read_config(part_folder(folder, "autoencoder"))
-
-
-def _image_encoder(config: ConfigDict) -> ImageEncoder:
-    """That of the folder; without one the published model's. Raises as `make_autoencoder`."""
-    if not config.model.image_encoder:
-        return ImageEncoder(network=CLIPVisionEncoder(SIZES["h"]))
-    folder = Path(config.model.image_encoder).expanduser()
-    network = clip.read_config(folder / "image_encoder")
-    if not isinstance(network, CLIPVisionEncoder) or not network.config.projection:
-        raise ValueError(f"{folder / 'image_encoder'}: must be a CLIPVisionModelWithProjection")
-    found = clip_inputs.read_preprocessing(folder / "feature_extractor")
-    prepare = Squash(size=network.config.image_size, mean=found.mean, deviation=found.deviation)
-    return ImageEncoder(network=network, prepare=prepare)
-
-
-def part_folder(name: str, field: str) -> Path:
-    """The folder that a field of `model` names, also one that ships with the package. Raises
-    ValueError."""
-    if not name:
-        raise ValueError(f"model.{field} = '': must name a folder of published files")
-    path, shipped = Path(name).expanduser(), published.SHIPPED / name
-    return shipped if shipped.is_dir() and not path.is_dir() else path

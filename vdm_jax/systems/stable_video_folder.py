@@ -10,14 +10,9 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vdm_jax.systems import latent_image
+from vdm_jax.systems.image_embedding import part_folder
 from vdm_jax.systems.pipeline_folder import copy_parts, write_json
-from vdm_jax.systems.stable_video import (
-    HERE,
-    NAME,
-    default_config,
-    make_autoencoder,
-    part_folder,
-)
+from vdm_jax.systems.stable_video import HERE, NAME, default_config, make_autoencoder
 from vdm_jax.weights import autoencoder as autoencoder_weights
 from vdm_jax.weights import lora, published, scheduler
 from vdm_jax.weights import stable_video as weights

@@ -1,5 +1,5 @@
 """What a run shows while it trains: samples of a diffusion model, reconstructions of an
-autoencoder."""
+autoencoder, nothing of an image-text pair."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from vdm_jax.parallel import sharding
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.reconstruction import Reconstruction
 from vdm_jax.training import state, step
 
@@ -23,6 +24,8 @@ def make_preview(stage, config, plan: sharding.Plan, frozen: Mapping[str, step.F
     train.sample_prompts is not known."""
     if isinstance(stage, Reconstruction):
         return _reconstructions(stage)
+    if isinstance(stage, Contrast):
+        return lambda current, batch: None
     return _samples(stage, config, plan, frozen)
 
 

@@ -23,9 +23,10 @@ SIZE, FRAMES = 64, 16
 
 @dataclasses.dataclass(kw_only=True)  # TFDS's own class is not frozen, so this cannot be
 class ScenesConfig(tfds.core.BuilderConfig):
-    """How many objects a scene shows, and how many clips there are."""
+    """How many objects a scene shows, of how many pixels, and how many clips there are."""
 
     num_objects: int = 1
+    size: int = SIZE
     train_clips: int = 10_000
     held_out_clips: int = 1_000
     seed: int = 0
@@ -46,7 +47,7 @@ def clips(
 
     def rendered(index: int) -> tuple[Scene, Clip]:
         scene = config.scene(split, index)
-        return scene, render(scene, SIZE)
+        return scene, render(scene, config.size)
 
     yield from rendering.ahead(rendered, range(config.count(split) if count is None else count))
 
@@ -65,6 +66,13 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             name="64x64x16_two",
             description="16 frames of 64 by 64 pixels, two objects.",
             num_objects=2,
+        ),
+        ScenesConfig(
+            name="256x256x16",
+            description="16 frames of 256 by 256 pixels, one object, for super-resolution.",
+            size=256,
+            train_clips=200,
+            held_out_clips=100,
         ),
     ]
     builder_config: ScenesConfig
@@ -98,7 +106,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
         def pixels(channels):
             return tfds.features.Tensor(
-                shape=(FRAMES, SIZE, SIZE, channels),
+                shape=(FRAMES, config.size, config.size, channels),
                 dtype=np.uint8,
                 encoding=tfds.features.Encoding.ZLIB,
             )

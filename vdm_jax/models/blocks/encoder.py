@@ -60,16 +60,17 @@ class Transformer:
         mask: Bool[Array, "b l"] | None = None,
         bias: Float[Array, "#heads l l"] | None = None,
         skip: int = 0,
+        remat: str = "none",
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b l d"]]:
         """The states after all layers, and those after all but the last `skip`.
 
         Makes the parameters as "layers" of the module that it is called in. mask and bias: see
-        `token_attention.attend`.
+        `token_attention.attend`. remat: see `layers.remat`.
         """
         if not 0 <= skip < self.num_layers:
             raise ValueError(f"skip = {skip}: must be from 0 to {self.num_layers - 1}")
         scanned = nn.scan(
-            _Layer,
+            layers.remat(_Layer, remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast),

@@ -1,5 +1,6 @@
 """The residual block of a latent U-Net, and its normalisation, over each frame or over a clip."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from vdm_jax.models import layers
 from vdm_jax.models.blocks.settings import LatentSettings
-from vdm_jax.models.blocks.slots import ClipContext
+from vdm_jax.models.blocks.slots import ClipContext, Place, Slot, fill
 from vdm_jax.models.blocks.temporal import apply_to_clip
 
 
@@ -19,12 +20,18 @@ class LatentResidual(nn.Module):
     al. 2022, appendix E.2.1).
 
     The second convolution starts at zero, so that the block starts as its shortcut.
+
+    Attributes:
+      after_convolution: see `Slots`.
+      place: of that slot; its name is not used.
     """
 
     features: int
     settings: LatentSettings = LatentSettings()
     dtype: DTypeLike = jnp.float32
     layout: layers.Layout = layers.ANYWHERE
+    after_convolution: Slot | None = None
+    place: Place | None = None
 
     @nn.compact
     def __call__(
@@ -33,15 +40,27 @@ class LatentResidual(nn.Module):
         first, last = (layers.IN, layers.HIDDEN), (layers.HIDDEN, layers.OUT)
         h = self.normalised(x, context, "norm_in")
         h = layers.conv(self.features, dtype=self.dtype, axes=first, name="conv_in")(h)
+        h = self.followed(h, context, "conv_in")
         vectors = nn.swish(context.vectors)
         time = layers.dense(self.features, dtype=self.dtype, axes=first, name="time")(vectors)
         h = self.normalised(h + time[:, None, None], context, "norm_out")
         if self.settings.dropout:
             h = nn.Dropout(self.settings.dropout)(h, deterministic=not context.train)
         h = layers.conv(self.features, dtype=self.dtype, zero=True, axes=last, name="conv_out")(h)
+        h = self.followed(h, context, "conv_out")
         if x.shape[-1] != self.features:
             x = layers.dense(self.features, dtype=self.dtype, name="shortcut")(x)
         return x.astype(self.dtype) + h
+
+    @nn.nowrap
+    def followed(
+        self, h: Float[Array, "bf h w c"], context: ClipContext, name: str
+    ) -> Float[Array, "bf h w c"]:
+        """The output of the convolution called `name` after what fills the slot behind it."""
+        if self.after_convolution is None:
+            return h
+        place = dataclasses.replace(self.place, name=f"{name}_temporal", channels=self.features)
+        return fill(self.after_convolution, place, h, context)
 
     @nn.nowrap
     def normalised(

@@ -83,6 +83,8 @@ class Slots:
         without attention; features are (n, h, w, c).
       in_transformer: after each transformer block, before the transformer's last map; features are
         (n, pixels, c).
+      after_convolution: after each convolution over space: the two of a residual block, that of a
+        resize, the first and the last of the network; features are (n, h, w, c).
       self_attention: in place of the attention of pixels to those of their frame; features are
         (n, pixels, c). A subclass of `transformer.SelfAttention` keeps the image network's
         parameters.
@@ -91,6 +93,7 @@ class Slots:
     after_residual: Slot | None = None
     after_attention: Slot | None = None
     in_transformer: Slot | None = None
+    after_convolution: Slot | None = None
     self_attention: Slot | None = None
 
 

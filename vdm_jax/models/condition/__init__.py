@@ -3,7 +3,7 @@
 from vdm_jax.models.condition.base import Cond, Embedder, require
 from vdm_jax.models.condition.channels import Concatenated, KnownFrames, RepeatedImage, VideoInput
 from vdm_jax.models.condition.embedding import ConditionEmbedding
-from vdm_jax.models.condition.tokens import TextStates, Words
+from vdm_jax.models.condition.tokens import EmbeddingTokens, TextStates, Words
 from vdm_jax.models.condition.vector import FramePositions, Label, Number, Numbers
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Cond",
     "ConditionEmbedding",
     "Embedder",
+    "EmbeddingTokens",
     "FramePositions",
     "KnownFrames",
     "Label",

@@ -77,7 +77,7 @@ class Embedded:
     """
 
     vector: Float[Array, "#b rows dim"]
-    tokens: Float[Array, "b items l dim"] | None = None
+    tokens: Float[Array, "b items l width"] | None = None
     mask: Bool[Array, "b items l"] | None = None
 
 

@@ -33,7 +33,7 @@ class ConditionEmbedding(nn.Module):
         self, logsnr: Float[Array, "b"], cond: Cond, frames: int, num_images: int = 0
     ) -> tuple[
         Float[Array, "bf dim"],
-        Float[Array, "b items l dim"] | None,
+        Float[Array, "b items l width"] | None,
         Bool[Array, "b items l"] | None,
     ]:
         """The vectors (batch and frames folded, images last), the tokens and their mask.
@@ -57,7 +57,7 @@ def add_embedders(
     embedders: Sequence[Embedder],
     inputs: Inputs,
 ) -> tuple[
-    Float[Array, "b f dim"], Float[Array, "b items l dim"] | None, Bool[Array, "b items l"] | None
+    Float[Array, "b f dim"], Float[Array, "b items l width"] | None, Bool[Array, "b items l"] | None
 ]:
     """`vector` plus the vectors of `embedders`, a row a frame and image, and the tokens of the last
     embedder that has some, with their mask."""

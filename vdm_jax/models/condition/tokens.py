@@ -1,10 +1,12 @@
-"""Text: tokens that pixels attend to, and their mean in the vector of each frame."""
+"""Tokens that pixels attend to: of a text, whose mean is in the vector of each frame, and of an
+embedding."""
 
 import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from vdm_jax.models import layers
@@ -59,6 +61,39 @@ class TextStates:
             )
         dense = layers.dense(module.dim, dtype=module.dtype, name="text_states")
         return _embed_tokens(module, inputs, dense(states.astype(module.dtype)), self.kernel)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingTokens:
+    """An embedding, such as that of an image, as tokens and as a vector (unCLIP, Ramesh et al.
+    2022, section 2.1). A network of a text attends to the tokens in the text's place.
+
+    The vector starts at zero.
+
+    Attributes:
+      key: of the condition, (b, 1, d).
+      count: tokens that it is mapped to.
+      width: features of each.
+    """
+
+    key: str
+    count: int = 4
+    width: int
+    PER_FRAME: ClassVar[bool] = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def __call__(self, module: EmbeddingModule, inputs: Inputs) -> Embedded:
+        embedding = rearrange(inputs.items(self.key), "b items 1 d -> b items d")
+        embedding = embedding.astype(module.dtype)
+        tokens = layers.dense(self.count * self.width, dtype=module.dtype, name="embedding_tokens")
+        vector = layers.dense(module.dim, dtype=module.dtype, zero=True, name="embedding_vector")
+        return Embedded(
+            vector=vector(embedding),
+            tokens=rearrange(tokens(embedding), "b items (l d) -> b items l d", l=self.count),
+        )
 
 
 def _embed_tokens(

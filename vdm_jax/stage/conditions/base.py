@@ -24,6 +24,10 @@ class Base:
     settings: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def of_stage_before(self) -> bool:
+        return False
+
+    @property
     def reach(self) -> Reaches | None:
         return AT_THE_PLACE
 

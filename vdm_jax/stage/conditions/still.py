@@ -11,38 +11,12 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Key, UInt8
 
-from vdm_jax.models.vision.clip import CLIPVisionEncoder
-from vdm_jax.models.vision.squash import Squash
 from vdm_jax.stage.conditions.base import Base, shape
-from vdm_jax.stage.protocols import Cond, Encode, Encoding, Example, Frozen, Shapes
+from vdm_jax.stage.image_encoder import ImageEncoder
+from vdm_jax.stage.protocols import Cond, Encode, Encoding, Example, Shapes
 from vdm_jax.stage.space import from_uint8
 
-IMAGE_ENCODER = "image_encoder"  # the name of its parameters in `Frozen`
 LARGEST_BUCKET = 255
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageEncoder:
-    """A frozen encoder of images; its parameters are `frozen["image_encoder"]`.
-
-    Attributes:
-      network: whose pooled output embeds an image.
-      prepare: what it is given of an image.
-    """
-
-    network: CLIPVisionEncoder
-    prepare: Squash = Squash()
-
-    def __call__(self, images: Float[Array, "n h w c"], frozen: Frozen) -> Float[Array, "n d"]:
-        """The embeddings of images in [-1, 1], float32. Raises ValueError where the parameters are
-        missing."""
-        if IMAGE_ENCODER not in frozen:
-            raise ValueError(
-                f"frozen: lacks {IMAGE_ENCODER!r}, the parameters of the image encoder; it has: "
-                f"{', '.join(sorted(frozen)) or 'none'}"
-            )
-        encoded = self.network.apply({"params": frozen[IMAGE_ENCODER]}, self.prepare(images))
-        return encoded.pooled.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,8 +71,7 @@ class Still(Base):
             "augmentation": shape(n, dtype=jnp.float32),
         }
         if self.encoder is not None:
-            width = self.encoder.network.config.projection
-            found["still_embedding"] = shape(n, 1, width, dtype=jnp.float32)
+            found["still_embedding"] = shape(n, 1, self.encoder.width, dtype=jnp.float32)
         return found
 
     def example(self, example: Example, key: Key[Array, ""]) -> dict[str, Array]:

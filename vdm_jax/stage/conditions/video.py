@@ -47,6 +47,7 @@ class LowResVideo(Base):
     mechanism = "channels"
     like_z = ("low_res", "low_res_residual")
     settings = ("augmentation",)
+    of_stage_before = True
 
     shape: tuple[int, int, int, int]
     low_res_shape: tuple[int, int, int, int]
@@ -228,3 +229,59 @@ class MaskedVideo(Base):
         known, z_mask = example.encode(clip * mask), example.encode_mask(mask)
         pad = [(0, 0), (0, count), (0, 0), (0, 0), (0, 0)]
         return {"masked_video": jnp.pad(known * z_mask, pad), "mask": jnp.pad(z_mask, pad)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyFrames(MaskedVideo):
+    """Known frames, between and beyond which the others are made (Make-A-Video, Singer et al. 2022,
+    section 3.3). Sampling takes every `skip`-th frame of the clip, uint8 (n, given, h, w, c).
+
+    Attributes:
+      given: frames that the stage before makes.
+      skip: frames from one of them to the next.
+    """
+
+    of_stage_before = True
+
+    given: int
+    skip: int
+
+    def __post_init__(self):
+        span = (self.given - 1) * self.skip + 1
+        if self.given < 1 or self.skip < 1 or span > self.shape[0]:
+            raise ValueError(
+                f"key frames: {self.given} with {self.skip} frames from one to the next take "
+                f"{span} frames, and clips have {self.shape[0]}"
+            )
+
+    def input_shapes(self, n: int) -> Shapes:
+        return {"masked_video": shape(n, self.given, *self.shape[1:], dtype=jnp.uint8)}
+
+    def encode(self, given: UInt8[np.ndarray, "n f h w c"] | None, n: int) -> dict[str, Any]:
+        """None: nothing is known, or the method "trained" says what."""
+        if given is None:
+            return {}
+        wanted = (n, self.given, *self.shape[1:])
+        if given.dtype != np.uint8 or given.shape != wanted:
+            raise ValueError(
+                f"masked_video: {given.dtype}{list(given.shape)} was given, this stage takes key "
+                f"frames uint8 {list(wanted)}"
+            )
+        return {"masked_video": given}
+
+    def begin(
+        self,
+        cond: Cond,
+        n: int,
+        key: Key[Array, ""],
+        settings: Mapping[str, float],
+        encode: Encode,
+    ) -> dict[str, Array]:
+        if "masked_video" not in cond:
+            return {}
+        frames, height, width, _ = self.z_shape or self.shape
+        places = np.arange(self.given) * self.skip
+        known = encode(from_uint8(cond["masked_video"]))
+        video = jnp.zeros((n, frames, *known.shape[2:])).at[:, places].set(known)
+        mask = jnp.zeros((n, frames, height, width, 1)).at[:, places].set(1.0)
+        return {"masked_video": video, "mask": mask}
