@@ -44,23 +44,6 @@ _VISION = _STACK | {
     "num_channels": 3,
     "projection_dim": 512,
 }
-# Of training, of the library, and of text generation, which no encoder does.
-_IGNORED = {
-    *("_attn_implementation", "_commit_hash", "_name_or_path", "architectures", "dtype"),
-    *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),
-    *("logit_scale_init_value", "model_type", "torch_dtype", "transformers_version"),
-    *("bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward"),
-    *("cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample"),
-    *("early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
-    *("finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label", "label2id"),
-    *("is_encoder_decoder", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size"),
-    *("num_beam_groups", "num_beams", "num_return_sequences", "output_attentions"),
-    *("output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type"),
-    *("remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate"),
-    *("sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss"),
-    *("tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "top_k", "top_p"),
-    *("torchscript", "typical_p", "use_bfloat16"),
-}
 # Understood where they have this value only.
 _FIXED = {"add_cross_attention": False, "is_decoder": False, "pruned_heads": {}}
 
@@ -145,7 +128,7 @@ def _check(config: Mapping[str, Any], path: Path, where: str, known: set[str]) -
     for key, value in config.items():
         if key in _FIXED and value != _FIXED[key]:
             raise ValueError(f"{path}: {where}{key} = {value!r}: allowed is {_FIXED[key]!r}")
-        if key not in known | _IGNORED | _FIXED.keys():
+        if key not in known | published.IGNORED | _FIXED.keys():
             raise ValueError(f"{path}: {where}{key} = {value!r} is not understood")
 
 

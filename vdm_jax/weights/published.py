@@ -29,6 +29,24 @@ _OTHERS = ("config.json", "tokenizer.json", "spiece.model")
 # In the order in which they are looked for: full precision first.
 _VARIANTS = ("", ".fp16")
 RECORD = ".vdm_jax_digests.json"
+IGNORED = {
+    *("_attn_implementation", "_commit_hash", "_name_or_path", "architectures", "dtype"),
+    *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),
+    *("logit_scale_init_value", "model_type", "torch_dtype", "transformers_version"),
+    *("bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward"),
+    *("cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample"),
+    *("early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+    *("finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label", "label2id"),
+    *("is_encoder_decoder", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size"),
+    *("num_beam_groups", "num_beams", "num_return_sequences", "output_attentions"),
+    *("output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type"),
+    *("remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate"),
+    *("sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss"),
+    *("tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "top_k", "top_p"),
+    *("torchscript", "typical_p", "use_bfloat16"),
+}
+"""Values of transformers' config.json that are about training, the library, or the generation of
+text, which no encoder does."""
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,

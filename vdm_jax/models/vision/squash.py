@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vdm_jax.models.vision import resizing
 from vdm_jax.models.vision.preprocessing import DEVIATION, MEAN
-
-_CUBIC = -0.75  # of the interpolation, as in the published code
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,8 @@ class Squash:
 @functools.lru_cache(maxsize=16)
 def _resizing(length: int, size: int) -> Float[np.ndarray, "{size} {length}"]:
     """The matrix that blurs a row of pixels and resizes it."""
-    return (_interpolation(length, size) @ _blur(length, size)).astype(np.float32)
+    cubic = resizing.matrix(length, size, kind="cubic", corners=True)
+    return (cubic @ _blur(length, size)).astype(np.float32)
 
 
 def _blur(length: int, size: int) -> Float[np.ndarray, "{length} {length}"]:
@@ -55,18 +55,4 @@ def _blur(length: int, size: int) -> Float[np.ndarray, "{length} {length}"]:
         places = np.abs(np.arange(length) + offset)
         places = np.where(places >= length, 2 * (length - 1) - places, places)
         np.add.at(matrix, (np.arange(length), np.clip(places, 0, length - 1)), weight)
-    return matrix
-
-
-def _interpolation(length: int, size: int) -> Float[np.ndarray, "{size} {length}"]:
-    """Each output by the four pixels around it; the first and the last stay in their places."""
-    at = np.arange(size) * (length - 1) / (size - 1)
-    first = np.floor(at).astype(int)
-    matrix = np.zeros((size, length))
-    for offset in (-1, 0, 1, 2):
-        distance = np.abs(at - (first + offset))
-        near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
-        far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-        places = np.clip(first + offset, 0, length - 1)
-        np.add.at(matrix, (np.arange(size), places), np.where(distance <= 1, near, far))
     return matrix
