@@ -118,6 +118,8 @@ SAMPLER = [
     ("guidance", 1.0, 2.0, {}),
     ("guidance", 2.0, 3.0, {}),
     ("first_guidance", 1.0, 1.5, {}),
+    ("temporal", 1.0, 1.2, {}),
+    ("temporal", 1.2, 1.4, {}),
     ("oscillate_after", 0, 2, {}),
     ("oscillate_after", 2, 3, {}),
     ("threshold", "none", "static", {}),
@@ -136,6 +138,7 @@ SAMPLER = [
 ELSEWHERE = {
     "augmentation": "below: it needs a low-resolution video",
     "fps": "below: it needs a frame rate",
+    "structure": "tests/systems/test_gen1.py: it needs a depth as a condition",
     "motion_bucket": "tests/systems/test_stable_video.py: it needs that number as a condition",
     "tile": "tests/stage/test_cascade.py: it needs a network of finite reach",
     "tile_overlap": "as tile",

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion.guidance import classifier_free, dynamic_threshold, static_clip, zero_null
+from vdm_jax.diffusion.guidance import (
+    classifier_free,
+    dynamic_threshold,
+    static_clip,
+    temporal,
+    zero_null,
+)
 from vdm_jax.diffusion.predictions import to_prediction
 from vdm_jax.diffusion.schedules import alpha_sigma
 
@@ -127,3 +133,43 @@ def test_bad_settings_are_refused():
         dynamic_threshold(denoiser, minimum=0.0)
     with pytest.raises(ValueError, match=r"low=1\.0 must be below high=-1\.0"):
         static_clip(denoiser, 1.0, -1.0)
+
+
+def mixing(z, logsnr, cond):
+    """A video model: each frame depends on all of them, on the clip's text and on its own
+    structure."""
+    text = cond["text"].sum(axis=1).reshape(-1, 1, 1, 1, 1)
+    raw = jnp.sin(z + text) + (1 + text) * z.mean(axis=1, keepdims=True) + cond["structure"]
+    return to_prediction("v", raw, z, logsnr)
+
+
+def without_text(cond):
+    return {**cond, "text": jnp.zeros_like(cond["text"])}
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5])
+@pytest.mark.parametrize("over_time", [0.0, 0.5, 1.0, 1.5])
+def test_temporal_guidance_is_the_papers_sum(scale, over_time):
+    structure = jnp.asarray(np.random.default_rng(2).normal(size=SHAPE), jnp.float32)
+    cond = {"text": COND["text"], "structure": structure}
+    null = without_text(cond)
+    guided = temporal(mixing, scale, over_time, without_text, like=("structure",))
+    found = evaluate(guided, cond)
+    video, text = mixing(Z, LOGSNR, null), mixing(Z, LOGSNR, cond)
+    for form in ("x", "eps"):
+        # The image model: each frame by itself.
+        alone = np.concatenate(
+            [
+                getattr(
+                    mixing(Z[:, i : i + 1], LOGSNR, {**null, "structure": structure[:, [i]]}), form
+                )
+                for i in range(SHAPE[1])
+            ],
+            axis=1,
+        )
+        whole, heard = np.asarray(getattr(video, form)), np.asarray(getattr(text, form))
+        wanted = alone + over_time * (whole - alone) + scale * (heard - whole)
+        bound = 1e-5 * max(1.0, np.abs(wanted).max())
+        np.testing.assert_allclose(getattr(found, form), wanted, atol=bound, err_msg=form)
+    np.testing.assert_array_equal(found.z, Z)
+    np.testing.assert_array_equal(found.logsnr, LOGSNR)

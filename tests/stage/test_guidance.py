@@ -14,6 +14,7 @@ from vdm_jax.diffusion.schedules import expand
 from vdm_jax.stage import guidance
 from vdm_jax.stage.conditions.prompt import Label
 from vdm_jax.stage.conditions.scalar import GuidanceScale
+from vdm_jax.stage.conditions.source import SourceVideo
 from vdm_jax.stage.refinement import Refinement
 
 TEXT = tiny_stage.STAGE.conditions[0]
@@ -174,3 +175,31 @@ def test_deviations_of_given_and_of_new_frames(fill, low_res, given, new, image)
             name = "residual" if field == "deviation" else f"residual_of_{field}"
             with pytest.raises(ValueError, match=f"{name} = {value}: must be from 0 to 1"):
                 dataclasses.replace(both, **{field: value})
+
+
+def test_temporal_guidance_cuts_what_has_frames_and_refuses_what_it_does_not_combine(z):
+    source = SourceVideo(shape=tiny_stage.SHAPE, z_shape=tiny_stage.SHAPE, scale=1.0)
+    stage = dataclasses.replace(STAGE, conditions=(*STAGE.conditions, source))
+    seen = []
+
+    def watching(z, logsnr, cond):
+        seen.append((z.shape, cond["source"].shape))
+        return denoiser(z, logsnr, cond)
+
+    part = guidance.Temporal(scale=3.0, temporal=1.5)
+    part.check(stage)
+    cond = COND | {"source": jnp.zeros_like(z)}
+    found = part(watching, stage, jnp.array(LEVELS))(z, jnp.zeros(2), cond)
+    assert sorted(seen) == [((4, *z.shape[1:]),) * 2, ((6, 1, *z.shape[2:]),) * 2]
+    # This denoiser treats frames alike, so only classifier-free guidance is left.
+    expected = plain(z, 0, 0) + 3.0 * (plain(z, 1, 1) - plain(z, 0, 0))
+    np.testing.assert_allclose(found.eps, expected, rtol=1e-4, atol=1e-4)
+    distilled = dataclasses.replace(STAGE, conditions=(GuidanceScale(),))
+    for fields, which, message in (
+        ({"temporal": -0.5}, STAGE, "temporal = -0.5: must not be negative"),
+        ({"temporal": 1.2, "first": 1.5}, STAGE, "cannot be combined with first_guidance"),
+        ({"temporal": 1.2, "oscillate_after": 3}, STAGE, "cannot be combined with oscillate_after"),
+        ({"temporal": 1.2}, distilled, "cannot be combined with a distilled network"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            guidance.Temporal(scale=2.0, **fields).check(which)

@@ -15,7 +15,6 @@ from typing import Any
 import absl.flags
 import grain
 import numpy as np
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from vdm_jax.data import text_embeddings
@@ -243,9 +242,11 @@ class _Example:
             # Of other clips, so that images widen the batch instead of repeating it.
             others = rng.integers(1, max(len(self.source), 2), self.image_frames) + index
             images = [self.source.read_frame(int(i % len(self.source)), rng) for i in others]
-            pixels = [self._mirrored(image["image"][None], rng) for image in images]
-            boxes = pixels if part is None else [part.box(image) for image in pixels]
-            example["images"] = np.concatenate(boxes)
+            turned = [self._mirrored(image, rng) for image in images]
+            for name in ("image", *self.source.extras):
+                pixels = [image[name][None] for image in turned]
+                boxes = pixels if part is None else [part.box(image) for image in pixels]
+                example["images" if name == "image" else f"image_{name}"] = np.concatenate(boxes)
             example |= self._tokens([image["caption"] for image in images], "image_")
         return example
 
@@ -269,11 +270,11 @@ class _Example:
         names = ("video", *self.source.extras)
         return clip | {name: np.ascontiguousarray(clip[name][turned]) for name in names}
 
-    def _mirrored(
-        self, image: UInt8[np.ndarray, "1 h w 3"], rng: np.random.Generator
-    ) -> UInt8[np.ndarray, "1 h w 3"]:
-        """The image, every other time mirrored where that is asked for."""
-        return image[:, :, ::-1] if "mirror" in self.augment and rng.integers(2) else image
+    def _mirrored(self, image: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """An image of `read_frame`, every other time mirrored where that is asked for."""
+        if not ("mirror" in self.augment and rng.integers(2)):
+            return image
+        return {name: image[name][:, ::-1] for name in ("image", *self.source.extras)}
 
     def _tokens(self, captions: list[str], prefix: str, squeeze: bool = False) -> Batch:
         if self.text_encoder is None:
@@ -315,8 +316,9 @@ class ClipDataset:
     prefix null_ of the text that stands for no text, if it has one; of a source with
     labels `label` int32 [b]; the source's `extras` by name, uint8 [b, f, h, w, c], cut and turned
     as `video` is; with image_frames = k `images` uint8 [b, k, h, w, 3] of random other
-    clips with `image_tokens` or `image_text_embeddings` and `image_token_mask` [b, k, ...]. b is
-    batch_size, or the number of `rows` of each batch asked for.
+    clips with `image_tokens` or `image_text_embeddings` and `image_token_mask` [b, k, ...], and
+    their `extras` with the prefix image_. b is batch_size, or the number of `rows` of each batch
+    asked for.
 
     reading: which part of each clip is read. `video` and `images` then are of its window, and the
     batch has its `entries`: `crop_place` int32 [b, 3] of crops, `fps` float32 [b] of several

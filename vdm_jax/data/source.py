@@ -50,7 +50,8 @@ class ClipSource(abc.ABC):
         return clip | {name: part.of(clip[name]) for name in ("video", *self.extras)}
 
     def read_frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One random frame of the clip: {"image": uint8 [h, w, 3], "caption": str}.
+        """One random frame of the clip: {"image": uint8 [h, w, 3], "caption": str}, and `extras`,
+        uint8 [h, w, c].
 
         The caption is the frame's own where the source has one, else the clip's.
         """
@@ -58,7 +59,8 @@ class ClipSource(abc.ABC):
         frame = int(rng.integers(len(example["video"])))
         captions = example.get("frame_captions")
         caption = captions[frame] if captions else example["caption"]
-        return {"image": example["video"][frame], "caption": caption}
+        extras = {name: example[name][frame] for name in self.extras}
+        return {"image": example["video"][frame], "caption": caption, **extras}
 
     def summary(self) -> str:
         """One or more lines for people: how many clips, and what was skipped and why."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from vdm_jax.diffusion.predictions import Prediction
@@ -101,6 +103,73 @@ def _joined(
     first = jax.tree.map(lambda field: field[:batch], several)
     x, eps = (combine(*jnp.split(field, count)) for field in (several.x, several.eps))
     return dataclasses.replace(first, x=x, eps=eps)
+
+
+def frame_by_frame(denoiser: Denoiser, like: Sequence[str] = ()) -> Denoiser:
+    """The Denoiser applied to each frame as a video of one frame, which makes an image model of a
+    video model (Esser et al. 2023, Gen-1, section 3.4).
+
+    like: names of the conditions that have a row a frame, as z has; the others hold for all frames.
+    """
+
+    def denoise(z: Float[Array, "b f ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
+        frames = z.shape[1]
+
+        def fold(array: Array) -> Array:
+            return rearrange(array, "b f ... -> (b f) 1 ...")
+
+        def repeated(array: ArrayLike) -> Array:
+            return jnp.repeat(jnp.asarray(array), frames, axis=0)
+
+        rows = {
+            name: fold(value) if name in like else jax.tree.map(repeated, value)
+            for name, value in cond.items()
+        }
+        found = denoiser(fold(z), repeated(logsnr), rows)
+        x, eps = (
+            rearrange(field, "(b f) 1 ... -> b f ...", f=frames) for field in (found.x, found.eps)
+        )
+        return Prediction(z=z, logsnr=logsnr, x=x, eps=eps)
+
+    return denoise
+
+
+def temporal(
+    denoiser: Denoiser,
+    scale: float | int,
+    temporal_scale: float | int,
+    null: Callable[[Any], Any] = zero_null,
+    like: Sequence[str] = (),
+) -> Denoiser:
+    """Guidance with a scale of its own for consistency in time (Esser et al. 2023, Gen-1, eq. 9):
+
+    μ^π(∅) + ω_t (μ(∅) − μ^π(∅)) + ω (μ(c) − μ(∅)), with μ^π the Denoiser `frame_by_frame`.
+
+    Args:
+      denoiser: the conditional denoiser, of videos (b, f, ...).
+      scale: ω. temporal_scale: ω_t; 1 = `classifier_free`; with more, frames are more alike.
+      null: makes the null condition ∅, see `classifier_free`. What it keeps, such as a structure,
+        all terms have.
+      like: see `frame_by_frame`.
+    """
+    if temporal_scale == 1:
+        return classifier_free(denoiser, scale, null)
+    single = frame_by_frame(denoiser, like)
+
+    def guided(z: Float[Array, "b f ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
+        def combine(conditional: Array, unconditional: Array) -> Array:
+            return scale * conditional + (temporal_scale - scale) * unconditional
+
+        without = null(cond)
+        frames = single(z, logsnr, without)
+        clip = _joined(denoiser, z, logsnr, [cond, without], combine)
+        x, eps = (
+            part + (1 - temporal_scale) * alone
+            for part, alone in ((clip.x, frames.x), (clip.eps, frames.eps))
+        )
+        return dataclasses.replace(clip, x=x, eps=eps)
+
+    return guided
 
 
 def distilled(

@@ -82,6 +82,40 @@ class ClassifierFree:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Temporal(ClassifierFree):
+    """Classifier-free guidance with a scale of its own for consistency in time (Esser et al. 2023,
+    Gen-1, eq. 9); see `diffusion.guidance.temporal`.
+
+    Attributes:
+      temporal: ω_t; 1 = classifier-free guidance.
+    """
+
+    temporal: float = 1.0
+
+    def check(self, stage: Stage) -> None:
+        """See `Guidance`."""
+        super().check(stage)
+        if self.temporal < 0:
+            raise ValueError(f"temporal = {self.temporal}: must not be negative")
+        for name, value in (
+            ("first_guidance", self.first is not None),
+            ("oscillate_after", self.oscillate_after),
+            ("a distilled network", stage.takes_guidance),
+        ):
+            if value:
+                raise ValueError(f"temporal = {self.temporal}: cannot be combined with {name}")
+        if stage.z_shape[0] != stage.video_shape[0]:
+            raise ValueError(
+                f"temporal = {self.temporal}: this model's z has {stage.z_shape[0]} frames for "
+                f"{stage.video_shape[0]} of the video; frames must be encoded one by one"
+            )
+
+    def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
+        like = _like_z(stage)
+        return guidance.temporal(denoiser, self.scale, self.temporal, stage.null, like)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Nested:
     """Guidance of several conditions, each by its own scale, added one after the other:
 

@@ -10,22 +10,22 @@ from ml_collections import config_dict
 
 from vdm_jax.diffusion import conditional, grids, samplers
 from vdm_jax.stage import guidance as guidance_lib
-from vdm_jax.stage.guidance import ClassifierFree, Guidance, Tiles, Windows
+from vdm_jax.stage.guidance import ClassifierFree, Guidance, Temporal, Tiles, Windows
 
 # What `read` takes, by the part that it becomes.
 RULE_FIELDS = ("eta", "gamma", "churn", "churn_min", "churn_max", "churn_noise")
 GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
-_SETTINGS = ("augmentation", "fps", "motion_bucket")
+_SETTINGS = ("augmentation", "fps", "motion_bucket", "structure")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_OTHERS += ("first_guidance", "shared_noise")
+_OTHERS += ("first_guidance", "shared_noise", "temporal")
 _DIRECT = ("negative", "batch_size", "num_frames", "height", "width", "remat", "frozen", "plan")
 FIELDS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
 _INTEGERS = ("steps", "oscillate_after", "tile", "tile_overlap", "window", "window_overlap")
 _INTEGERS += ("batch_size", "num_frames", "height", "width")
 _NUMBERS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, "corrector", "guidance", "weight")
-_NUMBERS += ("first_guidance",)
+_NUMBERS += ("first_guidance", "temporal")
 _TEXTS = ("sampler", "threshold", "method", "negative", "remat")
 
 
@@ -136,12 +136,14 @@ def _guidance(given: Mapping[str, Any]) -> tuple[Guidance, ...]:
             raise ValueError(
                 f"{name}_overlap = {given[f'{name}_overlap']} has no effect with {name} = 0"
             )
-    guided = ClassifierFree(
-        scale=given.get("guidance", 1.0),
-        oscillate_after=given.get("oscillate_after", 0),
-        first=given.get("first_guidance"),
-    )
-    return (*parts, guided)
+    fields = {
+        "scale": given.get("guidance", 1.0),
+        "oscillate_after": given.get("oscillate_after", 0),
+        "first": given.get("first_guidance"),
+    }
+    if (temporal := given.get("temporal", 1.0)) != 1:
+        return (*parts, Temporal(**fields, temporal=temporal))
+    return (*parts, ClassifierFree(**fields))
 
 
 def _threshold(name: str) -> Guidance | None:

@@ -1,7 +1,13 @@
 """How conditions enter a network: as a vector a frame, as tokens, or as further channels of z."""
 
 from vdm_jax.models.condition.base import Cond, Embedder, require
-from vdm_jax.models.condition.channels import Concatenated, KnownFrames, RepeatedImage, VideoInput
+from vdm_jax.models.condition.channels import (
+    Concatenated,
+    KnownFrames,
+    NumberPlanes,
+    RepeatedImage,
+    VideoInput,
+)
 from vdm_jax.models.condition.embedding import ConditionEmbedding
 from vdm_jax.models.condition.tokens import EmbeddingTokens, TextStates, Words
 from vdm_jax.models.condition.vector import FramePositions, Label, Number, Numbers
@@ -16,6 +22,7 @@ __all__ = [
     "KnownFrames",
     "Label",
     "Number",
+    "NumberPlanes",
     "Numbers",
     "RepeatedImage",
     "TextStates",

@@ -30,6 +30,8 @@ its embedders and channel conditions read:
 - masked_video float (b, f, h, w, c) and mask float (b, f, h, w, 1): the known part of the video,
   and 1 where it is known; nothing is known if they are absent;
 - fps float (b,): frames a second;
+- structure float (b, f, h, w, c), of z's shape: the depth of a video, and structure_level float
+  (b,): how often it was blurred and shrunk;
 - HINT float (b, f, h2, w2, c) in [0, 1], of a name of the system's own, such as "edges": what a
   ControlNet takes, and keep_HINT bool (b,): False where it adds nothing.
 """

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax.models import layers
 from vdm_jax.models.condition.base import Cond, require
 
 
@@ -69,6 +70,31 @@ class RepeatedImage:
                 f"and width {z.shape}"
             )
         return jnp.broadcast_to(image, (batch, frames, *size, image.shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumberPlanes:
+    """A number a clip as channels: the sinusoids of it, the same at every pixel of every frame.
+
+    Attributes:
+      key: of the condition, (b,).
+      count: of the channels; even.
+      max_period: of the sinusoids, whose frequencies go from 1 down to nearly 1 / max_period.
+    """
+
+    key: str
+    count: int = 4
+    max_period: float = 10.0
+    ADDED: ClassVar[bool] = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def __call__(self, cond: Cond, z: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c1"]:
+        number = jnp.asarray(*require(cond, self.key))
+        waves = layers.sinusoidal_embedding(number, self.count, max_period=self.max_period)
+        return jnp.broadcast_to(waves[:, None, None, None], (*z.shape[:-1], self.count))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
