@@ -99,7 +99,7 @@ def smoother(options, model) -> list[dict]:
     errors["on - off"] = errors["on"] - errors["off"]
     compared = np.isfinite(errors["on - off"])
     return [
-        {"smoother": name, "1000 x warp error": _mean(values[compared])}
+        {"smoother": name, "1000 x warp error": mean(values[compared])}
         for name, values in errors.items()
     ]
 
@@ -187,26 +187,26 @@ def _sampled(options, adapted, task: Task, name: str) -> tuple[np.ndarray, float
 def _row(name: str, task: Task, videos: np.ndarray, seconds: float) -> dict:
     from vdm_jax.evaluation import fidelity
 
-    readings = [[_seen(frame) for frame in video] for video in videos]
+    readings = [[seen(frame) for frame in video] for video in videos]
     same = sum(row[0] is not None and len(set(row)) == 1 for row in readings)
     scores = np.array([edge_f1(a, b) for a, b in zip(videos, task.clips, strict=True)])
     errors = fidelity.warp_error(videos).clips
     return {
         "attention": name,
-        "all frames alike": _share(same, len(videos)),
-        "edge F1": _mean(scores),
-        "1000 x warp error": _mean(1e3 * errors[np.isfinite(errors)]),
+        "all frames alike": share(same, len(videos)),
+        "edge F1": mean(scores),
+        "1000 x warp error": mean(1e3 * errors[np.isfinite(errors)]),
         "seconds a video": f"{seconds:.1f}",
     }
 
 
 def _ends(videos: np.ndarray) -> dict:
-    pairs = [(_seen(video[0]), _seen(video[-1])) for video in videos]
+    pairs = [(seen(video[0]), seen(video[-1])) for video in videos]
     same = sum(first is not None and first == last for first, last in pairs)
-    return {"both ends alike": _share(same, len(videos))}
+    return {"both ends alike": share(same, len(videos))}
 
 
-def _seen(frame: np.ndarray) -> tuple[str, ...] | None:
+def seen(frame: np.ndarray) -> tuple[str, ...] | None:
     """Object, colour and background of a frame; None where the judge reads none."""
     from vdm_jax.evaluation import scene_judge
 
@@ -229,14 +229,14 @@ def edge_f1(video: np.ndarray, reference: np.ndarray) -> float:
     return float(2 * precision * recall / max(precision + recall, 1e-9))
 
 
-def _share(count: int, total: int) -> str:
+def share(count: int, total: int) -> str:
     from vdm_jax.evaluation.intervals import share_interval
 
     found = share_interval(count, total)
     return f"{found.value:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _mean(values: np.ndarray) -> str:
+def mean(values: np.ndarray) -> str:
     from vdm_jax.evaluation.intervals import bootstrap
 
     if len(values) < 2:

@@ -43,12 +43,12 @@ def pixels():
 @pytest.mark.parametrize("form", ["float", "half"])
 @pytest.mark.parametrize("compression", ["none", "rle", "zip1", "zip16"])
 def test_every_value_is_read(tmp_path, pixels, compression, form):
-    file = write(tmp_path / "depth.exr", pixels, compression, form)
-    wanted = pixels if form == "float" else pixels.astype(np.float16).astype(np.float32)
-    found = exr.read(file)
+    if form == "half":  # of values that it holds: FFmpeg cuts others, and does not round them
+        pixels = pixels.astype(np.float16).astype(np.float32)
+    found = exr.read(write(tmp_path / "depth.exr", pixels, compression, form))
     assert found.keys() == {"R", "G", "B"}
     for number, name in enumerate("RGB"):
-        np.testing.assert_array_equal(found[name], wanted[..., number])
+        np.testing.assert_array_equal(found[name], pixels[..., number])
 
 
 def test_one_channel_is_one(tmp_path, pixels):

@@ -24,6 +24,8 @@ JOB is one of
                  (docs/conditional.md)
   control        makes a video that follows the edges, depth or poses of another (--control), with
                  an image model and its ControlNet (docs/controlvideo.md)
+  restructure    makes a video with the depth of --input and the content of --prompt or --image,
+                 with a model of Gen-1 (docs/gen1.md)
   stylise        writes a model: a space-time U-Net whose image layers are --amount of the way to
                  those of --style, an image model that its own image model was fine-tuned to (vdm
                  train with --config.train.init_from=IMAGE_MODEL on images of the style; Lumiere,
@@ -42,12 +44,21 @@ last batch after it was interrupted. --method chooses how known pixels guide sam
 import argparse
 from pathlib import Path
 
-from vdm_jax.cli import common, edit_control, edit_inputs, edit_invert, edit_rife, outputs
+from vdm_jax.cli import (
+    common,
+    edit_control,
+    edit_depth,
+    edit_inputs,
+    edit_invert,
+    edit_restructure,
+    edit_rife,
+    outputs,
+)
 from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
 _KNOWING = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle", "loop")
-_SAMPLING = (*_KNOWING, "control", "invert")
+_SAMPLING = (*_KNOWING, "control", "invert", "restructure")
 JOBS = (*_SAMPLING, "stylise")
 _FLAGS = {
     "frames": ("extend",),
@@ -62,6 +73,8 @@ _FLAGS = {
     **dict.fromkeys(("method", "weight"), _KNOWING),
     **dict.fromkeys(("input", "prompt", *common.SAMPLER_FLAGS), _SAMPLING),
     **dict.fromkeys(edit_control.FLAGS, ("control",)),
+    **dict.fromkeys(edit_restructure.FLAGS, ("restructure",)),
+    "depth": ("restructure", "control"),
     **dict.fromkeys(("style", "amount"), ("stylise",)),
 }
 
@@ -74,6 +87,8 @@ def main(arguments: list[str]) -> int:
         return edit_control.run(options)
     if options.job == "invert":
         return edit_invert.run(options)
+    if options.job == "restructure":
+        return edit_restructure.run(options)
     if options.method == "rife":
         return edit_rife.run(options)
     for flag in ("prompt", "then"):
@@ -209,6 +224,8 @@ def _parse(arguments: list[str]):
     )
     edit_control.add_arguments(parser)
     edit_invert.add_arguments(parser)
+    edit_restructure.add_arguments(parser)
+    edit_depth.add_arguments(parser)
     job.add_argument("--style", metavar="MODEL", help="stylise: a fine-tuned image model")
     job.add_argument("--amount", type=float, metavar="X", help="stylise: from 0 to 1 (default 0.7)")
     edit_inputs.add_still_arguments(parser)
@@ -244,6 +261,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
     edit_control.check(parser, options)
     edit_invert.check(parser, options)
+    edit_restructure.check(parser, options)
     if options.method == "rife":
         edit_rife.check(parser, options)
     elif options.job == "stylise":

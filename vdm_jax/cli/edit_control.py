@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdm_jax.cli import common, edit_inputs, outputs, progress
+from vdm_jax.cli import common, edit_depth, edit_inputs, outputs, progress
 from vdm_jax.cli import prompts as prompts_lib
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def add_arguments(parser) -> None:
         type=control,
         metavar="KIND[:FILE]",
         help="what the result follows: canny or hed, the edges of FILE; depth or pose, where FILE "
-        "is a video of depth, near bright, or of drawn skeletons; KIND alone takes --input",
+        "is a video of depth, near bright, or of drawn skeletons; KIND alone takes --input, whose "
+        "depth --depth gives",
     )
     job.add_argument("--controlnet", metavar="FOLDER", help="the ControlNet of that kind")
     job.add_argument(
@@ -65,6 +66,8 @@ def check(parser, options) -> None:
     common.refuse_mesh(parser, options, "control")
     if bool(options.input) == bool(options.control.file):
         parser.error("control needs either --input or a file in --control=KIND:FILE")
+    if options.depth and (options.control.kind != "depth" or options.control.file):
+        parser.error("--depth is for --control=depth with --input, the video whose depth it is")
     if not options.prompt:
         parser.error("control needs --prompt, what the result shows")
 
@@ -96,7 +99,8 @@ def run(options) -> int:
     )
     sampler = adapted.sampler(**{**common.sampler_changes(options), "num_frames": None})
     model.stage.check_prompts(prompts)
-    hints = control_videos(options.control.kind, videos)
+    source = edit_depth.of_videos(options.depth, videos) if options.depth else videos
+    hints = control_videos(options.control.kind, source)
     parts = outputs.Parts(out, _identity(options, hints, prompts), len(hints))
     if parts.done:
         print(f"{parts.done} clips are in {out / outputs.PARTS}: going on behind them")

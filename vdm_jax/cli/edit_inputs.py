@@ -273,10 +273,10 @@ def first_frames(
     return _alike(flag, videos, found)
 
 
-def whole(names: Sequence[str]) -> tuple["list[np.ndarray]", float]:
-    """The videos of --input as they are, and their frame rate. Raises as `first_frames`."""
-    found = _files("input", names)
-    return _alike("input", [one.video for one in found], found)
+def whole(names: Sequence[str], flag: str = "input") -> tuple["list[np.ndarray]", float]:
+    """The videos of a flag as they are, and their frame rate. Raises as `first_frames`."""
+    found = _files(flag, names)
+    return _alike(flag, [one.video for one in found], found)
 
 
 def _alike(

@@ -7,7 +7,7 @@ each.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +167,7 @@ def inpaint(
     *,
     known: Bool[np.ndarray, "#f #h #w"],
     low_res: Coarse | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> Edited:
     """Makes the pixels anew that are not known.
@@ -174,8 +175,8 @@ def inpaint(
     videos: of the model's number of frames. known: bool, `[1, h, w]` for the same pixels in all
     frames, or `[f, h, w]`. low_res: the videos at a lower resolution, uint8 `n f/j h/k w/k c`,
     which the new pixels follow: by the conditional method as means over blocks, or, in a stage that
-    refines videos, as its input. Raises ValueError if nothing is known, or everything, and for a
-    low_res that does not fit.
+    refines videos, as its input. inputs: of the stage's other conditions by name, a row a video.
+    Raises ValueError if nothing is known, or everything, and for a low_res that does not fit.
     """
     _check_videos(sampler, videos, prompts)
     clip = sampler.video_shape[0]
@@ -187,7 +188,8 @@ def inpaint(
     known = np.broadcast_to(known, videos.shape[1:4])
     if known.all() or not known.any():
         raise ValueError(f"known: {'all' if known.all() else 'no'} pixels are, so nothing is to do")
-    return _fill(sampler, params, key, videos, known[..., None], prompts, progress, low_res)
+    known = known[..., None]
+    return _fill(sampler, params, key, videos, known, prompts, progress, low_res, others=inputs)
 
 
 def animate(
@@ -401,14 +403,16 @@ def _fill(
     progress: Progress | None,
     low_res: Coarse | None = None,
     first: int = 0,
+    others: Mapping[str, np.ndarray] | None = None,
 ) -> Edited:
     """Clips of which `known` elements are as given, and that follow `low_res` elsewhere.
 
-    first: number of the first sample.
+    first: number of the first sample. others: what further conditions are given, by name.
     """
     mask = known.reshape(-1, 1, 1, 1) if known.ndim == 1 else known
     rows = np.broadcast_to(mask, (len(given), *mask.shape))
     what, inputs = _known(sampler, given, rows, low_res)
+    inputs = {**inputs, **(others or {})}
     made = _sample(sampler, params, key, prompts, what, progress, inputs=inputs, first=first)
     # Methods that only pull towards what is known do not end in it to the last bit.
     return np.where(rows, given, made)

@@ -17,6 +17,7 @@ from vdm_jax.stage.reconstruction import Reconstruction
 from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import (
     autoencoder,
+    gen1,
     image_text,
     imagen_video,
     latent_image,
@@ -41,6 +42,7 @@ SYSTEMS = {
     stable_video.NAME: stable_video.build,
     video_ldm.NAME: video_ldm.build,
     make_a_video.NAME: make_a_video.build,
+    gen1.NAME: gen1.build,
     video_dit.NAME: video_dit.build,
     autoencoder.NAME: autoencoder.build,
     image_text.NAME: image_text.build,
@@ -48,7 +50,7 @@ SYSTEMS = {
 # The systems with parameters that are not trained, and with a published scheduler.
 _LATENT = {
     system.NAME: system
-    for system in (latent_image, stable_video, video_ldm, make_a_video, video_dit)
+    for system in (latent_image, stable_video, video_ldm, make_a_video, gen1, video_dit)
 }
 _FROZEN = {name: system.read_frozen for name, system in _LATENT.items()}
 _FROZEN_NETWORKS = {name: system.frozen_networks for name, system in _LATENT.items()}
