@@ -65,7 +65,7 @@ def make_config(folders, frames=FRAMES, **model):
     config.data.update({"num_frames": frames, "image_size": SIDE, "image_width": SIDE})
     config.data.image_frames = 1
     config.temporal.max_frames = FRAMES
-    config.train.train_only = "temporal|attention_text|^condition/embedding_|^input_conv/"
+    config.model.train_only = "temporal|attention_text|^condition/embedding_|^input_conv/"
     config.train.update({"batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-3})
     return config
 

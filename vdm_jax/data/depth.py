@@ -146,7 +146,7 @@ def _near_bright(found: Shaped[np.ndarray, "f h w"], path: Path) -> Depth:
     if not (distance > 0).all():  # NaN is not above 0 either
         raise ValueError(
             f"{path}: depth with fractions is distance, which must be above 0; the least is "
-            f"{np.nanmin(distance):g}"
+            f"{distance.min():g}"
         )
     inverse = jnp.asarray(1 / distance)[None, ..., None]
     return _as_bytes(np.asarray(near_bright(inverse)[0]))

@@ -82,7 +82,7 @@ def build(config: ConfigDict) -> Stage:
         space=space,
         view=View(shape=shape),
         conditions=tuple(conditions),
-        train_only=config.train.train_only,
+        train_only=config.model.train_only,
         new=_NEW,
         wider=_WIDER if model.structure else "",
     )
@@ -185,14 +185,15 @@ def default_config() -> ConfigDict:
             "depth": "",
             # The model that maps texts to embeddings; "" = none, and content is an image.
             "prior": "",
+            # Parameters whose path this regular expression matches are trained; "" = all, as in
+            # the paper.
+            "train_only": "",
         }
     )
     # The longest clip that can be sampled: frames with a learned encoding.
     config.temporal = ConfigDict({"max_frames": 8})
     config.text.update({"encoder": "none"})  # the content takes its place
     config.data.update({"num_frames": 8, "image_size": 256, "image_width": 448})
-    # Parameters whose path this regular expression matches are trained; "" = all, as in the paper.
-    config.train.train_only = ""
     config.train.cond_dropout = 0.1
     config.train.learning_rate = 1e-5
     config.sample.update({"guidance": 7.5, "temporal": 1.0, "structure": 0.0})

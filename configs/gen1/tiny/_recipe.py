@@ -29,6 +29,8 @@ def tiny_config(frames: int, *, temporal: bool = True) -> ConfigDict:
             "dtype": "float32",
             "image_encoder": "scenes_image/image_text",
             "content_tokens": 4,
+            "prior": "make_a_video_tiny/prior",
+            "train_only": TRAINED,
             "temporal": temporal,
             "structure": False,
         }
@@ -37,7 +39,6 @@ def tiny_config(frames: int, *, temporal: bool = True) -> ConfigDict:
     config.data.update(image.data.to_dict())
     config.data.num_frames = frames
     config.data.image_width = image.data.image_size
-    config.train.train_only = TRAINED
     config.train.cond_dropout = 0.15
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
