@@ -367,6 +367,30 @@ def test_extras_are_cut_and_turned_with_the_video(prepared):
         pipeline.make_source(section(prepared, name="video_folder", extras=("mask",)).data)
 
 
+def test_images_beside_clips_have_their_own_extras(prepared):
+    config = section(prepared, extras=("mask", "depth"), augment=("mirror",), image_frames=3)
+    batches = pipeline.make_dataset(config, text_encoder=None, batch_size=4, seed=0, report=None)
+    batch = next(iter(batches))
+    assert batch["images"].shape == (4, 3, 64, 64, 3)
+    stored = source(prepared, num_frames=16, extras=("mask", "depth"))
+    clips = [stored.read(index) for index in range(len(stored))]
+    mirrored = 0
+    for row in range(4):
+        for image in range(3):
+            ((clip, frame, turn),) = [
+                (clip, frame, turn)
+                for clip in clips
+                for frame in range(16)
+                for turn in (1, -1)
+                if (clip["video"][frame][:, ::turn] == batch["images"][row, image]).all()
+            ]
+            mirrored += turn < 0
+            for name in ("mask", "depth"):
+                found = batch[f"image_{name}"][row, image]
+                np.testing.assert_array_equal(found, clip[name][frame][:, ::turn], err_msg=name)
+    assert 0 < mirrored < 12
+
+
 def test_clips_and_frames_are_rendered_without_preparing(tmp_path):
     data = {"name": "scenes", "config": TWO.name, "data_dir": str(tmp_path), "split": "train"}
     whole = clips.of_data(ConfigDict(data | {"num_frames": 16}), 3, seed=0)

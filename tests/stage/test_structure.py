@@ -74,7 +74,7 @@ def test_the_batchs_depth_is_encoded_at_a_level_that_is_drawn():
     many = {"depth": np.zeros((64, *SHAPE[:3], 1), np.uint8)}
     levels = CONDITION.example(make_example(many), KEY)["structure_level"]
     assert set(np.asarray(levels)) == set(range(8))
-    fixed = Structure(shape=SHAPE, z_shape=SHAPE, levels=(0, 0))
+    fixed = Structure(shape=SHAPE, z_shape=SHAPE, most=0)
     assert not fixed.example(make_example(many), KEY)["structure_level"].any()
     with pytest.raises(ValueError, match=r"batch lacks depth, .* set data.extras = \('depth',\)"):
         CONDITION.example(make_example({}), KEY)
@@ -98,8 +98,8 @@ def test_sampling_follows_the_level_that_is_set():
         CONDITION.encode(None, 1)
     with pytest.raises(ValueError, match=r"uint8\[1, 1, 8, 12, 1\] was given, .* \[n, 2, 8, 12, 1"):
         CONDITION.encode(given[:, :1], 1)
-    with pytest.raises(ValueError, match=r"levels = \(3, 8\): must be a lowest and a highest of 0"):
-        Structure(shape=SHAPE, z_shape=SHAPE, levels=(3, 8))
+    with pytest.raises(ValueError, match="most = 8: must be from 0 to 7"):
+        Structure(shape=SHAPE, z_shape=SHAPE, most=8)
 
 
 SIZES = Transformer(width=8, hidden=8, num_layers=2, heads=2, activation="gelu")
@@ -131,7 +131,7 @@ def frozen():
 
 
 def test_an_estimator_stands_in_for_the_datas_depth(frozen):
-    condition = Structure(shape=SHAPE, z_shape=SHAPE, levels=(0, 0), estimator=ESTIMATOR)
+    condition = Structure(shape=SHAPE, z_shape=SHAPE, most=0, estimator=ESTIMATOR)
     assert condition.batch_shapes(3, 1) == {}
     example = make_example({}, images=2, frozen=frozen)
     found = jax.jit(lambda: condition.example(example, KEY))()["structure"]

@@ -78,7 +78,7 @@ def phases(folders, tmp_path_factory):
     for name, config in {
         "content": make_config(folders, frames=1, structure=False),
         "video": make_config(folders, structure=False),
-        "structure": make_config(folders, levels=(0, 0)),
+        "structure": make_config(folders, max_level=0),
         "levels": make_config(folders),
     }.items():
         stage = systems.build(config)
@@ -206,7 +206,7 @@ def test_an_estimator_takes_the_place_of_the_datas_depth(folders, tmp_path, monk
     ("fields", "message"),
     [
         ({"content_tokens": 0}, "model.unet.cross_attention_dim = 16: embeddings of .* have 6"),
-        ({"levels": (0, 9)}, r"levels = \(0, 9\): must be a lowest and a highest of 0 to 7"),
+        ({"max_level": 9}, "most = 9: must be from 0 to 7"),
         ({"structure": False}, "model.unet.in_channels = 12: must be 4 with model.structure = Fal"),
         ({"dtype": "float64"}, "model.dtype = 'float64'"),
         ({"autoencoder": "nowhere"}, "nowhere"),

@@ -58,7 +58,9 @@ from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
 _KNOWING = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle", "loop")
-_SAMPLING = (*_KNOWING, "control", "invert", "restructure")
+# The jobs that have a module of their own.
+_MODULES = {"control": edit_control, "invert": edit_invert, "restructure": edit_restructure}
+_SAMPLING = (*_KNOWING, *_MODULES)
 JOBS = (*_SAMPLING, "stylise")
 _FLAGS = {
     "frames": ("extend",),
@@ -68,12 +70,10 @@ _FLAGS = {
     "box": ("inpaint", "outpaint", "cinemagraph"),
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop", "invert"),
-    **dict.fromkeys(edit_invert.FLAGS, ("invert",)),
     **dict.fromkeys(edit_inputs.STILL_FLAGS, ("animate",)),
     **dict.fromkeys(("method", "weight"), _KNOWING),
     **dict.fromkeys(("input", "prompt", *common.SAMPLER_FLAGS), _SAMPLING),
-    **dict.fromkeys(edit_control.FLAGS, ("control",)),
-    **dict.fromkeys(edit_restructure.FLAGS, ("restructure",)),
+    **{flag: (job,) for job, module in _MODULES.items() for flag in module.FLAGS},
     "depth": ("restructure", "control"),
     **dict.fromkeys(("style", "amount"), ("stylise",)),
 }
@@ -83,12 +83,8 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     if options.job == "stylise":
         return _stylise(options)
-    if options.job == "control":
-        return edit_control.run(options)
-    if options.job == "invert":
-        return edit_invert.run(options)
-    if options.job == "restructure":
-        return edit_restructure.run(options)
+    if options.job in _MODULES:
+        return _MODULES[options.job].run(options)
     if options.method == "rife":
         return edit_rife.run(options)
     for flag in ("prompt", "then"):
@@ -222,9 +218,8 @@ def _parse(arguments: list[str]):
     job.add_argument(
         "--strength", type=float, metavar="X", help="restyle: above 0, at most 1 (default 0.6)"
     )
-    edit_control.add_arguments(parser)
-    edit_invert.add_arguments(parser)
-    edit_restructure.add_arguments(parser)
+    for module in _MODULES.values():
+        module.add_arguments(parser)
     edit_depth.add_arguments(parser)
     job.add_argument("--style", metavar="MODEL", help="stylise: a fine-tuned image model")
     job.add_argument("--amount", type=float, metavar="X", help="stylise: from 0 to 1 (default 0.7)")
@@ -259,9 +254,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for name, jobs in _FLAGS.items():
         if getattr(options, name) not in (None, []) and options.job not in jobs:
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
-    edit_control.check(parser, options)
-    edit_invert.check(parser, options)
-    edit_restructure.check(parser, options)
+    for module in _MODULES.values():
+        module.check(parser, options)
     if options.method == "rife":
         edit_rife.check(parser, options)
     elif options.job == "stylise":

@@ -16,8 +16,8 @@ Four phases of training follow one another, each a configuration (section 4.1):
 1. The image model is trained on to embeddings in the place of texts, on images
    (`model.temporal = False`).
 2. Layers over frames are added. Clips are trained with images beside them.
-3. Structure is added at t_s = 0 (`model.structure = True`, `model.levels = (0, 0)`).
-4. t_s is drawn from 0 to 7 (`model.levels = (0, 7)`).
+3. Structure is added at t_s = 0 (`model.structure = True`, `model.max_level = 0`).
+4. t_s is drawn from 0 to 7 (`model.max_level = 7`).
 
 Samples are guided by ω towards the content and by ω_t from the network applied to each frame alone
 towards the network applied to the clip (section 3.4, `stage.guidance.Temporal`).
@@ -118,7 +118,7 @@ def _structure(config: ConfigDict, space: LatentSpace) -> Structure:
     return Structure(
         shape=space.data_shape,
         z_shape=space.z_shape,
-        levels=tuple(config.model.levels),
+        most=config.model.max_level,
         estimator=make_estimator(config.model.depth) if config.model.depth else None,
     )
 
@@ -179,8 +179,8 @@ def default_config() -> ConfigDict:
             # Whether there are layers over frames, and whether structure is an input.
             "temporal": True,
             "structure": True,
-            # The lowest and the highest t_s of training.
-            "levels": (0, 7),
+            # The highest t_s of training.
+            "max_level": 7,
             # The folder of the depth estimator; "" = the data have depth (data.extras).
             "depth": "",
             # The model that maps texts to embeddings; "" = none, and content is an image.

@@ -26,9 +26,9 @@ def paper_config(frames: int = 8, *, temporal: bool = True) -> ConfigDict:
     return config
 
 
-def with_structure(config: ConfigDict, levels: tuple[int, int]) -> ConfigDict:
-    """The phase with structure at these levels, of a depth estimator (`model.depth`)."""
+def with_structure(config: ConfigDict, max_level: int) -> ConfigDict:
+    """The phase with structure at t_s from 0 to `max_level`, the depth of an estimator."""
     config.model.structure = True
-    config.model.levels = levels
+    config.model.max_level = max_level
     config.model.unet.in_channels = 2 * config.model.unet.out_channels + 4
     return config

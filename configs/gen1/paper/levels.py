@@ -16,6 +16,6 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = recipe.with_structure(recipe.paper_config(), (0, 7))
+    config = recipe.with_structure(recipe.paper_config(), 7)
     config.train.steps = 10_000
     return config

@@ -53,10 +53,10 @@ def tiny_config(frames: int, *, temporal: bool = True) -> ConfigDict:
     return config
 
 
-def with_structure(config: ConfigDict, levels: tuple[int, int]) -> ConfigDict:
-    """The phase with the depth of the data as structure, at these levels."""
+def with_structure(config: ConfigDict, max_level: int) -> ConfigDict:
+    """The phase with the depth of the data as structure, at t_s from 0 to `max_level`."""
     config.model.structure = True
-    config.model.levels = levels
+    config.model.max_level = max_level
     config.model.unet.in_channels = 2 * config.model.unet.out_channels + 4
     config.data.extras = ("depth",)
     return config

@@ -15,7 +15,7 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = recipe.with_structure(recipe.tiny_config(frames=1), (0, 7))
+    config = recipe.with_structure(recipe.tiny_config(frames=1), 7)
     config.data.name = "video_folder"
     config.data.config = ""
     config.data.extras = ()

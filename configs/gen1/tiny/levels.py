@@ -12,7 +12,7 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = recipe.with_structure(recipe.tiny_config(frames=8), (0, 7))
+    config = recipe.with_structure(recipe.tiny_config(frames=8), 7)
     config.data.image_frames = 2
     config.train.steps = 150
     config.train.batch_size = 4

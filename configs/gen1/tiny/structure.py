@@ -11,7 +11,7 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = recipe.with_structure(recipe.tiny_config(frames=8), (0, 0))
+    config = recipe.with_structure(recipe.tiny_config(frames=8), 0)
     config.data.image_frames = 2
     config.train.steps = 300
     config.train.batch_size = 4

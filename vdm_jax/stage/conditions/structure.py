@@ -34,7 +34,7 @@ class Structure(Base):
     Attributes:
       shape: (f, h, w, c) of the video in pixels.
       z_shape: (f, h, w, c) of z.
-      levels: the lowest and the highest t_s of training, drawn uniformly.
+      most: the highest t_s of training, which is drawn uniformly from 0 on.
       source: the batch's entry that holds the depth, uint8 (b, f, h, w, 1), near bright; of images
         "image_" + source.
       estimator: what estimates the depth of training's clips instead; None = `source` holds it.
@@ -47,16 +47,13 @@ class Structure(Base):
 
     shape: tuple[int, int, int, int]
     z_shape: tuple[int, int, int, int]
-    levels: tuple[int, int] = (0, LEVELS - 1)
+    most: int = LEVELS - 1
     source: str = "depth"
     estimator: DepthEstimator | None = None
 
     def __post_init__(self):
-        low, high = self.levels
-        if not 0 <= low <= high < LEVELS:
-            raise ValueError(
-                f"levels = {self.levels}: must be a lowest and a highest of 0 to {LEVELS - 1}"
-            )
+        if not 0 <= self.most < LEVELS:
+            raise ValueError(f"most = {self.most}: must be from 0 to {LEVELS - 1}")
 
     @property
     def reach(self) -> None:
@@ -80,16 +77,14 @@ class Structure(Base):
 
     def example(self, example: Example, key: Key[Array, ""]) -> dict[str, Array]:
         depth = self._depth(example)
-        low, high = self.levels
-        level = jax.random.randint(key, (len(depth),), low, high + 1)
+        level = jax.random.randint(key, (len(depth),), 0, self.most + 1)
         return self._entries(depth, level, example.encode)
 
     def check(self, settings: Mapping[str, float]) -> None:
-        low, high = self.levels
-        level = settings.get("structure", float(low))
-        if level != int(level) or not low <= level <= high:
+        level = settings.get("structure", 0.0)
+        if level != int(level) or not 0 <= level <= self.most:
             raise ValueError(
-                f"structure = {level:g}: must be a whole number from {low} to {high}, the levels "
+                f"structure = {level:g}: must be a whole number from 0 to {self.most}, the levels "
                 "that this model was trained with"
             )
 
@@ -118,8 +113,8 @@ class Structure(Base):
         settings: Mapping[str, float],
         encode: Encode,
     ) -> dict[str, Array]:
-        """The setting `structure` is t_s; the default is the lowest of training."""
-        level = jnp.full(n, int(settings.get("structure", self.levels[0])))
+        """The setting `structure` is t_s; the default is 0."""
+        level = jnp.full(n, int(settings.get("structure", 0)))
         return self._entries(from_uint8(cond["structure"]), level, encode)
 
     def _depth(self, example: Example) -> Float[Array, "b f h w 1"]:
