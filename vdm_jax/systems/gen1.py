@@ -39,7 +39,6 @@ from vdm_jax.stage.conditions.embedding import ImageEmbedding
 from vdm_jax.stage.conditions.structure import Structure
 from vdm_jax.stage.depth import DEPTH_ESTIMATOR, DepthEstimator
 from vdm_jax.stage.image_encoder import IMAGE_ENCODER
-from vdm_jax.stage.protocols import Condition
 from vdm_jax.stage.space import LatentSpace
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
@@ -64,11 +63,13 @@ def build(config: ConfigDict) -> Stage:
     width = data.image_width or data.image_size
     shape = (data.num_frames, data.image_size, width, autoencoder.in_channels)
     space = LatentSpace(data_shape=shape, autoencoder=autoencoder, decode_frames=1)
-    conditions: list[Condition] = [_content(config, network)]
-    videos = ()
+    conditions, videos = [_content(config, network)], ()
     if model.structure:
-        conditions.append(_structure(config, space))
-        videos = (Concatenated(key="structure"), _level_planes())
+        conditions.insert(0, _structure(config, space))
+        videos = (
+            Concatenated(key="structure"),
+            NumberPlanes(key="structure_level", count=_LEVEL_CHANNELS),
+        )
     _check_inputs(config, network, space)
     tokens = {"text": "image_embedding"}
     if model.content_tokens:
@@ -94,10 +95,6 @@ def _slots(max_frames: int) -> Slots:
         after_convolution=SingleFrames(slot=FrameConvolutions()),
         in_transformer=SingleFrames(slot=EncodedFrameAttentions(max_frames=max_frames)),
     )
-
-
-def _level_planes() -> NumberPlanes:
-    return NumberPlanes(key="structure_level", count=_LEVEL_CHANNELS)
 
 
 def _content(config: ConfigDict, network: LatentUNet) -> ImageEmbedding:
