@@ -84,7 +84,7 @@ class ClassifierFree:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Temporal(ClassifierFree):
     """Classifier-free guidance with a scale of its own for consistency in time (Esser et al. 2023,
-    Gen-1, eq. 9); see `diffusion.guidance.temporal`.
+    Gen-1, section 3.4); see `diffusion.guidance.temporal`.
 
     Attributes:
       temporal: ω_t; 1 = classifier-free guidance.

@@ -11,7 +11,7 @@ with t_s as four more channels (section 3.3). Content c is the embedding of an i
 in training, to which pixels attend in the place of a text. A prior of its own maps a text to such
 an embedding (`make_a_video`'s is one).
 
-Four phases of training follow one another, each a configuration (section 4.1):
+Four phases of training follow one another, each a configuration (section 3.5):
 
 1. The image model is trained on to embeddings in the place of texts, on images
    (`model.temporal = False`).
@@ -163,7 +163,7 @@ def frozen_networks(config: ConfigDict) -> dict[str, Any]:
 
 def default_config() -> ConfigDict:
     """Every field of a configuration: Stable Diffusion 1.5's sizes in phase 4, with clips of 8
-    frames of 256 x 448 pixels (section 4.1)."""
+    frames of 256 x 448 pixels (section 3.5)."""
     config = latent_image.default_config().unlock()
     config.system = NAME
     config.model.unet.in_channels = 2 * config.model.unet.out_channels + _LEVEL_CHANNELS

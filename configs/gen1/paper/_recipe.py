@@ -1,4 +1,4 @@
-"""Gen-1 at the paper's size: what its phases have in common (Esser et al. 2023, section 4.1)."""
+"""Gen-1 at the paper's size: what its phases have in common (Esser et al. 2023, section 3.5)."""
 
 from ml_collections import ConfigDict
 

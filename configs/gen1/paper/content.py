@@ -1,5 +1,5 @@
 """Gen-1, phase 1: pixels attend to an image's embedding in the place of a text
-(Esser et al. 2023, section 4.1).
+(Esser et al. 2023, section 3.5).
 
 Command: vdm train --config=gen1/paper/content --workdir=DIR/content \\
     --config.train.init_from=FOLDER --config.model.autoencoder=FOLDER/vae \\

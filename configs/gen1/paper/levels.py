@@ -1,4 +1,4 @@
-"""Gen-1, phase 4: structure at every t_s from 0 to 7 (Esser et al. 2023, section 4.1).
+"""Gen-1, phase 4: structure at every t_s from 0 to 7 (Esser et al. 2023, section 3.5).
 
 Command: vdm train --config=gen1/paper/levels --workdir=DIR/levels \\
     --config.train.init_from=DIR/structure --config.model.autoencoder=FOLDER/vae \\

@@ -1,4 +1,4 @@
-"""Gen-1, phase 3: structure at t_s = 0 (Esser et al. 2023, section 4.1).
+"""Gen-1, phase 3: structure at t_s = 0 (Esser et al. 2023, section 3.5).
 
 Command: vdm train --config=gen1/paper/structure --workdir=DIR/structure \\
     --config.train.init_from=DIR/video --config.model.autoencoder=FOLDER/vae \\

@@ -1,5 +1,5 @@
 """Gen-1, phase 2: layers over frames, clips with images beside them
-(Esser et al. 2023, section 4.1).
+(Esser et al. 2023, section 3.5).
 
 Command: vdm train --config=gen1/paper/video --workdir=DIR/video \\
     --config.train.init_from=DIR/content --config.model.autoencoder=FOLDER/vae \\
