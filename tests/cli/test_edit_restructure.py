@@ -31,6 +31,20 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def loaded(model):
+    return pretrained.load(model)
+
+
+@pytest.fixture(autouse=True)
+def load_once(model, loaded, monkeypatch):
+    """The model is read once for all tests."""
+    load = pretrained.load
+    monkeypatch.setattr(
+        pretrained, "load", lambda path, **o: loaded if path == model else load(path, **o)
+    )
+
+
+@pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A clip of three frames, its depth, a picture, and masks."""
     folder = tmp_path_factory.mktemp("files")
@@ -109,11 +123,9 @@ def test_a_prior_embeds_the_prompt(model, files, seen, tmp_path, monkeypatch):
 
     made = SimpleNamespace(stage=SimpleNamespace(check_prompts=lambda texts: None))
     load = pretrained.load
-
-    def loaded(source, **options):
-        return made if source == "prior" else load(source, **options)
-
-    monkeypatch.setattr(pretrained, "load", loaded)
+    monkeypatch.setattr(
+        pretrained, "load", lambda path, **o: made if path == "prior" else load(path, **o)
+    )
     monkeypatch.setattr(restructuring, "embeddings", embed)
     more = [f"--depth={files / 'depth.npz'}", "--prompt=a cat", "--prior=prior", "--steps=2"]
     assert edit.main(flags(files, model, *more, f"--out={tmp_path}")) == 0
@@ -123,10 +135,9 @@ def test_a_prior_embeds_the_prompt(model, files, seen, tmp_path, monkeypatch):
         assert list(found["prompts"]) == ["a cat"]
 
 
-def test_the_embedding_must_be_of_the_models_width(model):
-    stage = pretrained.load(model).stage
+def test_the_embedding_must_be_of_the_models_width(loaded):
     with pytest.raises(ValueError, match=r"prior: samples \[2, 8, 8, 4\] .* \[1, 1, 1, 6\]"):
-        restructuring.embeddings(pretrained.load(model), stage, jax.random.key(0), ["a"])
+        restructuring.embeddings(loaded, loaded.stage, jax.random.key(0), ["a"])
 
 
 def test_an_estimator_is_used_for_all_videos(tmp_path, monkeypatch):

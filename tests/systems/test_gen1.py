@@ -1,6 +1,7 @@
 """Gen-1's phases of training hand over to one another, and its conditions and guidance act."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -72,17 +73,21 @@ def make_config(folders, frames=FRAMES, **model):
     return config
 
 
+PHASES = {
+    "content": {"frames": 1, "structure": False},
+    "video": {"structure": False},
+    "structure": {"max_level": 0},
+    "levels": {},
+}
+
+
 @pytest.fixture(scope="module")
 def phases(folders, tmp_path_factory):
-    """By name, the configuration, the stage, and the parameters that training starts from, each
-    phase from the file of the one before."""
+    """The configuration, the stage and the parameters that training starts from: of the first
+    phase, and of the last one if it starts from the first."""
     found, source = {}, folders[0]
-    for name, config in {
-        "content": make_config(folders, frames=1, structure=False),
-        "video": make_config(folders, structure=False),
-        "structure": make_config(folders, max_level=0),
-        "levels": make_config(folders),
-    }.items():
+    for name in ("content", "levels"):
+        config = make_config(folders, **PHASES[name])
         stage = systems.build(config)
         plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
         params = initial_lib.params(source, stage, plan)
@@ -90,6 +95,21 @@ def phases(folders, tmp_path_factory):
         pretrained.save_model(source, params, config)
         found[name] = (config, stage, params)
     return found
+
+
+def test_each_phase_has_the_parameters_of_the_one_before(folders):
+    """What it lacks is new, and what has more inputs may have them."""
+    before = None
+    for name, fields in PHASES.items():
+        stage = systems.build(make_config(folders, **fields))
+        shapes = {k: v.shape for k, v in flat(nn.meta.unbox(stage.abstract_params())).items()}
+        added = set() if before is None else shapes.keys() - before.keys()
+        assert bool(added) == (name == "video")
+        assert all(re.search(stage.new, path) for path in added)
+        wider = {path for path in before or () if before[path] != shapes[path]}
+        assert wider == ({"input_conv/kernel"} if name == "structure" else set())
+        assert all(re.search(stage.wider, path) for path in wider)
+        before = shapes
 
 
 def make_cond(rng, batch):
@@ -190,7 +210,8 @@ def test_settings_of_sampling_reach_the_program(phases):
     with pytest.raises(ValueError, match="structure = 9: must be a whole number from 0 to 7"):
         program(structure=9.0)
     with pytest.raises(ValueError, match="structure = 2: must be a whole number from 0 to 0"):
-        program(phases["structure"][1], structure=2.0)
+        fixed = dataclasses.replace(stage.find(Structure), most=0)
+        program(dataclasses.replace(stage, conditions=(fixed, stage.conditions[1])), structure=2.0)
 
 
 def systems_frozen(config):

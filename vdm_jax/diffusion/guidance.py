@@ -141,7 +141,8 @@ def temporal(
     null: Callable[[Any], Any] = zero_null,
     like: Sequence[str] = (),
 ) -> Denoiser:
-    """Guidance with a scale of its own for consistency in time (Esser et al. 2023, Gen-1, section 3.4):
+    """Guidance with a scale of its own for consistency in time (Esser et al. 2023, Gen-1, section
+    3.4):
 
     μ^π(∅) + ω_t (μ(∅) − μ^π(∅)) + ω (μ(c) − μ(∅)), with μ^π the Denoiser `frame_by_frame`.
 
