@@ -60,6 +60,8 @@ def check(parser, options) -> None:
     common.refuse_mesh(parser, options, "restructure")
     if bool(options.prompt) == bool(options.image):
         parser.error("restructure needs either --prompt or --image, what the result shows")
+    if options.negative is not None:
+        parser.error("--negative has no meaning for restructure, whose content is an embedding")
     if options.image and options.prior:
         parser.error("--prior has no meaning with --image, which is embedded as it is")
 
