@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a model, or all stages of a cascade",
     "sample": "sample videos from prompts",
     "edit": "extend, interpolate, inpaint, animate, restyle ... videos with a trained model",
+    "tune": "tune an image model on one video, and edit the video by prompts",
     "distill": "distil a guided model into one that needs few steps and no guidance",
     "evaluate": "measure a model, or videos",
     "data": "prepare data sets, and embed their captions",
