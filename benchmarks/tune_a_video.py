@@ -216,34 +216,29 @@ def make_recipe(options: argparse.Namespace, attention: str):
 
 
 def frame_by_frame(options: argparse.Namespace) -> Callable[[int, Source], np.ndarray]:
-    """SDEdit of each frame, with noise of its own."""
+    """SDEdit (Meng et al. 2021, algorithm 2) of each frame, with noise of its own."""
+    import dataclasses
+
     import jax
 
     import vdm_jax
-    from vdm_jax.pipelines import editing
+    from vdm_jax.diffusion import grids
 
-    recipe = make_recipe(options, "own")
+    settings = make_recipe(options, "own").sample
     model = vdm_jax.load(options.model)
     sampler = model.sampler(
-        steps=recipe.sample.steps, guidance=recipe.sample.guidance, batch_size=options.frames
+        steps=settings.steps, guidance=settings.guidance, batch_size=options.frames
     )
+    steps = max(1, round(options.strength * settings.steps))
+    levels = tuple(float(level) for level in sampler.logsnrs()[-steps - 1 :])
+    sampler = dataclasses.replace(sampler, grid=grids.Explicit(levels=levels))
 
     def make(index: int, source: Source) -> np.ndarray:
-        made = []
-        for number, prompt in enumerate(source.prompts.values()):
-            key = jax.random.fold_in(jax.random.key(index), number)
-            frames = source.video[:, None]
-            made.append(
-                editing.restyle(
-                    sampler,
-                    model.params,
-                    key,
-                    frames,
-                    [prompt] * len(frames),
-                    strength=options.strength,
-                )[:, 0]
-            )
-        return np.stack(made)
+        prompts = np.repeat(list(source.prompts.values()), len(source.video)).tolist()
+        frames = np.tile(source.video[:, None], (len(source.prompts), 1, 1, 1, 1))
+        key = jax.random.key(index)
+        made = np.concatenate(list(sampler.stream(model.params, key, prompts, start=frames)))
+        return made.reshape(len(source.prompts), *source.video.shape)
 
     return make
 

@@ -8,7 +8,6 @@ from vdm_jax import cli
 from vdm_jax.cli import tune
 from vdm_jax.data import video_io
 from vdm_jax.pipelines import tuning
-from vdm_jax.training import loop
 from vdm_jax.weights import fetch
 
 FRAMES = 3
@@ -82,7 +81,7 @@ def test_a_clip_is_tuned_on_and_edited_and_edited_again(run, tmp_path, capsys):
 
 def test_ctrl_c_saves_and_stops(run, tmp_path, monkeypatch, capsys):
     def stopped(self, clip, workdir, **_):
-        return None, loop.Result(state=None, step=1, reason="SIGINT", seconds=1.0)
+        return None, "SIGINT"
 
     monkeypatch.setattr(tuning.Tuner, "of", lambda config: tuning.Tuner.__new__(tuning.Tuner))
     monkeypatch.setattr(tuning.Tuner, "tune", stopped)

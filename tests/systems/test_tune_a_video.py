@@ -59,8 +59,8 @@ def tuner(config):
 def tuned(tuner, config, clip, tmp_path_factory):
     """The model after two updates, what it started from, and its file."""
     workdir = tmp_path_factory.mktemp("run")
-    found, result = tuner.tune(clip, workdir / "tuning")
-    assert result.reason == "steps"
+    found, reason = tuner.tune(clip, workdir / "tuning")
+    assert reason == "steps"
     file = pretrained.save_model(workdir / "tuned.safetensors", found.params, config)
     return found, tuner.start, file
 

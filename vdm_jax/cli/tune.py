@@ -166,7 +166,8 @@ def _tune(options: argparse.Namespace, out: Path, overrides: dict[str, str]) -> 
     from vdm_jax.pipelines import tuning
 
     source = options.model or IMAGE_MODEL
-    flags = {f: str(getattr(options, n)) for n, f in _TUNING.items() if getattr(options, n)}
+    given = {field: getattr(options, name) for name, field in _TUNING.items()}
+    flags = {field: str(value) for field, value in given.items() if value is not None}
     flags |= {"model.dtype": "bfloat16"} if options.bf16 else {}
     chosen = options.config or (TINY if source == IMAGE_MODEL else PAPER)
     overrides = {**overrides, **flags, "train.seed": str(options.seed)}
@@ -177,10 +178,10 @@ def _tune(options: argparse.Namespace, out: Path, overrides: dict[str, str]) -> 
     config = tuning.configure(source, recipe, clip, options.prompt, fps=fps)
     _check_edits(config, options)
     with _memory_named(config, ["fewer --frames", "smaller --height and --width"]):
-        tuned, result = tuning.Tuner.of(config).tune(clip, out / "tuning")
-        if result.reason in ("SIGINT", "SIGTERM"):
+        tuned, reason = tuning.Tuner.of(config).tune(clip, out / "tuning")
+        if reason in ("SIGINT", "SIGTERM"):
             print("the same command goes on from there")
-            return common.PREEMPTED if result.reason == "SIGTERM" else 0
+            return common.PREEMPTED if reason == "SIGTERM" else 0
         print(pretrained.save_model(out / "tuned.safetensors", tuned.params, config))
         return _edit(options, out, tuned, clip, fps) if options.edit else 0
 

@@ -116,8 +116,9 @@ class Tuner:
 
     def tune(
         self, clip: Clip, workdir: str | Path, *, config: ConfigDict | None = None
-    ) -> tuple[Model, loop.Result]:
-        """The tuned model, and how its training ended; a run in `workdir` is resumed.
+    ) -> tuple[Model, str]:
+        """The tuned model, and why its training ended (`loop.Result.reason`); a run in `workdir` is
+        resumed.
 
         Args:
           clip: the one that the configuration was made for.
@@ -137,7 +138,7 @@ class Tuner:
             frozen=self.frozen,
             train_step=self.train_step,
         )
-        return self.model(result.state.ema, config), result
+        return self.model(result.state.ema, config), result.reason
 
     def model(self, params: PyTree, config: ConfigDict | None = None) -> Model:
         """The model with these parameters."""
