@@ -47,8 +47,8 @@ def run(folder, clip, tmp_path):
 
 # The same programs as in tests/systems/test_tune_a_video.py.
 TUNING = ("--prompt=a cat", f"--frames={FRAMES}", "--stride=1", "--steps=2")
-TUNING += "--config.model.dtype=float32"
-TUNING += ("--remat=none", "--learning_rate=1e-3", "--config.checkpoint.every=1")
+TUNING += ("--config.model.dtype=float32", "--remat=none", "--learning_rate=1e-3")
+TUNING += ("--config.checkpoint.every=1",)
 SAMPLING = ("--sample_steps=2", "--guidance=3")
 
 

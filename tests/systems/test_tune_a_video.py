@@ -40,6 +40,7 @@ def clip():
 def recipe(**train):
     config = tune_a_video.default_config()
     config.model.dtype = "float32"
+    config.data.frame_stride = 2
     config.train.update({"steps": 2, "learning_rate": 1e-3, **train})
     config.checkpoint.every = 1
     return config
@@ -47,7 +48,7 @@ def recipe(**train):
 
 @pytest.fixture(scope="module")
 def config(folder, clip):
-    return tuning.configure(folder, recipe(), clip, PROMPT, fps=4.0)
+    return tuning.configure(folder, recipe(), clip, PROMPT, fps=8.0)
 
 
 @pytest.fixture(scope="module")

@@ -72,9 +72,9 @@ def main(arguments: list[str]) -> int:
     out = outputs.check_folder(options.out, "--out")
     if not options.tuned:
         return _tune(options, out, overrides)
-    tuned, clip, fps = _take_up(options)
+    tuned, clip = _take_up(options)
     with _memory_named(tuned.config, ["a model tuned on fewer frames"]):
-        return _edit(options, out, tuned, clip, fps)
+        return _edit(options, out, tuned, clip)
 
 
 def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
@@ -183,33 +183,34 @@ def _tune(options: argparse.Namespace, out: Path, overrides: dict[str, str]) -> 
             print("the same command goes on from there")
             return common.PREEMPTED if reason == "SIGTERM" else 0
         print(pretrained.save_model(out / "tuned.safetensors", tuned.params, config))
-        return _edit(options, out, tuned, clip, fps) if options.edit else 0
+        return _edit(options, out, tuned, clip) if options.edit else 0
 
 
-def _take_up(options: argparse.Namespace) -> "tuple[Model, np.ndarray, float]":
-    """The tuned model of --tuned, the clip in its size, and its frame rate. Raises
-    FileNotFoundError, ValueError."""
+def _take_up(options: argparse.Namespace) -> "tuple[Model, np.ndarray]":
+    """The tuned model of --tuned, and the clip in its size. Raises FileNotFoundError,
+    ValueError."""
     from vdm_jax.pipelines import tuning
 
     tuned = tuning.load(options.tuned)
     if options.bf16:
         tuned = tuned.changed({"model.dtype": "bfloat16"})
     frames, height, width, _ = tuned.stage.video_shape
-    clip, fps = _read(options, frames, options.stride or 1, (height, width))
+    stride = options.stride or tuned.config.data.frame_stride
+    clip, _ = _read(options, frames, stride, (height, width))
     _check_edits(tuned.config, options)
     if tuning.digest(clip) != tuned.config.train.tuning.clip:
         outputs.warn(
-            f"--input={options.input}: is another clip than {options.tuned} was tuned on (also "
-            "another --stride or --first is); its motion was not learned"
+            f"--input={options.input}: is another clip than {options.tuned} was tuned on, or "
+            "begins at another frame (--first); its motion was not learned"
         )
-    return tuned, clip, fps
+    return tuned, clip
 
 
 def _read(
     options: argparse.Namespace, frames: int, stride: int, size: tuple[int, int]
 ) -> "tuple[np.ndarray, float]":
-    """The clip, uint8 f h w 3, and its frame rate. Raises FileNotFoundError; ValueError for a
-    shorter video."""
+    """The clip, uint8 f h w 3, and the video's frame rate. Raises FileNotFoundError; ValueError for
+    a shorter video."""
     wanted = options.first + (frames - 1) * stride + 1
     (video, *others), fps = edit_inputs.first_frames("input", [options.input], size, wanted)
     if others:
@@ -221,7 +222,7 @@ def _read(
             f"from frame {options.first} on need {wanted}: give --frames={max(most, 1)}, a smaller "
             "--stride, or a longer video"
         )
-    return video[options.first :: stride], fps / stride
+    return video[options.first :: stride], fps
 
 
 def _check_edits(config, options: argparse.Namespace) -> None:
@@ -237,9 +238,7 @@ def _check_edits(config, options: argparse.Namespace) -> None:
     stage.check_prompts([*options.edit, *negative])
 
 
-def _edit(
-    options: argparse.Namespace, out: Path, tuned: "Model", clip: "np.ndarray", fps: float
-) -> int:
+def _edit(options: argparse.Namespace, out: Path, tuned: "Model", clip: "np.ndarray") -> int:
     """Inverts the clip and samples the edits."""
     import jax
     import numpy as np
@@ -251,7 +250,7 @@ def _edit(
     how = inversions.make_inversion(options.inversion)
     changes = {name: getattr(options, flag) for flag, name in _SAMPLING.items()}
     editor = tuning.Editor.of(tuned, how, **changes)
-    identity, fps = _identity(options, tuned, clip), fps or tuned.fps
+    identity, fps = _identity(options, tuned, clip), tuned.fps
     z_parts = outputs.Parts(out, identity, 1, _Z_PARTS)
     parts = outputs.Parts(out, {**identity, "edits": options.edit}, len(options.edit))
     if parts.done:

@@ -42,10 +42,11 @@ def configure(
 
     Args:
       source: the image model, as `model.load` takes it.
-      recipe: of this system, for all but the network, the text encoder and the size.
+      recipe: of this system, for all but the network, the text encoder and the size. Its
+        `data.frame_stride` says which frames of a video the clip has.
       clip: in the size that is tuned on.
       prompt: what the clip shows.
-      fps: of the clip; 0 = not known.
+      fps: of that video; 0 = not known.
 
     Raises FileNotFoundError; ValueError for a model of another kind, for a size that it cannot
     have, and for a prompt that its text encoder would cut.
@@ -63,8 +64,7 @@ def configure(
     with config.unlocked():
         config.train.tuning.update(base=str(source), prompt=prompt, clip=digest(clip))
         config.data.update(num_frames=frames, image_size=height, image_width=width)
-        # Of the clip as it is: frames that a stride left out are gone.
-        config.data.update(name="video_folder", fps=float(fps), frame_stride=1)
+        config.data.update(name="video_folder", fps=float(fps))
     config = model.with_base(config)
     stage = systems.build(config)  # refuses sizes that the autoencoder cannot have
     if stage.find(SourceVideo) is not None:
