@@ -29,6 +29,10 @@ def context(frames, images=0):
     )
 
 
+def features(*sizes):
+    return jnp.asarray(np.random.default_rng(1).normal(size=(*sizes, CHANNELS)), jnp.float32)
+
+
 def drawn(h, *args):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: module().init(jax.random.key(0), h, *args))
@@ -36,12 +40,11 @@ def drawn(h, *args):
 
 
 def test_a_layer_starts_as_the_identity_and_then_mixes_the_frames_of_a_pixel():
-    h = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH * FRAMES, PIXELS, CHANNELS)))
-    h, at = h.astype(jnp.float32), context(FRAMES)
+    h, at = features(BATCH * FRAMES, PIXELS), context(FRAMES)
     fresh = module().init(jax.random.key(0), h, at)
     np.testing.assert_array_equal(module().apply(fresh, h, at), h)
     params = drawn(h, at)
-    moved = h.at[0, 1].add(1.0)  # the first frame of the first clip, at one pixel
+    moved = h.at[0, 1, 0].add(1.0)  # the first frame of the first clip, at one pixel
     changed = np.abs(module().apply(params, moved, at) - module().apply(params, h, at)).max(-1)
     changed = changed.reshape(BATCH, FRAMES, PIXELS) > 1e-6
     assert changed[0, :, 1].all() and changed.sum() == FRAMES
@@ -49,8 +52,7 @@ def test_a_layer_starts_as_the_identity_and_then_mixes_the_frames_of_a_pixel():
 
 def test_images_stay_as_they_are_and_no_frame_depends_on_them():
     at = context(FRAMES + IMAGES, IMAGES)
-    h = np.random.default_rng(1).normal(size=(BATCH, FRAMES + IMAGES, PIXELS, CHANNELS))
-    h = h.astype(np.float32)
+    h = features(BATCH, FRAMES + IMAGES, PIXELS)
     params = drawn(h.reshape(-1, PIXELS, CHANNELS), at)
     found = module().apply(params, h.reshape(-1, PIXELS, CHANNELS), at).reshape(h.shape)
     np.testing.assert_array_equal(found[:, FRAMES:], h[:, FRAMES:])
@@ -59,10 +61,9 @@ def test_images_stay_as_they_are_and_no_frame_depends_on_them():
 
 
 def test_the_frames_may_be_spread_over_blocks():
-    h = np.random.default_rng(1).normal(size=(BATCH, FRAMES, PIXELS + 1, CHANNELS))
-    h, at = h.astype(np.float32), context(FRAMES)
+    h, at = features(BATCH, FRAMES, PIXELS + 1), context(FRAMES)
     params = drawn(h.reshape(-1, PIXELS + 1, CHANNELS), at)
     wanted = module().apply(params, h.reshape(-1, PIXELS + 1, CHANNELS), at).reshape(h.shape)
     layout = Layout(blocks=2)
-    found = module(layout).apply(params, layout.fold(jnp.asarray(h)), at)
+    found = module(layout).apply(params, layout.fold(h), at)
     np.testing.assert_allclose(layout.unfold(found, FRAMES), wanted, atol=1e-5)
