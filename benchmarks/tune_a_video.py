@@ -68,9 +68,9 @@ def main() -> None:
     parser.add_argument("--model", default="scenes_image", metavar="MODEL")
     parser.add_argument("--clips", type=int, default=40, metavar="N", help="default 40")
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="default 8")
-    parser.add_argument("--steps", type=int, metavar="N", help="updates (default: the recipe's)")
+    parser.add_argument("--updates", type=int, metavar="N", help="default: the recipe's")
     parser.add_argument("--learning_rate", type=float, metavar="X", help="default: the recipe's")
-    parser.add_argument("--sample_steps", type=int, metavar="N", help="default: the recipe's")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising (default: the recipe's)")
     parser.add_argument("--guidance", type=float, metavar="G", help="default: the recipe's")
     parser.add_argument("--strength", type=float, default=0.6, metavar="X", help="default 0.6")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="default: all")
@@ -205,9 +205,9 @@ def make_recipe(options: argparse.Namespace, attention: str):
     from vdm_jax import config as config_lib
 
     given = {
-        "train.steps": options.steps,
+        "train.steps": options.updates,
         "train.learning_rate": options.learning_rate,
-        "sample.steps": options.sample_steps,
+        "sample.steps": options.steps,
         "sample.guidance": options.guidance,
     }
     overrides = {field: str(value) for field, value in given.items() if value is not None}

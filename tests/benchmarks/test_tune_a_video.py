@@ -104,9 +104,9 @@ def test_a_clip_is_tuned_on_and_edited(tmp_path, source, monkeypatch):
     monkeypatch.setattr(fetch, "CACHE", tmp_path / "cache")
     options = argparse.Namespace(
         model=str(write_folder(tmp_path / "model")),
-        steps=1,
+        updates=1,
         learning_rate=1e-3,
-        sample_steps=1,
+        steps=1,
         guidance=2.0,
     )
     for name in ("tune_a_video", "untuned"):

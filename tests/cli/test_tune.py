@@ -73,8 +73,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(Sampler, "_compile", lambda *_: edited)
 
 
-TUNING = ("--prompt=a cat", f"--frames={FRAMES}", "--stride=1")
-SAMPLING = ("--sample_steps=2", "--guidance=3")
+TUNING = ("--prompt=a cat", f"--num_frames={FRAMES}", "--stride=1")
+SAMPLING = ("--steps=2", "--guidance=3")
 
 
 def samples(folder):
@@ -161,14 +161,26 @@ def test_mistakes_of_flags(run, flags, message, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--frames=4"], r"has 6 frames, and 4 of every 2 from frame 0 on need 7: give --frames=3"),
-        (["--frames=3", "--first=5"], "need 10: give --frames=1"),
-        (["--frames=3", "--edit=" + 100 * "dog "], "77"),
-        (["--frames=3", "--model=moving_shapes"], "'moving_shapes' is no whole latent image model"),
-        (["--frames=3", "--model=nowhere"], "'nowhere' is no directory"),
-        (["--frames=3", "--height=18"], "18 x 16"),
-        (["--frames=3", "--config.temporal.attention=last"], "frames = 'last': allowed are own"),
-        (["--frames=3", "--inversion=third", "--edit=a dog"], "inversion = 'third': allowed are"),
+        (
+            ["--num_frames=4"],
+            r"has 6 frames, and 4 of every 2 from frame 0 on need 7: give --num_frames=3",
+        ),
+        (["--num_frames=3", "--first=5"], "need 10: give --num_frames=1"),
+        (["--num_frames=3", "--edit=" + 100 * "dog "], "77"),
+        (
+            ["--num_frames=3", "--model=moving_shapes"],
+            "'moving_shapes' is no whole latent image model",
+        ),
+        (["--num_frames=3", "--model=nowhere"], "'nowhere' is no directory"),
+        (["--num_frames=3", "--height=18"], "18 x 16"),
+        (
+            ["--num_frames=3", "--config.temporal.attention=last"],
+            "frames = 'last': allowed are own",
+        ),
+        (
+            ["--num_frames=3", "--inversion=third", "--edit=a dog"],
+            "inversion = 'third': allowed are",
+        ),
     ],
 )
 def test_mistakes_of_values(run, flags, message, capsys):
@@ -187,10 +199,10 @@ def test_a_lack_of_memory_says_what_takes_less(run, monkeypatch, capsys):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 20 GB.\nx")
 
     monkeypatch.setattr(tuning.Tuner, "of", full)
-    assert run("--prompt=a cat", f"--frames={FRAMES}", "--config.model.dtype=float32") == 1
+    assert run("--prompt=a cat", f"--num_frames={FRAMES}", "--config.model.dtype=float32") == 1
     error = capsys.readouterr().err
     assert "too little memory (RESOURCE_EXHAUSTED: Out of memory allocating 20 GB.)" in error
-    assert "take less: --bf16, fewer --frames" in error and "--remat" not in error
+    assert "take less: --bf16, fewer --num_frames" in error and "--remat" not in error
 
 
 def test_every_flag_of_tuning_is_a_field_of_the_recipes():

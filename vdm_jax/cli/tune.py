@@ -4,8 +4,8 @@
     vdm tune --input=clip.mp4 --tuned=tuned/tuned.safetensors --edit="a robot is skiing"
 
 MODEL is a latent image model: a folder of Stable Diffusion 1 or 2, or the shipped scenes_image
-(default). --prompt says what the video shows. The model is tuned on the video's --frames frames, of
-which --stride - 1 are left out between each two. Then the video is inverted through the tuned
+(default). --prompt says what the video shows. The model is tuned on --num_frames of the video's
+frames, every --stride-th. Then the video is inverted through the tuned
 network, and each --edit is sampled from there. What the prompts share stays, and so does the
 motion.
 
@@ -46,14 +46,14 @@ INVERSION = "first"
 _Z_PARTS = "z_parts"
 # Flags that are fields of the configuration; those of tuning have no meaning for --tuned.
 _TUNING = {
-    "frames": "data.num_frames",
+    "num_frames": "data.num_frames",
     "stride": "data.frame_stride",
-    "steps": "train.steps",
+    "updates": "train.steps",
     "learning_rate": "train.learning_rate",
     "remat": "model.remat",
     "norm_over_frames": "temporal.norm_over_frames",
 }
-_SAMPLING = {"sample_steps": "steps", "guidance": "guidance", "negative": "negative"}
+_SAMPLING = ("steps", "guidance", "negative")
 
 
 def main(arguments: list[str]) -> int:
@@ -82,7 +82,11 @@ def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
     parser.add_argument("--input", required=True, metavar="FILE", help="the video")
     parser.add_argument("--prompt", metavar="TEXT", help="what the video shows")
     parser.add_argument(
-        "--edit", action="append", default=[], metavar="TEXT", help="what a result shows; several"
+        "--edit",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what a result shows; may be given several times",
     )
     parser.add_argument("--tuned", metavar="FILE", help="a tuned model: edits without tuning")
     parser.add_argument(
@@ -92,23 +96,25 @@ def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
     parser.add_argument("--out", default="tuned", metavar="OUT", help="a directory (default tuned)")
     number = {"type": common.positive, "metavar": "N"}
     clip = parser.add_argument_group("the clip")
-    clip.add_argument("--frames", **number, help="of the clip (24; 8)")
-    clip.add_argument("--stride", **number, help="every N-th frame is taken (2; 1)")
-    clip.add_argument("--first", type=int, default=0, metavar="N", help="its first frame (0)")
+    clip.add_argument("--num_frames", **number, help="of the clip: 24 (8)")
+    clip.add_argument("--stride", **number, help="every N-th frame is taken: 2 (1)")
+    clip.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the video's first frame that is taken (0)",
+    )
     clip.add_argument("--height", **number, help="in pixels (default: the image model's)")
     clip.add_argument("--width", **number, help="in pixels (default: the image model's)")
-    tuning = parser.add_argument_group(
-        "tuning", "in brackets: the default, and that for scenes_image"
-    )
-    tuning.add_argument("--steps", **number, help="updates (500; 200)")
-    tuning.add_argument("--learning_rate", type=float, metavar="X", help="3e-5 (3e-4)")
-    tuning.add_argument(
-        "--bf16", action="store_true", help="compute in bfloat16 (on; off for scenes_image)"
-    )
+    tuning = parser.add_argument_group("tuning", "defaults, and in brackets those for scenes_image")
+    tuning.add_argument("--updates", **number, help="of tuning: 500 (200)")
+    tuning.add_argument("--learning_rate", type=float, metavar="X", help="of tuning: 3e-5 (3e-4)")
+    tuning.add_argument("--bf16", action="store_true", help="compute in bfloat16: on (off)")
     tuning.add_argument(
         "--remat",
         choices=("none", "dots", "full"),
-        help="activations computed twice, see vdm edit (full; none)",
+        help="activations computed twice, see vdm edit: full (none)",
     )
     tuning.add_argument(
         "--norm_over_frames",
@@ -118,8 +124,8 @@ def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
         "write its format",
     )
     sampling = parser.add_argument_group("inversion and edits")
-    sampling.add_argument("--sample_steps", **number, help="denoising steps (50)")
-    sampling.add_argument("--guidance", type=float, metavar="G", help="scale (12.5; 4)")
+    sampling.add_argument("--steps", **number, help="denoising steps (50)")
+    sampling.add_argument("--guidance", type=float, metavar="G", help="scale: 12.5 (4)")
     sampling.add_argument("--negative", metavar="TEXT", help="guidance leads away from it")
     sampling.add_argument(
         "--inversion",
@@ -177,7 +183,7 @@ def _tune(options: argparse.Namespace, out: Path, overrides: dict[str, str]) -> 
     clip, fps = _read(options, recipe.data.num_frames, recipe.data.frame_stride, size)
     config = tuning.configure(source, recipe, clip, options.prompt, fps=fps)
     _check_edits(config, options)
-    with _memory_named(config, ["fewer --frames", "smaller --height and --width"]):
+    with _memory_named(config, ["fewer --num_frames", "smaller --height and --width"]):
         tuned, reason = tuning.Tuner.of(config).tune(clip, out / "tuning")
         if reason in ("SIGINT", "SIGTERM"):
             print("the same command goes on from there")
@@ -219,8 +225,8 @@ def _read(
         most = max((len(video) - options.first - 1) // stride + 1, 0)
         raise ValueError(
             f"--input={options.input}: has {len(video)} frames, and {frames} of every {stride} "
-            f"from frame {options.first} on need {wanted}: give --frames={max(most, 1)}, a smaller "
-            "--stride, or a longer video"
+            f"from frame {options.first} on need {wanted}: give --num_frames={max(most, 1)}, a "
+            "smaller --stride, or a longer video"
         )
     return video[options.first :: stride], fps
 
@@ -248,7 +254,7 @@ def _edit(options: argparse.Namespace, out: Path, tuned: "Model", clip: "np.ndar
     from vdm_jax.pipelines import tuning
 
     how = inversions.make_inversion(options.inversion)
-    changes = {name: getattr(options, flag) for flag, name in _SAMPLING.items()}
+    changes = {name: getattr(options, name) for name in _SAMPLING}
     editor = tuning.Editor.of(tuned, how, **changes)
     identity, fps = _identity(options, tuned, clip), tuned.fps
     z_parts = outputs.Parts(out, identity, 1, _Z_PARTS)
