@@ -151,6 +151,7 @@ def test_ctrl_c_saves_and_stops(run, tmp_path, monkeypatch, capsys):
         (["--prompt=a cat", "--first=-1"], "--first=-1: must not be negative"),
         (["--tuned=x.safetensors", "--edit=b"], "--model has no meaning for --tuned"),
         (["--prompt=a cat", "--remat=half"], "invalid choice: 'half'"),
+        (["--prompt=a cat", "--prompt=a dog"], "--prompt: was given 2 times; one video is tuned"),
     ],
 )
 def test_mistakes_of_flags(run, flags, message, capsys):

@@ -79,14 +79,11 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
     parser = common.parser("vdm tune", __doc__)
-    parser.add_argument("--input", required=True, metavar="FILE", help="the video")
-    parser.add_argument("--prompt", metavar="TEXT", help="what the video shows")
+    several = {"action": "append", "default": []}
+    parser.add_argument("--input", **several, metavar="FILE", help="the video")
+    parser.add_argument("--prompt", **several, metavar="TEXT", help="what the video shows")
     parser.add_argument(
-        "--edit",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="what a result shows; may be given several times",
+        "--edit", **several, metavar="TEXT", help="what a result shows; may be given several times"
     )
     parser.add_argument("--tuned", metavar="FILE", help="a tuned model: edits without tuning")
     parser.add_argument(
@@ -114,6 +111,7 @@ def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
     tuning.add_argument(
         "--remat",
         choices=("none", "dots", "full"),
+        metavar="NAME",
         help="activations computed twice, see vdm edit: full (none)",
     )
     tuning.add_argument(
@@ -136,6 +134,13 @@ def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     common.add_device_arguments(parser)
     options = parser.parse_args(arguments)
+    for name in ("input", "prompt"):  # lists in other commands
+        given = getattr(options, name)
+        if len(given) > 1:
+            parser.error(f"--{name}: was given {len(given)} times; one video is tuned on")
+        setattr(options, name, given[0] if given else None)
+    if options.input is None:
+        parser.error("--input, the video, is needed")
     _check(parser, options, overridden)
     return options
 
