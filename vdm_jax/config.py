@@ -48,6 +48,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.init_from",
     "train.lora.base",  # its digest may not
     "train.control.base",
+    "train.tuning.base",
     "train.log_every",
     "train.sample_every",
     "train.sample_prompts",

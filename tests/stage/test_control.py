@@ -44,7 +44,7 @@ def frozen(config):
 @pytest.fixture(scope="module")
 def params(stage, config, frozen):
     plan = sharding.make_plan(stage, {"data": 1}, jax.devices()[:1])
-    return initial_lib.control(stage, config, plan, frozen)
+    return initial_lib.adapted(stage, config, plan, frozen)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ COMMANDS = {
     "edit": "extend, interpolate, inpaint, animate, restyle ... videos with a trained model",
     "distill": "distil a guided model into one that needs few steps and no guidance",
     "evaluate": "measure a model, or videos",
+    "tune": "tune an image model on one video, and edit the video by prompts",
     "data": "prepare data sets, and embed their captions",
     "compile": "compile for TPUs or GPUs that are not here: does it fit, how fast can it be",
     "describe": "list configurations and models, or show the network of one configuration",

@@ -10,7 +10,9 @@ the same bits if --dtype is the type that it had.
 
 Of an autoencoder FOLDER receives its config.json and tensors. The scaling factor is measured on the
 data that it was trained on. Of an image-text pair FOLDER receives the same, in this library's own
-format. Of a model that was trained with train.control, FOLDER receives the ControlNet's.
+format. Of a model that was trained with train.control, FOLDER receives the ControlNet's. Of one
+that vdm tune --norm_over_frames tuned, FOLDER receives a whole pipeline in the format of
+Tune-A-Video's code.
 
 If MODEL was trained with train.lora, FOLDER receives pytorch_lora_weights.safetensors, or with
 --merged the whole model: the base with the LoRA added.

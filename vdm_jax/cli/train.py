@@ -102,7 +102,7 @@ def _train(config, options) -> int:
     from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import initial as initial_lib
     from vdm_jax.pipelines import model as pretrained
-    from vdm_jax.stage import contrast, control, reconstruction
+    from vdm_jax.stage import beside, contrast, control, reconstruction
     from vdm_jax.training import loop
 
     if options.profiler_port:
@@ -124,9 +124,9 @@ def _train(config, options) -> int:
     config = frame_rate.recorded(config, dataset.source)
     frozen = pretrained.read_frozen(config, config.mesh.to_dict())
     initial = None
-    if isinstance(stage, control.ControlStage):
+    if isinstance(stage, control.ControlStage | beside.Beside):
         params = {name: part.params for name, part in frozen.items()}
-        initial = functools.partial(initial_lib.control, stage, config, plan, params)
+        initial = functools.partial(initial_lib.adapted, stage, config, plan, params)
     if config.train.init_from:
         initial = functools.partial(
             initial_lib.params,
@@ -193,7 +193,7 @@ def _with_vocabulary(config, workdir: str):
     field = "vocabulary" if text.encoder == "words" else "identity"
     if text.encoder == "none" or text.get(field):
         return config
-    adapted = [config.train.get(name, {}).get("base") for name in ("lora", "control")]
+    adapted = [config.train.get(name, {}).get("base") for name in ("lora", "control", "tuning")]
     before = config.train.init_from or next(filter(None, adapted), "")
     if checkpoints.has_checkpoint(workdir):
         _, saved = checkpoints.read_config(workdir, fallback=config.checkpoint.fallback)

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from vdm_jax import systems
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import model
+from vdm_jax.stage.beside import Beside
 from vdm_jax.stage.control import ControlStage
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
@@ -79,8 +80,8 @@ def _widened(kernel: jax.Array, like: Any, name: str) -> jax.Array:
     return jax.jit(lambda leaf: jnp.pad(leaf, pad), out_shardings=like.sharding)(kernel)
 
 
-def control(stage: ControlStage, config, plan: sharding.Plan, frozen: Frozen) -> PyTree:
-    """What the training of a ControlNet starts from, where `plan` stores it."""
+def adapted(stage: ControlStage | Beside, config, plan: sharding.Plan, frozen: Frozen) -> PyTree:
+    """What the training of a stage with a frozen base starts from, where `plan` stores it."""
     start = jax.jit(stage.start, out_shardings=plan.params)
     return start(jax.random.key(config.train.seed), frozen[BASE])
 

@@ -1,5 +1,7 @@
 """The noise z that a model makes videos of: inversion of its sampler (`diffusion/inversion.py`)."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -40,25 +42,51 @@ def invert(
     Raises ValueError for a rule that draws noise or remembers earlier steps, for several devices,
     and for videos that do not fit; FloatingPointError where z is not finite.
     """
-    _check(sampler, videos, prompts)
-    size = min(sampler.batch_size, len(videos))
-    compiled = _compile(sampler, inversion)
-    for at in range(0, len(videos), size):
-        rows = np.minimum(np.arange(at, at + size), len(videos) - 1)
-        cond = sampler.stage.encode([prompts[row] for row in rows])
-        indices = np.arange(first + at, first + at + size, dtype=np.uint32)
-        z = compiled(params, sampler.frozen, key, indices, videos[rows], cond)
-        z = np.asarray(z[: len(videos) - at])
-        if not np.isfinite(z).all():
-            raise FloatingPointError(
-                f"z of videos {first + at}..{first + at + len(z) - 1} is not finite: the "
-                "parameters are beyond use, or the inversion needs more steps"
-            )
-        yield z
+    yield from Inverter(sampler=sampler, inversion=inversion).stream(
+        params, key, videos, prompts, first=first
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inverter:
+    """`invert` of one sampler, compiled once for all parameters and videos."""
+
+    sampler: Sampler
+    inversion: Inversion
+
+    @functools.cached_property
+    def compiled(self) -> Callable:
+        """(params, frozen, key, numbers of videos, videos, condition) -> z."""
+        return _compile(self.sampler, self.inversion)
+
+    def stream(
+        self,
+        params: PyTree,
+        key: Key[Array, ""],
+        videos: UInt8[np.ndarray, "n f h w c"],
+        prompts: Sequence[str],
+        *,
+        first: int = 0,
+    ) -> Iterator[Z]:
+        """See `invert`."""
+        sampler = self.sampler
+        _check(sampler, videos, prompts)
+        size = min(sampler.batch_size, len(videos))
+        for at in range(0, len(videos), size):
+            rows = np.minimum(np.arange(at, at + size), len(videos) - 1)
+            cond = sampler.stage.encode([prompts[row] for row in rows])
+            indices = np.arange(first + at, first + at + size, dtype=np.uint32)
+            z = self.compiled(params, sampler.frozen, key, indices, videos[rows], cond)
+            z = np.asarray(z[: len(videos) - at])
+            if not np.isfinite(z).all():
+                raise FloatingPointError(
+                    f"z of videos {first + at}..{first + at + len(z) - 1} is not finite: the "
+                    "parameters are beyond use, or the inversion needs more steps"
+                )
+            yield z
 
 
 def _compile(sampler: Sampler, inversion: Inversion) -> Callable:
-    """(params, frozen, key, numbers of videos, videos, condition) -> z."""
     stage = sampler.stage
 
     def one(params, frozen, key, index, video, cond):

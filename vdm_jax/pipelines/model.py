@@ -193,7 +193,7 @@ def load(
     if loras:
         if systems.adaptation(config):
             raise ValueError(
-                f"{path}: is a LoRA or a ControlNet itself, to which no LoRAs are added; write "
+                f"{path}: is adapted itself, to which no LoRAs are added; write "
                 "it with its base first (vdm convert --to=diffusers --merged) and load that folder"
             )
         scales = {str(file): float(scale) for file, scale in loras.items()}
@@ -206,8 +206,8 @@ def load(
 
 
 def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
-    """The parameters beside the trained ones that a configuration's stage uses; of a LoRA or a
-    ControlNet, the base's too.
+    """The parameters beside the trained ones that a configuration's stage uses; of an adapted
+    model, the base's too.
 
     mesh: as in `load`. Raises as `load`; ValueError where the base has changed.
     """
@@ -226,10 +226,12 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
 
 
 def with_base(config):
-    """The configuration of a run; that of a LoRA or a ControlNet names its base by its digest.
-    Raises as `load`."""
+    """The configuration of a run; that of an adapted model names its base by its digest. Raises as
+    `load`; ValueError where no base is named."""
     if not (adapted := systems.adaptation(config)):
         return config
+    if not config.train[adapted].base:
+        raise ValueError(f"train.{adapted}.base = '': must name the model that is adapted")
     found = _find(config.train[adapted].base)
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -25,6 +25,8 @@ from vdm_jax.systems import (
     make_a_video,
     stable_video,
     stable_video_folder,
+    tune_a_video,
+    tune_a_video_folder,
     vdm,
     video_dit,
     video_ldm,
@@ -43,6 +45,7 @@ SYSTEMS = {
     video_ldm.NAME: video_ldm.build,
     make_a_video.NAME: make_a_video.build,
     gen1.NAME: gen1.build,
+    tune_a_video.NAME: tune_a_video.build,
     video_dit.NAME: video_dit.build,
     autoencoder.NAME: autoencoder.build,
     image_text.NAME: image_text.build,
@@ -50,17 +53,20 @@ SYSTEMS = {
 # The systems with parameters that are not trained, and with a published scheduler.
 _LATENT = {
     system.NAME: system
-    for system in (latent_image, stable_video, video_ldm, make_a_video, gen1, video_dit)
+    for system in (latent_image, stable_video, video_ldm, make_a_video, gen1, tune_a_video, video_dit)
 }
 _FROZEN = {name: system.read_frozen for name, system in _LATENT.items()}
 _FROZEN_NETWORKS = {name: system.frozen_networks for name, system in _LATENT.items()}
 _SCHEDULERS = {name: system.make_scheduler for name, system in _LATENT.items()}
+# Sections of `train`, and the field of each that chooses it.
+_ADAPTED_BY = {"lora": "rank", "control": "source", "tuning": "separate"}
 # The systems that take and write published LoRA files.
 _LORAS = {latent_image.NAME: latent_image, stable_video.NAME: stable_video_folder}
 # The systems of published pipelines, by the class that model_index.json names.
 _PIPELINES = {
     **dict.fromkeys((latent_image.GENERATES, latent_image.EDITS), latent_image),
     "StableVideoDiffusionPipeline": stable_video_folder,
+    tune_a_video_folder.CLASS: tune_a_video_folder,
     "WanPipeline": video_dit,
 }
 # The systems whose models are written in a published format.
@@ -72,10 +78,13 @@ def build(config) -> Stage | Reconstruction | Contrast:
     image-text pair; `config.system` names the system.
 
     With `train.lora.rank` above 0 its parameters are low-rank changes of those of `build_base`,
-    with `train.control.source` those of a ControlNet. Raises ValueError where a field's value is
-    not allowed.
+    with `train.control.source` those of a ControlNet, with `train.tuning.separate` those that are
+    tuned. Raises ValueError where a field's value is not allowed.
     """
-    stage, adapted = build_base(config), adaptation(config)
+    adapted = adaptation(config)
+    if adapted == "tuning":
+        return tune_a_video.tuned(config)
+    stage = build_base(config)
     if adapted == "lora":
         lora = config.train.lora
         alpha = lora.alpha or float(lora.rank)
@@ -85,22 +94,21 @@ def build(config) -> Stage | Reconstruction | Contrast:
 
 def adaptation(config) -> str:
     """The section of `config.train` that names the model whose parameters are frozen and adapted:
-    "lora", "control", or "" for a model of its own. Raises ValueError for both."""
-    lora, control = config.train.get("lora"), config.train.get("control")
-    found = [
-        name
-        for name, wanted in (("lora", lora and lora.rank), ("control", control and control.source))
-        if wanted
-    ]
+    a key of `_ADAPTED_BY`, or "" for a model of its own. Raises ValueError for several."""
+    found = [name for name, field in _ADAPTED_BY.items() if config.train.get(name, {}).get(field)]
     if len(found) > 1:
-        raise ValueError("train.lora and train.control: a run trains one of them")
+        both = " and ".join(f"train.{name}" for name in found)
+        raise ValueError(f"{both}: a run trains one of them")
     return found[0] if found else ""
 
 
 def build_base(config) -> Stage | Reconstruction | Contrast:
-    """`build` without low-rank changes and ControlNets. Raises as `build`."""
+    """`build` without low-rank changes and ControlNets; of what is tuned, the image model. Raises
+    as `build`."""
     if config.system not in SYSTEMS:
         raise ValueError(f"system = {config.system!r}: allowed are {', '.join(SYSTEMS)}")
+    if adaptation(config) == "tuning":
+        return latent_image.build(config)
     return SYSTEMS[config.system](config)
 
 

@@ -12,7 +12,7 @@ the autoencoder. So a published pipeline and a network that is trained here are 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _SETTINGS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
 # Of model_index.json: what this library needs where the text encoder is none that the published
 # pipeline has. The published library ignores names that begin so.
-_OURS, _OUR_SECTIONS = "_vdm_jax", ("text", "data", "sample")
+OURS, _OUR_SECTIONS = "_vdm_jax", ("text", "data", "sample")
 _OF_MACHINE = ("data_dir", "workers")  # fields of those that are not written
 _HERE = Path("configuration")  # what errors name in the place of a file
 
@@ -215,15 +215,24 @@ def read_published(folder: Path) -> ConfigDict:
 
     Raises FileNotFoundError; ValueError naming a part or a value that is not understood.
     """
+    path = folder / "unet" / "config.json"
+    return read_pipeline(folder, lambda: published.read_json(path))
+
+
+def read_pipeline(folder: Path, read_unet: Callable[[], Mapping[str, Any]]) -> ConfigDict:
+    """`read_published` of a pipeline with another U-Net.
+
+    read_unet: reads its config.json as that of this system's U-Net.
+    """
     index = published.read_json(folder / published.PIPELINE)
     known = {*_PARTS, *_OPTIONAL, *_SETTINGS}
     if unknown := sorted(n for n in index if n not in known and not n.startswith("_")):
         raise ValueError(f"{folder / published.PIPELINE}: {', '.join(unknown)}: not understood")
-    ours = index.get(_OURS)
+    ours = index.get(OURS)
     for part in _PARTS if ours is None else ("unet", "vae", "scheduler"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder / part}: no such folder; the pipeline needs it")
-    unet = published.read_json(folder / "unet" / "config.json")
+    unet = read_unet()
     latent_unet.from_config(unet, folder / "unet" / "config.json")  # errors name the file
     schedule = scheduler.read_folder(folder / "scheduler")
     if schedule.clips:
@@ -289,9 +298,26 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     """
     network = latent_unet.from_config(config.model.unet.to_dict(), _HERE)
     latent_unet.write_folder(folder / "unet", network, params, jnp.dtype(dtype))
-    # The published pipeline takes the size of its images from here.
+    edits = network.in_channels == 2 * make_autoencoder(config).latent_channels
+    index = {**INDEX, "_class_name": EDITS} if edits else INDEX
+    return write_pipeline(folder, config, latent_unet.config(network), index)
+
+
+def write_pipeline(
+    folder: Path, config: ConfigDict, unet: Mapping[str, Any], index: Mapping[str, Any]
+) -> list[str]:
+    """Writes what a published pipeline has beside the tensors of its U-Net, and returns the names
+    of all parts.
+
+    Args:
+      unet: its config.json, which receives the size of images, from where the published pipeline
+        takes it.
+      index: of the pipeline, completed here.
+
+    Raises FileExistsError, ValueError.
+    """
     factor = make_autoencoder(config).factor
-    values = {**latent_unet.config(network), "sample_size": config.data.image_size // factor}
+    values = {**unet, "sample_size": config.data.image_size // factor}
     write_json(folder / "unet" / "config.json", values)
     write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
     copied = {"vae": _folder(config.model.autoencoder)}
@@ -300,16 +326,14 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     if has_clip and (weights / "text_encoder").is_dir():
         copied |= {part: weights / part for part in ("text_encoder", "tokenizer")}
     copy_parts(folder, copied)
-    index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
+    index = {**index, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
     if "tokenizer" not in copied:
         index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
         sections = {section: config[section].to_dict() for section in _OUR_SECTIONS}
-        index[_OURS] = {
+        index[OURS] = {
             section: {name: value for name, value in fields.items() if name not in _OF_MACHINE}
             for section, fields in sections.items()
         }
-    if network.in_channels == 2 * make_autoencoder(config).latent_channels:
-        index["_class_name"] = EDITS
     write_json(folder / published.PIPELINE, index)
     return ["unet", "scheduler", *copied]
 
@@ -320,7 +344,7 @@ def write_control(folder: Path, stage: ControlStage, params: PyTree, dtype: str)
     controlnet.write_folder(folder, control.network, params[control.name], jnp.dtype(dtype))
 
 
-_INDEX = {
+INDEX = {
     "_class_name": GENERATES,
     "feature_extractor": [None, None],
     "requires_safety_checker": False,

@@ -131,7 +131,7 @@ def attend_across(q: Array, k: Array, v: Array, table: Int[np.ndarray, "f k"]) -
     if attended <= _COPIED:
         keys, values = (joined(x[:, table]) for x in (k, v))
         folded = (rearrange(x, "b f ... -> (b f) ...") for x in (q, keys, values))
-        return rearrange(attention.attend_pixels(*folded), "(b f) ... -> b f ...", f=frames)
+        return rearrange(attention.attend_tokens(*folded), "(b f) ... -> b f ...", f=frames)
 
     def frame(row: tuple[Array, Array]) -> Array:  # one after the other: linear memory
         q, numbers = row
