@@ -53,7 +53,15 @@ SYSTEMS = {
 # The systems with parameters that are not trained, and with a published scheduler.
 _LATENT = {
     system.NAME: system
-    for system in (latent_image, stable_video, video_ldm, make_a_video, gen1, tune_a_video, video_dit)
+    for system in (
+        latent_image,
+        stable_video,
+        video_ldm,
+        make_a_video,
+        gen1,
+        tune_a_video,
+        video_dit,
+    )
 }
 _FROZEN = {name: system.read_frozen for name, system in _LATENT.items()}
 _FROZEN_NETWORKS = {name: system.frozen_networks for name, system in _LATENT.items()}
