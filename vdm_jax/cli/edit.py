@@ -11,7 +11,7 @@ JOB is one of
   super_resolve  enlarges from 1/--factor of the model's size
   refine         a video of any size and rate through a super-resolution stage (--model=STAGE), in
                  space or in time; a longer one in parts that share --context frames
-  inpaint        makes --box anew
+  inpaint        makes --box, or the white of --mask, anew
   outpaint       makes all but --box anew
   animate        makes a clip that begins with the first frame; with a model that was trained for
                  it, such as Stable Video Diffusion, at --height, --width and --fps, with
@@ -42,7 +42,15 @@ last batch after it was interrupted. --method chooses how known pixels guide sam
 import argparse
 from pathlib import Path
 
-from vdm_jax.cli import common, edit_control, edit_inputs, edit_invert, edit_rife, outputs
+from vdm_jax.cli import (
+    common,
+    edit_control,
+    edit_inputs,
+    edit_invert,
+    edit_rife,
+    outputs,
+    progress,
+)
 from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
@@ -54,7 +62,7 @@ _FLAGS = {
     "context": ("extend", "loop", "refine"),
     "low_res": ("extend", *_MASKED),
     "factor": ("interpolate", "super_resolve"),
-    "box": ("inpaint", "outpaint", "cinemagraph"),
+    **dict.fromkeys(("box", "mask"), ("inpaint", "outpaint", "cinemagraph")),
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop", "invert"),
     **dict.fromkeys(edit_invert.FLAGS, ("invert",)),
@@ -85,7 +93,6 @@ def main(arguments: list[str]) -> int:
 
     import jax
     import numpy as np
-    from rich.progress import Progress
 
     from vdm_jax.data import frame_rate
     from vdm_jax.stage.conditions.video import MaskedVideo
@@ -106,6 +113,8 @@ def main(arguments: list[str]) -> int:
         for note in filter(None, [frame_rate.note(model.config), *found.notes]):
             print(note)
     model.stage.check_prompts([*prompts, *options.then])  # refuses an unknown word
+    if options.job in _MASKED:
+        _known(options, sampler)  # refuses a box or a mask
     sampler = _kept(options, out, sampler, found)
     if given is None:
         given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
@@ -113,13 +122,8 @@ def main(arguments: list[str]) -> int:
     first = jax.process_index() == 0
     if first:  # before the work on it begins
         outputs.save_videos(out / "given.npz", given, prompts, found.rate)
-    with Progress(transient=True, disable=not first) as bar:
-        task = bar.add_task(options.job, total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        videos = _run(options, sampler, model.params, key, given, prompts, progress)
+    with progress.report(options.job, quiet=not first) as report:
+        videos = _run(options, sampler, model.params, key, given, prompts, report)
     if not first:
         return 0
     outputs.write_samples(out, videos, prompts, found.fps, sampler.parts)
@@ -151,7 +155,7 @@ def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
     from vdm_jax.pipelines import model as pretrained
 
     flags = {name: getattr(options, name) for name in (*_FLAGS, "job", "seed")}
-    for name in ("input", "low_res", "batch_size", "style", "amount"):
+    for name in ("input", "low_res", "mask", "batch_size", "style", "amount"):
         del flags[name]  # contents count below; the others change no clip
     given = None
     if found.videos is not None:
@@ -159,7 +163,8 @@ def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
     return {
         **flags,
         "model": pretrained.digest(options.model or pretrained.DEFAULT),
-        "low_res": edit_inputs.low_res_digest(options),
+        "low_res": edit_inputs.file_digest("low_res", options.low_res),
+        "mask": edit_inputs.file_digest("mask", options.mask),
         "prompts": found.prompts,
         "given": given,
     }
@@ -205,6 +210,12 @@ def _parse(arguments: list[str]):
         "middle)",
     )
     job.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="in the place of --box: a picture that is white there and black elsewhere, stretched "
+        "to the model's frame",
+    )
+    job.add_argument(
         "--strength", type=float, metavar="X", help="restyle: above 0, at most 1 (default 0.6)"
     )
     edit_control.add_arguments(parser)
@@ -242,6 +253,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for name, jobs in _FLAGS.items():
         if getattr(options, name) not in (None, []) and options.job not in jobs:
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
+    if options.box and options.mask:
+        parser.error("--box and --mask both choose the pixels: give one")
     edit_control.check(parser, options)
     edit_invert.check(parser, options)
     if options.method == "rife":
@@ -356,10 +369,12 @@ def _known(options, sampler):
 
 
 def _inside(options, sampler):
-    """bool `h w`: the box; by default the middle quarter of the area."""
+    """bool `h w`: the mask or the box; by default the middle quarter of the area."""
     import numpy as np
 
     height, width = sampler.video_shape[1:3]
+    if options.mask:
+        return edit_inputs.mask(options, height, width)
     box = options.box or (height // 4, width // 4, height // 2, width // 2)
     top, left, tall, wide = box
     if top + tall > height or left + wide > width:

@@ -30,11 +30,14 @@ class KeptSampler(Sampler):
 
     @classmethod
     def of(cls, sampler: Sampler, parts: Parts | None) -> Self:
-        """The same sampler with its videos in `parts`."""
+        """The same sampler with its videos in `parts`, and with the programs that it has compiled
+        or will."""
         fields = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whoever made `sampler` was warned
-            return cls(**fields, parts=parts)
+            kept = cls(**fields, parts=parts)
+        vars(kept)["programs"] = sampler.programs
+        return kept
 
     def stream(
         self,
