@@ -338,6 +338,20 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The flags that choose where a page is served."""
+    arguments.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where the page is reached (default 127.0.0.1: from this machine only; 0.0.0.0: from "
+        "its network)",
+    )
+    arguments.add_argument(
+        "--port", type=positive, metavar="N", help="default: the first free one from 7860 on"
+    )
+
+
 def refuse_mesh(parser: argparse.ArgumentParser, options: argparse.Namespace, what: str) -> None:
     """Ends with an error where flags of several devices are given to what runs on one."""
     for name in ("mesh", "coordinator", "num_processes", "process_id"):

@@ -64,9 +64,7 @@ def track(
         yield from _lines(items, name, total)
 
 
-def _told(
-    items: Iterable[_Item], name: str, total: int, listener: Listener
-) -> Iterator[_Item]:
+def _told(items: Iterable[_Item], name: str, total: int, listener: Listener) -> Iterator[_Item]:
     listener(name, 0, total)
     for done, item in enumerate(items, 1):
         yield item

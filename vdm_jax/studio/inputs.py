@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vdm_jax.studio import paint
 from vdm_jax.studio.models import Card
 from vdm_jax.studio.requests import RequestError
 
-MOST_BYTES = 200_000_000  # of an upload
 _EDITOR_SIDE = 320  # pixels of the shorter side of the picture that is painted on
 
 
@@ -21,8 +21,6 @@ def keep(upload: str | Path, folder: Path) -> Path:
     upload = Path(upload)
     if not upload.is_file():
         raise RequestError("the uploaded file is gone: upload it again")
-    if upload.stat().st_size > MOST_BYTES:
-        raise RequestError(f"{upload.name}: must have at most {MOST_BYTES // 10**6} MB")
     if upload.suffix != ".npz":
         _readable(lambda: video_io.read_video(upload, frames=1), upload)
     return Path(shutil.copyfile(upload, folder / f"input{upload.suffix.lower()}"))
@@ -66,16 +64,16 @@ def first_frame(upload: str | Path, card: Card) -> np.ndarray:
     return video_io.enlarge(source.fit(video, *size), _EDITOR_SIDE)[0]
 
 
-def keep_mask(painted: np.ndarray, folder: Path) -> Path:
+def keep_mask(drawn: str, folder: Path) -> Path:
     """What was painted, as a picture in the folder of a job: white where it was.
 
-    painted: the opacity of the paint, uint8 `h w`. Raises RequestError where nothing was painted.
+    drawn: of `paint`'s text field. Raises RequestError where nothing was painted.
     """
-    mask = np.where(painted > 0, np.uint8(255), np.uint8(0))
+    mask = paint.painted(drawn)
     if not mask.any():
         raise RequestError("nothing is painted: paint over the part to make anew")
     path = folder / "mask.png"
-    Image.fromarray(mask).save(path)
+    Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).save(path)
     return path
 
 

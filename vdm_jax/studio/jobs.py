@@ -193,11 +193,12 @@ class Runner:
     """Runs jobs one after the other in a thread of its own. Models and programs are kept between
     jobs, so that only the first job with some settings waits for the compiler.
 
-    out: the folder that receives a folder for each job.
+    Attributes:
+      out: the folder that receives a folder for each job.
     """
 
     def __init__(self, out: str | Path):
-        self._out = Path(out)
+        self.out = Path(out)
         self._before = _Before()
         self._queue: queue.Queue[Job] = queue.Queue()
         self._models = kept_models.KeptModels()
@@ -211,9 +212,9 @@ class Runner:
     def folder(self) -> Path:
         """A new folder of the next job: OUT/0001 and so on."""
         with self._folder_lock:
-            self._out.mkdir(parents=True, exist_ok=True)
-            taken = [int(path.name) for path in self._out.iterdir() if path.name.isdigit()]
-            folder = self._out / f"{max(taken, default=0) + 1:04d}"
+            self.out.mkdir(parents=True, exist_ok=True)
+            taken = [int(path.name) for path in self.out.iterdir() if path.name.isdigit()]
+            folder = self.out / f"{max(taken, default=0) + 1:04d}"
             folder.mkdir()
             return folder
 

@@ -16,7 +16,7 @@ class Card:
       cascade: whether it is one.
       shape: frames, height and width of a clip.
       fps: frames a second of a clip.
-      sampling: the settings that a field left empty has; "" of a cascade.
+      steps, guidance, rule: of its sampler; 0, 0.0 and "" of a cascade: its stages have their own.
       example: a prompt that the model was trained for, "" = none is known.
       words: all words that the model knows, where it has a list; else ().
     """
@@ -25,7 +25,9 @@ class Card:
     cascade: bool
     shape: tuple[int, int, int]
     fps: float
-    sampling: str
+    steps: int
+    guidance: float
+    rule: str
     example: str
     words: tuple[str, ...]
 
@@ -34,9 +36,12 @@ class Card:
         """A line or two for the page."""
         frames, height, width = self.shape
         kind = "Cascade" if self.cascade else "Model"
-        lines = [f"{kind} of {frames} frames of {height} × {width} at {self.fps:g} fps."]
-        if self.sampling:
-            lines.append(f"Left empty: {self.sampling}.")
+        if frames == 1:
+            lines = [f"{kind} of pictures of {height} × {width}."]
+        else:
+            lines = [f"{kind} of {frames} frames of {height} × {width} at {self.fps:g} fps."]
+        if self.cascade:
+            lines.append("Its stages have samplers of their own.")
         if self.words:
             lines.append(f"It knows the words {', '.join(self.words)}.")
         return " ".join(lines)
@@ -53,7 +58,7 @@ def names() -> list[str]:
             cards.append(read(name))
         except RequestError:  # an autoencoder, or a stage that only refines
             continue
-    cards.sort(key=lambda card: (card.cascade, "/" in card.name, _evaluations(card)))
+    cards.sort(key=lambda card: (card.cascade, "/" in card.name, card.steps))
     return [card.name for card in cards]
 
 
@@ -87,7 +92,13 @@ def _cascade(name: str, folder: Path) -> Card:
     first, last = (pretrained.read_config(folder / stages[at]) for at in (0, -1))
     card = _card(name, last)
     return dataclasses.replace(
-        card, cascade=True, sampling="", example=_example(first), words=_words(first)
+        card,
+        cascade=True,
+        steps=0,
+        guidance=0.0,
+        rule="",
+        example=_example(first),
+        words=_words(first),
     )
 
 
@@ -103,30 +114,31 @@ def _card(name: str, config: Any) -> Card:
     if isinstance(stage, Reconstruction):
         raise RequestError(f"{name} is an autoencoder, which makes no videos")
     frames, height, width, _ = stage.video_shape
-    section = config.sample
-    sampling = f"{section.steps} steps of {section.sampler}, guidance {section.guidance:g}"
     return Card(
         name=name,
         cascade=False,
         shape=(frames, height, width),
         fps=frame_rate.playback(config),
-        sampling=sampling,
+        steps=config.sample.steps,
+        guidance=config.sample.guidance,
+        rule=config.sample.sampler,
         example=_example(config),
         words=_words(config),
     )
 
 
 def _example(config: Any) -> str:
-    prompts = list(config.get("train", {}).get("sample_prompts", ()))
-    return prompts[0] if prompts else ""
+    """A prompt of those that a run sampled while it trained, or a caption of its data."""
+    from vdm_jax.data import shapes
+
+    if prompts := list(config.get("train", {}).get("sample_prompts", ())):
+        return prompts[0]
+    if config.data.name == "moving_shapes":
+        return shapes.captions("held_out", 2 if config.data.config.endswith("_two") else 1)[0]
+    return ""
 
 
 def _words(config: Any) -> tuple[str, ...]:
     section = config.get("text", {})
     words = tuple(section.get("vocabulary", ()))
     return words if section.get("encoder", "words") == "words" and len(words) <= 40 else ()
-
-
-def _evaluations(card: Card) -> float:
-    steps = card.sampling.split(" ")[0]
-    return float(steps) if steps.isdigit() else float("inf")

@@ -20,7 +20,7 @@ MOST = {"num_samples": 16, "frames": 512, "steps": 1000, "factor": 16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
+class Offer:
     """What the page offers to do.
 
     Attributes:
@@ -38,45 +38,43 @@ class Job:
     whole_clip: bool = False
 
 
-JOBS: Mapping[str, Job] = {
-    SAMPLE: Job(
-        label="Text to video", text="Makes videos of a prompt.", flags=("num_samples",)
-    ),
-    "animate": Job(
+JOBS: Mapping[str, Offer] = {
+    SAMPLE: Offer(label="Text to video", text="Makes videos of a prompt.", flags=("num_samples",)),
+    "animate": Offer(
         label="Image to video",
         text="Makes a video that begins with a picture.",
         flags=("input",),
         needs=("input",),
     ),
-    "extend": Job(
+    "extend": Offer(
         label="Extend",
         text="Continues a video until it has a number of frames; without a file, a sampled one.",
         flags=("input", "frames", "context", "then"),
     ),
-    "interpolate": Job(
+    "interpolate": Offer(
         label="Interpolate",
         text="Makes new frames between each two of a video; without a file, of a sampled one.",
         flags=("input", "factor"),
     ),
-    "inpaint": Job(
+    "inpaint": Offer(
         label="Inpaint",
         text="Makes the painted part of a video anew, in every frame.",
         flags=("input", "mask"),
         needs=("input", "mask"),
         whole_clip=True,
     ),
-    "restyle": Job(
+    "restyle": Offer(
         label="Restyle",
         text="Starts again from a noisy version of a video, with the new prompt.",
         flags=("input", "then", "strength"),
         whole_clip=True,
     ),
-    "loop": Job(
+    "loop": Offer(
         label="Loop",
         text="Appends a way back to the first frame, so that the video repeats without a seam.",
         flags=("input", "context"),
     ),
-    "invert": Job(
+    "invert": Offer(
         label="Invert",
         text="Finds the noise that the model makes a video of, and samples it again: a "
         "reconstruction, and the video with the new prompt.",
@@ -84,7 +82,7 @@ JOBS: Mapping[str, Job] = {
         needs=("input",),
         whole_clip=True,
     ),
-    "control": Job(
+    "control": Offer(
         label="Control",
         text="Makes a video that follows the edges, depth or poses of another. It needs an image "
         "model and its ControlNet, both folders.",
@@ -132,12 +130,13 @@ class Request:
         self._check_numbers()
 
     def _set(self, name: str) -> bool:
-        return self.values.get(name) not in (None, "", [])
+        value = self.values.get(name)
+        return value not in (None, "") and (name not in _DEFAULTS or value != _DEFAULTS[name])
 
     def _check_numbers(self) -> None:
         for name, value in self.values.items():
             whole = name in MOST or name in ("seed", "context")
-            if value in (None, "") or not (whole or name in ("guidance", "strength")):
+            if not self._set(name) or not (whole or name in ("guidance", "strength")):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise RequestError(f"{name} = {value!r}: must be a number")
@@ -183,6 +182,8 @@ def run(arguments: list[str]) -> int:
     return main(arguments[1:])
 
 
+# A page's number is never without a value: these stand for the command's default.
+_DEFAULTS = {"frames": 0, "context": 0, "num_samples": 1}
 _MISSING = {
     "input": "no file was given: upload a video or a picture first",
     "mask": "nothing is painted: upload a video, then paint over the part to make anew",
