@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import shlex
 import shutil
 
@@ -84,9 +85,10 @@ def test_jobs_wait_for_each_other_and_can_be_cancelled(studio, values):
         if update.preview is not None:
             first.cancel()
     assert seen[-1].state == jobs.CANCELLED and not first.out.exists()
-    sampling = [update for update in seen if update.share]
-    assert "of 1000" in sampling[0].text and sampling[0].preview.shape[-4:] == (4, 8, 8, 3)
-    assert "estimate" in markup.progress(sampling[0], 8.0)
+    estimated = next(update for update in seen if update.preview is not None)
+    assert estimated.preview.shape == (1, 4, 8, 8, 3)
+    assert "estimate" in markup.progress(estimated, 8.0)
+    assert any(re.match(r"Step \d+ of 1000, .* left", update.text) for update in seen)
     assert finish(second)[-1].state == jobs.CANCELLED and not second.out.exists()
 
 
@@ -104,14 +106,13 @@ def test_a_visitor_who_goes_away_ends_the_job(studio, values):
         ({"prompt": "a purple square"}, "does not know the word 'purple'"),
         ({"prompt": ""}, "no prompt"),
         ({"sampler": "fastest"}, "fastest"),
-        ({"guidance": -3}, "guidance"),
     ],
 )
 def test_what_the_command_refuses_is_said_and_the_next_job_is_made(studio, values, changes, words):
     job, _ = studio.start("sample", {**values, **changes})
     update = finish(job)[-1]
     assert update.state == jobs.FAILED and words in update.text
-    assert "Traceback" not in update.text
+    assert not job.out.exists()
 
 
 def test_an_unexpected_error_leaves_the_server_alive(studio, values, monkeypatch, capsys):

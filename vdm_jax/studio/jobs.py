@@ -33,6 +33,7 @@ WAITING, PREPARING, SAMPLING, DONE, CANCELLED, FAILED = (
 ENDS = (DONE, CANCELLED, FAILED)
 MOST_WAITING = 16
 _TICK = 0.5  # seconds between two updates while nothing happens
+_LEAST = 0.2  # seconds between two updates: sending them takes time from the job
 
 
 class _Cancelled(Exception):
@@ -93,6 +94,7 @@ class Job:
                 yield update
                 if update.state in ENDS:
                     return
+                time.sleep(_LEAST)
         finally:
             self.cancel()
 
@@ -288,7 +290,8 @@ def _cancelled(job: Job) -> Update:
 
 def _failed(job: Job, text: str) -> Update:
     with contextlib.suppress(OSError):
-        job.out.rmdir()  # where nothing was written
+        if not any(job.out.rglob("*.npy")):  # the same command goes on behind these
+            shutil.rmtree(job.out)
     return Update(state=FAILED, text=text)
 
 

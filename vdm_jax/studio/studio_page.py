@@ -111,7 +111,7 @@ def build(gradio: Any, studio: Studio) -> Any:
                     value=card.name,
                     label="Model",
                     info="or the path of a file or a folder" if studio.any_model else None,
-                    allow_custom_value=True,
+                    allow_custom_value=studio.any_model,
                     elem_id="model",
                 )
                 about = gradio.HTML(_about(card), elem_id="about")
