@@ -248,14 +248,19 @@ def add_model_arguments(arguments: argparse.ArgumentParser) -> None:
     add_device_arguments(arguments)
 
 
-def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
-    """The flags that choose where a trained model runs."""
+def add_device_argument(arguments: argparse.ArgumentParser) -> None:
+    """--device alone."""
     arguments.add_argument(
         "--device",
         default="any",
         choices=("any", "cpu", "gpu", "tpu"),
         help="where to compute (default: the best that is found)",
     )
+
+
+def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The flags that choose where a trained model runs."""
+    add_device_argument(arguments)
     arguments.add_argument(
         "--mesh",
         default="",

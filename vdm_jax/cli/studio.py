@@ -20,15 +20,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="a model that ships with the package (vdm describe lists them), a .safetensors file, "
-        "or the working directory of vdm train (default: the fastest that ships)",
+        help="the model that is chosen when the page is opened (default: the fastest that ships)",
     )
-    parser.add_argument(
-        "--device",
-        default="any",
-        choices=("any", "cpu", "gpu", "tpu"),
-        help="where to compute (default: the best that is found)",
-    )
+    common.add_device_argument(parser)
     parser.add_argument("--out", default="studio", metavar="OUT", help="default studio/")
     common.add_server_arguments(parser)
     options = parser.parse_args(arguments)

@@ -19,10 +19,13 @@ def is_wide(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) > _LOGARITHMIC * min(values)
 
 
-def draw(title: str, curves: Mapping[str, Curve], colours: Mapping[str, str]) -> str:
+def draw(
+    title: str, curves: Mapping[str, Curve], colours: Mapping[str, str], *, from_zero: bool = False
+) -> str:
     """An SVG of the curves by the names of their runs. "" where there is nothing to draw.
 
-    An axis of positive values that range widely is logarithmic. Runs of one point have a dot.
+    from_zero: whether the axis of values begins at zero; else that of positive values which range
+    widely is logarithmic. Runs of one point have a dot.
     """
     # Not pyplot, whose state all threads of a server would share.
     from matplotlib.figure import Figure
@@ -37,7 +40,9 @@ def draw(title: str, curves: Mapping[str, Curve], colours: Mapping[str, str]) ->
         marker = "o" if len(curve) == 1 else ""
         axes.plot(steps, values, color=colours[name], linewidth=1.6, marker=marker, label=name)
     values = [value for curve in curves.values() for _, value in curve]
-    if is_wide(values):
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    elif is_wide(values):
         axes.set_yscale("log")
     axes.set_title(title, fontsize=12, loc="left")
     axes.set_xlabel("step")

@@ -52,7 +52,7 @@ def watched(found: Sequence[Run]) -> str:
     drawn = []
     for key, title in _TITLES.items():
         curves = {run.name: run.curves.get(key, ()) for run in found}
-        if drawing := charts.draw(title, curves, colours):
+        if drawing := charts.draw(title, curves, colours, from_zero=key != "loss"):
             drawn.append(f"<div>{drawing}</div>")
     sections = "".join(_run(run, colours[run.name]) for run in found)
     return f'<div class="charts">{"".join(drawn)}</div><div class="runs">{sections}</div>'

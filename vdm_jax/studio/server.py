@@ -13,6 +13,7 @@ PORTS = range(7860, 7960)
 MOST_BYTES = 200_000_000  # of an upload
 # Of a page whose width is a telephone's: what lies beside each other on a screen goes below.
 _CSS = """
+.pending { opacity: 1 !important; }  /* a page that is looked at again does not fade */
 .gradio-container { max-width: 1180px !important; margin: auto; }
 .clips { display: flex; flex-wrap: wrap; gap: 12px; }
 .clips figure { margin: 0; flex: 1 1 180px; max-width: 384px; }
@@ -29,7 +30,8 @@ _CSS = """
 .runs { display: flex; flex-wrap: wrap; gap: 24px; }
 .runs > section { flex: 1 1 330px; min-width: 0; }
 .runs table { border-collapse: collapse; font-size: 14px; }
-.runs td, .runs th { padding: 2px 12px 2px 0; text-align: left; overflow-wrap: anywhere; }
+.runs td, .runs th { padding: 3px 16px 3px 0 !important; text-align: left; border: none !important;
+  border-bottom: 1px solid #8883 !important; overflow-wrap: anywhere; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 6px; }
 .note { color: #b45309; overflow-wrap: anywhere; }
 """

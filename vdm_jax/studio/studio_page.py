@@ -1,5 +1,6 @@
 """The page of `vdm studio` in Gradio: fields, buttons, and what they call. Nothing else is here."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ class Studio:
         self.names, self.any_model = tuple(names), any_model
         self._cards: dict[str, Card] = {}
 
-    def card(self, name: str | None) -> Card:
-        """Of a model that the visitor may choose. Raises RequestError."""
+    def card(self, name: str | None, *, anew: bool = False) -> Card:
+        """Of a model that the visitor may choose. Raises RequestError.
+
+        anew: read from its files, which may have changed since they were read last.
+        """
         if not name:
             raise RequestError("no model is chosen: choose one of the list")
         if name not in self.names and not self.any_model:
@@ -40,10 +44,9 @@ class Studio:
                 f"{name}: this server offers the models of the list only; whoever started it adds "
                 "others with --model"
             )
-        if name in self.names and name in self._cards:
-            return self._cards[name]
-        card = self._cards[name] = models.read(name)
-        return card
+        if anew or name not in self._cards:
+            self._cards[name] = models.read(name)
+        return self._cards[name]
 
     def request(self, job: str, values: Mapping[str, Any]) -> tuple[Request, Card]:
         """What a visitor asks for. Raises RequestError."""
@@ -81,6 +84,7 @@ class Studio:
 
     def start(self, job: str, values: Mapping[str, Any]) -> tuple[Job, Card]:
         """Checks a visitor's settings and files, and queues the job. Raises RequestError."""
+        self.card(values["model"], anew=True)
         _, card = self.request(job, values)
         folder, kept = self._runner.folder(), dict(values)
         try:
@@ -92,10 +96,10 @@ class Studio:
                 kept["mask"] = str(inputs.keep_mask(values["mask"], folder))
             request, _ = self.request(job, kept)
             return self._runner.submit(request, folder), card
-        except RequestError:
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
+        except (RequestError, OSError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise RequestError(f"the job's files cannot be written: {error}") from error
             raise
 
 
@@ -153,7 +157,7 @@ def _chosen(gradio: Any, studio: Studio, name: str) -> list[Any]:
     """The fields after another model was chosen: its description, an example, and its sampler's
     settings, which a cascade has none of."""
     try:
-        card = studio.card(name)
+        card = studio.card(name, anew=True)
     except RequestError as error:
         return [markup.failure(str(error)), *[gradio.skip()] * (1 + len(requests.SAMPLER))]
     prompt = gradio.update(value=card.example) if card.example else gradio.skip()
