@@ -281,7 +281,7 @@ class Sampler:
         if preview is not None and jax.process_count() > 1:
             raise ValueError("preview: no process of several has a whole batch")
         size = self._size(min(self.batch_size, len(prompts)))
-        compiled = self._program(callback, preview)
+        compiled = self._compiled_for(callback, preview)
         for at in range(0, len(prompts), size):
             # The last prompt is repeated, and so is what was given with it.
             places = np.minimum(np.arange(at, at + size), len(prompts) - 1)
@@ -339,23 +339,25 @@ class Sampler:
         shards = 1 if self.plan is None else self.plan.batch_shards
         return -(-wanted // shards) * shards
 
-    @property
+    @functools.cached_property
     def compiled(self) -> Callable:
         """(params, frozen, key, numbers of samples, condition, start or None, what is known of them
         or None) -> (uint8 videos, whether each is finite)."""
-        return self._program(None, None)
+        return self._compile(None, None)
 
     @functools.cached_property
-    def programs(self) -> dict[bool, tuple[tuple, Callable]]:
-        """The compiled functions by whether they call back, each with what it calls."""
+    def reporting(self) -> dict[tuple, Callable]:
+        """Of the last callback and preview that were called, a function as `compiled`."""
         return {}
 
-    def _program(self, callback: Callback | None, preview: Preview | None) -> Callable:
+    def _compiled_for(self, callback: Callback | None, preview: Preview | None) -> Callable:
         calls = (callback, preview)
-        reports = calls != (None, None)
-        if reports not in self.programs or self.programs[reports][0] != calls:
-            self.programs[reports] = (calls, self._compile(callback, preview))
-        return self.programs[reports][1]
+        if calls == (None, None):
+            return self.compiled
+        if calls not in self.reporting:
+            self.reporting.clear()
+            self.reporting[calls] = self._compile(callback, preview)
+        return self.reporting[calls]
 
     @functools.cached_property
     def _trimmed(self) -> bool:
