@@ -38,8 +38,7 @@ def opened(address: str, size: tuple[int, int]):
     for argument in (
         "--headless=new",
         "--no-sandbox",
-        "--use-angle=swiftshader",  # WebGL without a graphics card, for the field to paint in
-        "--enable-unsafe-swiftshader",
+        "--disable-gpu",
         "--disable-dev-shm-usage",
         f"--window-size={size[0]},{size[1]}",
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
