@@ -182,7 +182,7 @@ def _state(folder: Path, rows: Sequence[Mapping[str, Any]], step: int, steps: in
         return "Nothing is logged yet: it has not started, or stopped before its first line."
     if steps and step >= steps:
         return f"Finished: {far}."
-    return f"Stopped at {far}; the last line is of {_ago(_age(folder / metrics.LOG_NAME) or 0.0)}."
+    return f"Stopped at {far}, {_ago(_age(folder / metrics.LOG_NAME) or 0.0)}."
 
 
 def _left(row: Mapping[str, Any], updates: int) -> str:

@@ -30,6 +30,7 @@ _CSS = """
 .runs { display: flex; flex-wrap: wrap; gap: 24px; }
 .runs > section { flex: 1 1 330px; min-width: 0; }
 .runs table { border-collapse: collapse; font-size: 14px; }
+.runs table, .runs tr { border: none !important; }
 .runs td, .runs th { padding: 3px 16px 3px 0 !important; text-align: left; border: none !important;
   border-bottom: 1px solid #8883 !important; overflow-wrap: anywhere; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 6px; }

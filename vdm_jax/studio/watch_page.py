@@ -35,7 +35,7 @@ def build(gradio: Any, watched: Watched, period: float = PERIOD) -> Any:
     """The page, a Gradio app. period: seconds from one look at the files to the next."""
     with server.blocks(gradio, "vdm watch") as page:
         gradio.Markdown("# vdm watch")
-        shown = gradio.HTML(watched.show, elem_id="runs")
+        shown = gradio.HTML(elem_id="runs")
         last = gradio.State("")
 
         def look(before: str) -> tuple[Any, Any]:
@@ -43,6 +43,7 @@ def build(gradio: Any, watched: Watched, period: float = PERIOD) -> Any:
             # An unchanged page is not sent again: its GIFs would begin anew.
             return (gradio.skip(), gradio.skip()) if now == before else (now, now)
 
-        gradio.Timer(period).tick(look, [last], [shown, last], show_progress="hidden")
+        for event in (page.load, gradio.Timer(period).tick):
+            event(look, [last], [shown, last], show_progress="hidden")
     page.queue(default_concurrency_limit=64, api_open=False)
     return page
