@@ -1,5 +1,5 @@
 """Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), gpu12 (CUDA 12),
-pathways, compile, eval, text, curation, ocr, beam, docs and test.
+pathways, compile, eval, text, studio, curation, ocr, beam, docs and test.
 
 The bounds here are the oldest versions that work. `launch/constraints.txt` pins one version of
 every package, for the environments that launch/setup_env.sh makes."""
@@ -101,6 +101,7 @@ setup(
         "eval": ["opencv-python-headless>=4.10", "h5py>=3.10"],
         "compile": [TPU_COMPILER],
         "text": ["sentencepiece>=0.2"],
+        "studio": ["gradio>=6.0"],
         "curation": CURATION,
         "ocr": ["onnxruntime>=1.20", *CURATION],
         "beam": ["apache-beam>=2.70", *CURATION],

@@ -23,6 +23,7 @@ HEIGHT = {
     "vdm_jax.pipelines": 7,
     "vdm_jax": 8,
     "vdm_jax.cli": 9,
+    "vdm_jax.studio": 9,
     "vdm_jax.__main__": 9,
     "launch": 10,
     "benchmarks": 9,

@@ -343,3 +343,37 @@ def test_mistakes_of_flags(model_file, flags, message, capsys):
 def test_mistakes_of_values(model_file, flags, error, message, tmp_path):
     with pytest.raises(error, match=message):
         edit.main([*flags, f"--model={model_file}", "--device=cpu", f"--out={tmp_path}"])
+
+
+def test_a_mask_is_stretched_to_the_models_frame(tmp_path):
+    picture = np.zeros((40, 60), np.uint8)
+    picture[:20, :15] = 255
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    chosen = edit_inputs.mask(SimpleNamespace(mask=tmp_path / "mask.png"), 8, 8)
+    assert chosen[:4, :2].all() and chosen.sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "there is no such file"), ("text", "is no picture"), (0, "no pixels"), (255, "all")],
+)
+def test_a_mask_that_chooses_nothing_is_refused(tmp_path, content, words):
+    path = tmp_path / "mask.png"
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content is not None:
+        Image.new("L", (8, 8), content).save(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"--mask=.*{words}"):
+        edit_inputs.mask(SimpleNamespace(mask=path), 8, 8)
+
+
+def test_a_mask_in_the_place_of_a_box_is_what_is_made_anew(run, clip, tmp_path):
+    picture = np.zeros((8, 8), np.uint8)
+    picture[:, 5:] = 255
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    flags = (f"--input={clip}", PROMPT, f"--mask={tmp_path / 'mask.png'}", "--method=replacement")
+    given, made, _ = run("inpaint", *flags)
+    np.testing.assert_array_equal(made[..., :5, :], given[..., :5, :])
+    assert (made[..., 5:, :] != given[..., 5:, :]).any()
+    with pytest.raises(SystemExit):
+        edit.main(["inpaint", f"--input={clip}", "--box=0,0,2,2", "--mask=mask.png"])

@@ -43,3 +43,28 @@ def test_a_terminal_has_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     assert list(progress.track([1, 2], "sampling")) == [1, 2]
     assert "\x1b" in sys.stdout.getvalue()  # what moves a cursor
+
+
+def test_a_listener_is_called_in_the_place_of_lines(capsys):
+    heard = []
+    with progress.heard(lambda *of: heard.append(of)):
+        assert list(progress.track("ab", "sampling")) == ["a", "b"]
+        with progress.report("extend") as report:
+            report(1, 3)
+        list(progress.track("ab", "quiet", quiet=True))
+    assert heard == [("sampling", 0, 2), ("sampling", 1, 2), ("sampling", 2, 2), ("extend", 1, 3)]
+    assert capsys.readouterr().out == ""
+    list(progress.track("ab", "sampling"))
+    assert len(heard) == 4  # nobody listens now
+
+
+def test_an_error_of_the_listener_ends_the_work():
+    def stop(name, done, total):
+        if done:
+            raise RuntimeError("enough")
+
+    done = []
+    with pytest.raises(RuntimeError, match="enough"), progress.heard(stop):
+        for item in progress.track("abc", "sampling"):
+            done.append(item)
+    assert done == ["a"]

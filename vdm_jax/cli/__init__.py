@@ -18,6 +18,8 @@ COMMANDS = {
     "describe": "list configurations and models, or show the network of one configuration",
     "export": "write a trained model as one file",
     "convert": "write a model as a folder that diffusers loads",
+    "studio": "a page in the browser that makes and edits videos",
+    "watch": "a page in the browser that shows training runs while they go on",
     "gallery": "make a page of what the shipped models can do",
 }
 _HEAD = """usage: vdm COMMAND [FLAGS]

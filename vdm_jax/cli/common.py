@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,12 +31,31 @@ _CPU_FLAGS = {
 }
 
 
+class UsageError(SystemExit):
+    """Flags that do not fit: ends the process with status 2, as argparse does.
+
+    Attributes:
+      text: what is wrong, for callers that go on.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(2)
+        self.text = text
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise UsageError(message)
+
+
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
     """A parser that shows `doc` as it is written, and takes no abbreviated flags.
 
-    program: the text that runs it, for the usage line and for errors.
+    program: the text that runs it, for the usage line and for errors. It raises UsageError.
     """
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=program,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -59,7 +78,7 @@ def run(main: Callable[[list[str]], int | None], arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("aborted", file=sys.stderr)
         sys.exit(130)
-    except _expected_errors() as error:
+    except expected_errors() as error:
         if os.environ.get("VDM_JAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -229,14 +248,19 @@ def add_model_arguments(arguments: argparse.ArgumentParser) -> None:
     add_device_arguments(arguments)
 
 
-def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
-    """The flags that choose where a trained model runs."""
+def add_device_argument(arguments: argparse.ArgumentParser) -> None:
+    """--device alone."""
     arguments.add_argument(
         "--device",
         default="any",
         choices=("any", "cpu", "gpu", "tpu"),
         help="where to compute (default: the best that is found)",
     )
+
+
+def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The flags that choose where a trained model runs."""
+    add_device_argument(arguments)
     arguments.add_argument(
         "--mesh",
         default="",
@@ -319,6 +343,20 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The flags that choose where a page is served."""
+    arguments.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where the page is reached (default 127.0.0.1: from this machine only; 0.0.0.0: from "
+        "its network)",
+    )
+    arguments.add_argument(
+        "--port", type=positive, metavar="N", help="default: the first free one from 7860 on"
+    )
+
+
 def refuse_mesh(parser: argparse.ArgumentParser, options: argparse.Namespace, what: str) -> None:
     """Ends with an error where flags of several devices are given to what runs on one."""
     for name in ("mesh", "coordinator", "num_processes", "process_id"):
@@ -342,11 +380,10 @@ def lora(text: str) -> tuple[str, float]:
 def load_any(options: argparse.Namespace, loras: Mapping[str, float] | None = None):
     """The model or the cascade of the flags of `add_model_arguments`, laid over the devices as
     `--mesh` says, with LoRA files added. Raises what `pipelines.load` raises."""
-    from vdm_jax import pipelines
-    from vdm_jax.parallel import mesh
+    from vdm_jax.cli import kept_models
+    from vdm_jax.pipelines import model as pretrained
 
-    source = options.model or pipelines.model.DEFAULT
-    return pipelines.load(source, mesh=mesh.parse_mesh(options.mesh), loras=loras)
+    return kept_models.load(options.model or pretrained.DEFAULT, options.mesh, loras or None)
 
 
 def load_model(options: argparse.Namespace):
@@ -354,10 +391,12 @@ def load_model(options: argparse.Namespace):
 
     Raises ValueError for a cascade, and what `pretrained.load` raises.
     """
-    from vdm_jax.parallel import mesh
     from vdm_jax.pipelines import model as pretrained
 
-    return pretrained.load(options.model or pretrained.DEFAULT, mesh=mesh.parse_mesh(options.mesh))
+    source = options.model or pretrained.DEFAULT
+    if pretrained.find_cascade(source) is not None:
+        pretrained.read_config(source)  # refuses it, and names its stages
+    return load_any(options)
 
 
 def greyed(videos: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
@@ -374,7 +413,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _expected_errors() -> tuple[type[Exception], ...]:
+def expected_errors() -> tuple[type[Exception], ...]:
+    """What a user's mistake, or a file that is not there, raises: shown without a traceback."""
     errors = [FileNotFoundError, ValueError, FloatingPointError]
     # Only where it has been imported can it have been raised.
     if module := sys.modules.get("vdm_jax.training.checkpoints"):

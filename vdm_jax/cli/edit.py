@@ -11,7 +11,7 @@ JOB is one of
   super_resolve  enlarges from 1/--factor of the model's size
   refine         a video of any size and rate through a super-resolution stage (--model=STAGE), in
                  space or in time; a longer one in parts that share --context frames
-  inpaint        makes --box anew
+  inpaint        makes --box, or the white of --mask, anew
   outpaint       makes all but --box anew
   animate        makes a clip that begins with the first frame; with a model that was trained for
                  it, such as Stable Video Diffusion, at --height, --width and --fps, with
@@ -53,6 +53,7 @@ from vdm_jax.cli import (
     edit_restructure,
     edit_rife,
     outputs,
+    progress,
 )
 from vdm_jax.cli import prompts as prompts_lib
 
@@ -68,6 +69,7 @@ _FLAGS = {
     "low_res": ("extend", *_MASKED),
     "factor": ("interpolate", "super_resolve"),
     "box": ("inpaint", "outpaint", "cinemagraph"),
+    "mask": ("inpaint", "outpaint", "cinemagraph", "restructure"),
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop", "invert"),
     **dict.fromkeys(edit_inputs.STILL_FLAGS, ("animate",)),
@@ -96,7 +98,6 @@ def main(arguments: list[str]) -> int:
 
     import jax
     import numpy as np
-    from rich.progress import Progress
 
     from vdm_jax.data import frame_rate
     from vdm_jax.stage.conditions.video import MaskedVideo
@@ -117,6 +118,8 @@ def main(arguments: list[str]) -> int:
         for note in filter(None, [frame_rate.note(model.config), *found.notes]):
             print(note)
     model.stage.check_prompts([*prompts, *options.then])  # refuses an unknown word
+    if options.job in _MASKED:
+        _known(options, sampler)  # refuses a box or a mask
     sampler = _kept(options, out, sampler, found)
     if given is None:
         given = np.concatenate(list(sampler.stream(model.params, start_key, prompts)))
@@ -124,13 +127,8 @@ def main(arguments: list[str]) -> int:
     first = jax.process_index() == 0
     if first:  # before the work on it begins
         outputs.save_videos(out / "given.npz", given, prompts, found.rate)
-    with Progress(transient=True, disable=not first) as bar:
-        task = bar.add_task(options.job, total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        videos = _run(options, sampler, model.params, key, given, prompts, progress)
+    with progress.report(options.job, quiet=not first) as report:
+        videos = _run(options, sampler, model.params, key, given, prompts, report)
     if not first:
         return 0
     outputs.write_samples(out, videos, prompts, found.fps, sampler.parts)
@@ -162,7 +160,7 @@ def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
     from vdm_jax.pipelines import model as pretrained
 
     flags = {name: getattr(options, name) for name in (*_FLAGS, "job", "seed")}
-    for name in ("input", "low_res", "batch_size", "style", "amount"):
+    for name in ("input", "low_res", "mask", "batch_size", "style", "amount"):
         del flags[name]  # contents count below; the others change no clip
     given = None
     if found.videos is not None:
@@ -170,7 +168,8 @@ def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
     return {
         **flags,
         "model": pretrained.digest(options.model or pretrained.DEFAULT),
-        "low_res": edit_inputs.low_res_digest(options),
+        "low_res": edit_inputs.file_digest("low_res", options.low_res),
+        "mask": edit_inputs.file_digest("mask", options.mask),
         "prompts": found.prompts,
         "given": given,
     }
@@ -216,6 +215,12 @@ def _parse(arguments: list[str]):
         "middle)",
     )
     job.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="in the place of --box: a picture that is white there and black elsewhere, stretched "
+        "to the model's frame; restructure: also a video, white where the result is new",
+    )
+    job.add_argument(
         "--strength", type=float, metavar="X", help="restyle: above 0, at most 1 (default 0.6)"
     )
     for module in _MODULES.values():
@@ -256,6 +261,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"--{name} has no meaning for {options.job}, only for {', '.join(jobs)}")
     for module in _MODULES.values():
         module.check(parser, options)
+    if options.box and options.mask:
+        parser.error("--box and --mask both choose the pixels: give one")
     if options.method == "rife":
         edit_rife.check(parser, options)
     elif options.job == "stylise":
@@ -368,10 +375,12 @@ def _known(options, sampler):
 
 
 def _inside(options, sampler):
-    """bool `h w`: the box; by default the middle quarter of the area."""
+    """bool `h w`: the mask or the box; by default the middle quarter of the area."""
     import numpy as np
 
     height, width = sampler.video_shape[1:3]
+    if options.mask:
+        return edit_inputs.mask(options, height, width)
     box = options.box or (height // 4, width // 4, height // 2, width // 2)
     top, left, tall, wide = box
     if top + tall > height or left + wide > width:

@@ -223,11 +223,35 @@ def low_res(options: argparse.Namespace, sampler: "Sampler", frames: int) -> "np
     return videos[:, :frames]
 
 
-def low_res_digest(options: argparse.Namespace) -> str | None:
-    """What names the content of --low_res; None without. Raises FileNotFoundError."""
-    if not options.low_res:
+def file_digest(flag: str, name: str | None) -> str | None:
+    """What names the content of a flag's file; None without. Raises FileNotFoundError."""
+    if not name:
         return None
-    return hashlib.sha256(_existing("low_res", options.low_res).read_bytes()).hexdigest()
+    return hashlib.sha256(_existing(flag, name).read_bytes()).hexdigest()
+
+
+def mask(options: argparse.Namespace, height: int, width: int) -> "np.ndarray":
+    """The pixels that the picture of --mask chooses, bool `h w`: those of more white than black.
+
+    Raises FileNotFoundError; ValueError for a file that is no picture, and for a picture that
+    chooses no pixel or all.
+    """
+    import numpy as np
+    from PIL import Image
+
+    path = _existing("mask", options.mask)
+    try:
+        with Image.open(path) as picture:
+            grey = picture.convert("L").resize((width, height), Image.Resampling.BOX)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"--mask={path}: is no picture: {error}") from error
+    chosen = np.asarray(grey) >= 128
+    if chosen.all() or not chosen.any():
+        raise ValueError(
+            f"--mask={path}: {'all' if chosen.all() else 'no'} pixels of {height} x {width} are "
+            "white; paint the part that is meant white, and leave the rest black"
+        )
+    return chosen
 
 
 def coarse_shape(stage: "Stage") -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from vdm_jax.cli import common, edit_depth, edit_inputs, outputs
+from vdm_jax.cli import common, edit_depth, edit_inputs, outputs, progress
 from vdm_jax.cli import prompts as prompts_lib
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from vdm_jax.pipelines import Model
 
-FLAGS = ("image", "structure", "temporal", "mask", "prior")
+FLAGS = ("image", "structure", "temporal", "prior")
 
 
 def add_arguments(parser) -> None:
@@ -36,11 +36,6 @@ def add_arguments(parser) -> None:
         metavar="X",
         help="scale of the guidance over time: above 1 frames are more alike (default: the "
         "model's own)",
-    )
-    job.add_argument(
-        "--mask",
-        metavar="FILE",
-        help="a picture or a video, bright where the result is new; elsewhere it is as --input",
     )
     job.add_argument(
         "--prior",
@@ -74,7 +69,6 @@ def run(options) -> int:
 
     import jax
     import numpy as np
-    from rich.progress import Progress
 
     from vdm_jax.cli import resuming
     from vdm_jax.pipelines import restructuring
@@ -106,8 +100,7 @@ def run(options) -> int:
     kept = resuming.KeptSampler.of(sampler, parts)
     outputs.save_videos(out / "given.npz", videos, named, fps)
     outputs.save_videos(out / "depth.npz", np.repeat(depth, 3, -1), named, fps)
-    with Progress(transient=True) as bar:
-        task = bar.add_task(options.job, total=None)
+    with progress.report(options.job) as report:
         made = restructuring.restructure(
             kept,
             model.params,
@@ -116,7 +109,7 @@ def run(options) -> int:
             content,
             videos=None if mask is None else videos,
             mask=mask,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=report,
         )
     outputs.write_samples(out, made, named, fps, parts)
     outputs.write_given(out, videos, videos.shape[2] * 4, fps)

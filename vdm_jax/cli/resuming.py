@@ -30,11 +30,14 @@ class KeptSampler(Sampler):
 
     @classmethod
     def of(cls, sampler: Sampler, parts: Parts | None) -> Self:
-        """The same sampler with its videos in `parts`."""
+        """The same sampler, with the same compiled functions, whose videos are in `parts`."""
         fields = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whoever made `sampler` was warned
-            return cls(**fields, parts=parts)
+            kept = cls(**fields, parts=parts)
+        # What is compiled for either need not be compiled for the other.
+        vars(kept).update(compiled=sampler.compiled, reporting=sampler.reporting)
+        return kept
 
     def stream(
         self,

@@ -20,7 +20,7 @@ from vdm_jax.diffusion import conditional, grids, samplers
 from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.parallel import heap, sharding
-from vdm_jax.stage import sampler_fields
+from vdm_jax.stage import sampler_fields, watching
 from vdm_jax.stage.conditions.video import MaskedVideo
 from vdm_jax.stage.guidance import (
     ClassifierFree,
@@ -33,12 +33,8 @@ from vdm_jax.stage.guidance import (
 from vdm_jax.stage.protocols import Frozen, Space
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.stage import NO_FROZEN, Stage
+from vdm_jax.stage.watching import Callback, Preview
 
-# callback(step, steps), called while a batch is being sampled.
-Callback = Callable[[int, int], None]
-# preview(step, steps, videos), called now and then with the current estimates x̂ of a batch's
-# videos, uint8 n f h w c, a padded batch whole.
-Preview = Callable[[int, int, np.ndarray], None]
 PREVIEWS = 8  # a batch
 # Videos, or z of samples.
 Start = UInt8[np.ndarray, "n f h w c"] | Float[np.ndarray, "n f2 h2 w2 c2"]
@@ -264,8 +260,9 @@ class Sampler:
           params: of the stage.
           key: sample i is drawn with fold_in(key, i).
           prompts: one a sample; a class's number, or "", for models without text.
-          callback, preview: called by the device's threads while sampling goes on. With either, the
-            compiled function cannot be kept in the persistent compilation cache.
+          callback, preview: called by the device's threads while sampling goes on; without both,
+            those of `watching.watched`. With either, the compiled function cannot be kept in the
+            persistent compilation cache; the sampler keeps it for calls with the same ones.
           known: what is known of the videos, a row a prompt.
           inputs: of the stage's other conditions by name, a row a prompt, such as low_res: the
             videos that a super-resolution stage refines.
@@ -279,11 +276,12 @@ class Sampler:
         if not prompts:
             raise ValueError("no prompts")
         self._check_rows(len(prompts), {"known": known, "start": start, **(inputs or {})})
+        if callback is None and preview is None and (watcher := watching.current()):
+            callback, preview = watcher.callback, watcher.preview
         if preview is not None and jax.process_count() > 1:
             raise ValueError("preview: no process of several has a whole batch")
         size = self._size(min(self.batch_size, len(prompts)))
-        plain = callback is None and preview is None
-        compiled = self.compiled if plain else self._compile(callback, preview)
+        compiled = self._compiled_for(callback, preview)
         for at in range(0, len(prompts), size):
             # The last prompt is repeated, and so is what was given with it.
             places = np.minimum(np.arange(at, at + size), len(prompts) - 1)
@@ -346,6 +344,20 @@ class Sampler:
         """(params, frozen, key, numbers of samples, condition, start or None, what is known of them
         or None) -> (samples, whether each is finite)."""
         return self._compile(None, None)
+
+    @functools.cached_property
+    def reporting(self) -> dict[tuple, Callable]:
+        """Of the last callback and preview that were called, a function as `compiled`."""
+        return {}
+
+    def _compiled_for(self, callback: Callback | None, preview: Preview | None) -> Callable:
+        calls = (callback, preview)
+        if calls == (None, None):
+            return self.compiled
+        if calls not in self.reporting:
+            self.reporting.clear()
+            self.reporting[calls] = self._compile(callback, preview)
+        return self.reporting[calls]
 
     @functools.cached_property
     def _trimmed(self) -> bool:
