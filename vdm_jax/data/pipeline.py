@@ -84,6 +84,12 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
     )
 
 
+def scales(data: ConfigDict) -> bool:
+    """Whether the source scales clips to any size, as that of video files does. Rendered data have
+    the size that they were rendered in."""
+    return data.name in _OF_FILES
+
+
 def augmentations(data: ConfigDict) -> tuple[str, ...]:
     """`data.augment`, none in older files. Raises DataError for a name that is not known."""
     names = tuple(data.get("augment", ()))

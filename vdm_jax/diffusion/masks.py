@@ -1,6 +1,7 @@
-"""Which part of a video is known: the kinds of masks that a model learns to complete videos from.
+"""Which part of a video is known: the kinds of masks that models learn to complete videos from.
 
-`draw` makes them for training (Lumiere, Bar-Tal et al. 2024, §4.2).
+`draw` makes them for training (Lumiere, Bar-Tal et al. 2024, §4.2; the ends of a clip as in
+Open-Sora 1.1, Zheng et al. 2024).
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 KINDS = ("none", "first_frame", "first_and_last", "inpaint", "outpaint", "cinemagraph")
+KINDS += ("beginning", "end", "ends")
 _SIDES = (0.25, 0.75)  # of a box, least and greatest, in shares of the frame's
 
 
@@ -26,7 +28,18 @@ def draw(
         raise ValueError(f"masks: {', '.join(unknown)}; allowed are {', '.join(KINDS)}")
     kind_key, box_key = jax.random.split(key)
     inside = boxes(box_key, n, shape[1:])
-    frame = jnp.arange(shape[0])
+    frame, frames = jnp.arange(shape[0]), shape[0]
+    share = jax.random.uniform(jax.random.fold_in(key, 2), (n, 1))
+    count = 1 + jnp.floor(share * max(frames - 1, 1))
+    of_each = 1 + jnp.floor(share * max((frames - 1) // 2, 1))
+    beginning, end, ends = (
+        along[:, :, None, None]
+        for along in (
+            frame < count,
+            frame >= frames - count,
+            (frame < of_each) | (frame >= frames - of_each),
+        )
+    )
     first, last = ((frame == at)[:, None, None] for at in (0, shape[0] - 1))
     of_kind = {
         "none": jnp.zeros_like(inside),
@@ -35,6 +48,9 @@ def draw(
         "inpaint": ~inside,
         "outpaint": inside,
         "cinemagraph": ~inside | first,
+        "beginning": beginning,
+        "end": end,
+        "ends": ends,
     }
     all_kinds = jnp.stack([jnp.broadcast_to(of_kind[kind], (n, *shape)) for kind in kinds])
     chosen = jax.random.randint(kind_key, (n,), 0, len(kinds))

@@ -23,6 +23,7 @@ from vdm_jax.systems import (
     stable_video_folder,
     vdm,
     video_dit,
+    video_dit_folder,
     video_ldm,
 )
 from vdm_jax.training import step
@@ -51,7 +52,7 @@ _LORAS = {latent_image.NAME: latent_image, stable_video.NAME: stable_video_folde
 _PIPELINES = {
     **dict.fromkeys((latent_image.GENERATES, latent_image.EDITS), latent_image),
     "StableVideoDiffusionPipeline": stable_video_folder,
-    "WanPipeline": video_dit,
+    "WanPipeline": video_dit_folder,
 }
 # The systems whose models are written in a published format.
 _WRITTEN = {system.NAME: system for system in (*_PIPELINES.values(), autoencoder)}
@@ -141,9 +142,10 @@ def frozen_plan(part, mesh: Mapping[str, int] | None = None) -> sharding.Plan:
 
 
 def scheduler(config) -> Scheduler | FlowScheduler | None:
-    """How a configuration's model is sampled where that is published; None = by `config.sample`."""
+    """How a configuration's model is sampled where that is published; None = by `config.sample`, as
+    a student is that was distilled for a sampler of its own."""
     make = _SCHEDULERS.get(config.get("system"))
-    return None if make is None else make(config)
+    return None if make is None or "distill" in config else make(config)
 
 
 def is_published(folder: Path) -> bool:

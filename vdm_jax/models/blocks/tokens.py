@@ -26,7 +26,7 @@ class TokenContext(NamedTuple):
 
     Attributes:
       vector: float32, of each noise level of a row.
-      text: tokens of the text.
+      text: tokens of the text; None = blocks have no attention to a text.
       modulation: float32, for each noise level the vectors that blocks add their own to; None =
         blocks make them of `vector`.
       rotation: cosines and sines of the tokens' positions, see `positions.rotation`; None = no
@@ -36,7 +36,7 @@ class TokenContext(NamedTuple):
     """
 
     vector: Float[Array, "b levels c"]
-    text: Float[Array, "b l c"]
+    text: Float[Array, "b l c"] | None
     modulation: Float[Array, "b levels 6 c"] | None = None
     rotation: tuple[Float[Array, "#b n e"], Float[Array, "#b n e"]] | None = None
     levels: Int[Array, "b n"] | None = None
@@ -69,7 +69,7 @@ class TokenBlock(nn.Module):
         h = modulate(x, shift, scale, settings.epsilon).astype(dtype)
         attend = SelfAttention(settings, dtype, self.over, name="attention_self")
         x = (x + gate * attend(h, context, frames)).astype(dtype)
-        if self.text:
+        if self.text and context.text is not None:
             h = x
             if settings.text_norm:
                 h = layer_norm(settings.epsilon, "norm_text")(x).astype(dtype)
