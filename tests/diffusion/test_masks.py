@@ -43,3 +43,17 @@ def test_kinds_are_drawn_evenly():
 def test_an_unknown_kind_is_told():
     with pytest.raises(ValueError, match="masks: frames; allowed are none, first_frame"):
         of("none", "frames")
+
+
+def test_frames_at_the_ends_are_drawn_in_all_numbers():
+    for kind, counts in (("beginning", {1, 2, 3}), ("end", {1, 2, 3}), ("ends", {2})):
+        drawn = of(kind)
+        frames = drawn[:, :, 0, 0]
+        assert (drawn == frames[:, :, None, None]).all()
+        assert set(frames.sum(1)) == counts
+        # Ones, then zeros; the other way round; or zeros between ones.
+        ends = {"beginning": (1, 0), "end": (0, 1), "ends": (1, 1)}[kind]
+        assert (frames[:, 0] == ends[0]).all() and (frames[:, -1] == ends[1]).all()
+        assert (np.abs(np.diff(frames)).sum(1) <= sum(ends)).all()
+    long = np.asarray(masks.draw(KEY, 64, (13, 1, 1), ("ends",)))[:, :, 0, 0, 0]
+    assert set(long.sum(1)) == {2 * count for count in range(1, 7)}

@@ -94,7 +94,8 @@ class VideoTransformer(Network):
       in_channels, out_channels: of z and of the output.
       patch: frames, rows and columns of a patch.
       time: converts log-SNR to the number whose sinusoids are embedded.
-      time_features: number of these sinusoids.
+      time_features, time_period: the number of these sinusoids, and their longest period nearly,
+        over 2π.
       flow: whether z enters as rectified flow's z / (alpha + sigma).
       text: the key of the condition that tokens attend to, (b, l, text_width). The text of images
         is at "image_" + key, (b, k, l, text_width). All tokens have weight.
@@ -102,7 +103,8 @@ class VideoTransformer(Network):
       conditions: embedders whose vectors are added to that of the noise level.
       dtype: of the computation. Parameters are always float32.
       remat: of each block, see `layers.remat`.
-      layout: not used; activations lie where the compiler puts them.
+      layout: spreads the tokens of a row over devices. With factorised attention it is not used;
+        activations then lie where the compiler puts them.
     """
 
     settings: TransformerSettings = TransformerSettings()
@@ -112,6 +114,7 @@ class VideoTransformer(Network):
     patch: tuple[int, int, int] = (1, 2, 2)
     time: Callable[[Array], Array] = FlowTime()
     time_features: int = 256
+    time_period: float = 10_000.0
     flow: bool = True
     text: str = "text_embeddings"
     text_width: int = 4096
@@ -134,11 +137,14 @@ class VideoTransformer(Network):
             bias_init=layers.named(nn.initializers.zeros, layers.OUT, dtype=dtype),
         )
         shared = self.settings.modulation == "shared"
-        self.time_embedding = TimeEmbedding(width, self.time_features, shared, self.conditions)
+        waves = (self.time_features, self.time_period)
+        self.time_embedding = TimeEmbedding(width, *waves, shared, self.conditions)
         if self.text_width:
             self.text_embedding = TextEmbedding(width, dtype)
-        block = BlockPair if self.settings.attention == "factorised" else TokenBlock
-        self.blocks = layers.remat(block, self.remat, block.STATIC)(self.settings, dtype)
+        factorised = self.settings.attention == "factorised"
+        block = BlockPair if factorised else TokenBlock
+        spread = {} if factorised else {"layout": self.layout}
+        self.blocks = layers.remat(block, self.remat, block.STATIC)(self.settings, dtype, **spread)
         self.output = Output(self.out_channels, self.patch, self.settings)
 
     def __call__(
@@ -238,6 +244,17 @@ class VideoTransformer(Network):
             text_segments=packed.text_segments,
         )
 
+    def embed_noise(self, logsnr: Float[Array, "n"]) -> Float[Array, "n c"]:
+        """What noise levels modulate the blocks by, before a block adds its own: two levels with
+        almost equal embeddings have almost equal outputs (`diffusion.reuse`).
+
+        Raises ValueError for a network with further `conditions`.
+        """
+        if self.conditions:
+            raise ValueError(f"conditions = {self.conditions}: the noise level is not all")
+        vector, shared = self.time_embedding(self.time(logsnr)[:, None])
+        return (vector if shared is None else shared).reshape(len(logsnr), -1)
+
     def _tokens(
         self,
         patches: Patches,
@@ -264,6 +281,7 @@ class VideoTransformer(Network):
             patches = patches / total[..., None, None, None]
         x = self.patch_embedding(patches.astype(self.dtype))
         x, between = self._with_sines(x, positions, frames)
+        x = x if settings.attention == "factorised" else self.layout.place_tokens(x)
         return self.output(self._blocks(x, context, frames, between), context)
 
     def _with_sines(
@@ -366,6 +384,7 @@ class TimeEmbedding(nn.Module):
 
     width: int
     features: int
+    period: float
     shared: bool
     embedders: tuple[Embedder, ...] = ()
     dtype = jnp.float32
@@ -379,7 +398,8 @@ class TimeEmbedding(nn.Module):
     def __call__(
         self, times: Float[Array, "b levels"], inputs: Inputs | None = None
     ) -> tuple[Float[Array, "b levels c"], Float[Array, "b levels 6 c"] | None]:
-        sine, cosine = jnp.split(layers.sinusoidal_embedding(times, self.features), 2, axis=-1)
+        waves = layers.sinusoidal_embedding(times, self.features, max_period=self.period)
+        sine, cosine = jnp.split(waves, 2, axis=-1)
         h = jnp.concatenate([cosine, sine], axis=-1)  # the published order
         vector = _mlp(h, self.width, jnp.float32, nn.swish)
         for embed in self.embedders:

@@ -350,9 +350,7 @@ def loop(
 
     See `join`, of a video with itself. Raises as `join`.
     """
-    joined = join(
-        sampler, params, key, videos, videos, prompts, context=context, progress=progress
-    )
+    joined = join(sampler, params, key, videos, videos, prompts, context=context, progress=progress)
     return joined[:, : -videos.shape[1]]
 
 

@@ -78,7 +78,7 @@ def clip_view(data: ConfigDict, channels: int, size: Sequence[int] = ()) -> View
     it is `data.part`, and () there stands for whole clips.
     """
     whole = (data.num_frames, data.image_size, data.image_width or data.image_size)
-    shape = tuple(size or data.part or whole)
+    shape = tuple(size or data.get("part", ()) or whole)
     if shape == whole or (size and pipeline.scales(data)):
         return View(shape=(*shape, channels))
     return View(shape=(*shape, channels), data_shape=(*whole, channels), part=True)

@@ -62,13 +62,13 @@ def build(config: ConfigDict) -> Stage:
             f"text.encoder = {config.text.encoder!r}: model.transformer.text_dim = "
             f"{network.text_width} asks for an encoder of that width"
         )
-    sizes = tuple(Size(*map(int, size)) for size in config.data.sizes)
+    sizes = tuple(Size(*map(int, size)) for size in config.data.get("sizes", ()))
     views = [clip_view(config.data, autoencoder.in_channels, size[:3]) for size in sizes or [()]]
     for view in views:
         _check_size(network, autoencoder, *view.shape[1:3])
     spaces = [CausalLatentSpace(data_shape=view.shape, autoencoder=autoencoder) for view in views]
     texts = (TextOrNull(encoder=encoder, drop=config.train.cond_dropout),)
-    kinds, stages = tuple(model.masks), []
+    kinds, stages = tuple(model.get("masks", ())), []
     for view, space in zip(views, spaces, strict=True):
         # Tokens of a clip, as a share of the first size's: √ of it shifts towards noise (Esser et
         # al. 2024, equation 23).
