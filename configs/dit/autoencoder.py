@@ -17,7 +17,7 @@ def get_config():
     with config.model.unlocked():
         config.model.autoencoder = {
             "_class_name": causal_autoencoder.CLASS,
-            "base_dim": 16,
+            "base_dim": 12,
             "dim_mult": [1, 2, 3],
             "num_res_blocks": 1,
             "z_dim": 8,
@@ -38,13 +38,13 @@ def get_config():
     config.data.image_size = 64
     config.data.part = (5, 32, 32)
     config.data.workers = 0
-    config.train.steps = 1500
+    config.train.steps = 800
     config.train.batch_size = 8
     config.train.learning_rate = 2e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 100
     config.train.ema_decay = 0.995
     config.train.log_every = 50
-    config.train.sample_every = 500
-    config.checkpoint.every = 500
+    config.train.sample_every = 400
+    config.checkpoint.every = 200
     return config

@@ -42,7 +42,7 @@ def get_config():
     config.data.fps = 0.0
     config.data.image_frames = 2
     config.data.workers = 0
-    config.train.steps = 4000
+    config.train.steps = 1500
     config.train.batch_size = 16
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
@@ -50,7 +50,7 @@ def get_config():
     config.train.ema_decay = 0.998
     config.train.log_every = 50
     config.train.sample_every = 0
-    config.checkpoint.every = 500
+    config.checkpoint.every = 250
     config.sample.sampler = "flow_euler"
     config.sample.steps = 40
     config.sample.guidance = 3.0

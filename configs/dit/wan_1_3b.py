@@ -2,7 +2,8 @@
 
 Command: vdm data embed --config=dit/wan_1_3b --config.data.data_dir=FOLDER_OF_CAPTIONED_VIDEOS \\
     --config.text.weights=FOLDER_OF_WAN
-         vdm train --config=dit/wan_1_3b --workdir=DIR --config.model.autoencoder=FOLDER_OF_WAN/vae \\
+         vdm train --config=dit/wan_1_3b --workdir=DIR \\
+    --config.model.autoencoder=FOLDER_OF_WAN/vae \\
     --config.data.data_dir=FOLDER_OF_CAPTIONED_VIDEOS [--config.train.init_from=FOLDER_OF_WAN]
 Hardware: 64 chips of v5p or the like; nobody has trained it with this code. vdm compile says
 whether it fits: docs/dit.md has the commands.

@@ -2,6 +2,7 @@
 clips of one size and of several."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from tests.models.text import test_minilm
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.cli import embed_text, train
-from vdm_jax.data import mixed_sizes
+from vdm_jax.data import mixed_sizes, video_io
 from vdm_jax.diffusion.measurements import Mask
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import editing
@@ -259,6 +260,25 @@ def test_buckets_take_turns_and_resume_where_they_stopped(config):
     half = iter(mixed_sizes.make_dataset(config, stage, rows=[1], report=None))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[1]), next(half), whole[0])
     half.close()
+
+
+def test_files_are_read_in_the_size_nearest_to_theirs(config, tmp_path):
+    for name, width in (("square", 8), ("wide", 14)):
+        video = np.full((6, 8, width, 3), width, np.uint8)
+        video_io.write_mp4(tmp_path / f"{name}.mp4", video, min_size=8)
+        (tmp_path / f"{name}.txt").write_text("a red square")
+    native = changed(
+        config, data_sizes=SIZES, data_native=True, data_data_dir=str(tmp_path), text_encoder="none"
+    )
+    stage = systems.build(changed(config, data_sizes=SIZES))
+    stage = dataclasses.replace(
+        stage, stages=tuple(dataclasses.replace(s, conditions=()) for s in stage.stages)
+    )
+    stage = dataclasses.replace(stage, conditions=())
+    dataset = mixed_sizes.make_dataset(native, stage, rows=range(2), report=None)
+    sources = [part.source for part, _ in dataset.parts.values()]
+    names = [[Path(file.path).stem for file in source.files] for source in sources]
+    assert names == [["square"], ["wide"]]
 
 
 def test_what_cannot_be_packed_is_refused(config):

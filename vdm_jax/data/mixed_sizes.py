@@ -38,12 +38,13 @@ def make_dataset(
             rows=rows,
             report=report,
         )
-    parts = {}
+    aspects, parts = [size.width / size.height for size in stage.sizes], {}
     for one, size in zip(stage.stages, stage.sizes, strict=True):
         frames, height, width, _ = one.view.data_shape
         own = config.copy_and_resolve_references()
         with own.unlocked():
             own.data.update({"num_frames": frames, "image_size": height, "image_width": width})
+            own.data.aspects = tuple(aspects) if config.data.native else ()
         dataset = pipeline.make_dataset(
             own,
             **common,

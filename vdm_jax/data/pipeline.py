@@ -59,6 +59,7 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
             frame_stride=data.frame_stride,
             fps=data.fps,
             random_start=train and "start" in augmentations(data),
+            aspects=data.get("aspects", ()),
         )
     from vdm_jax.data.tfds_source import DATASETS, TFDSSource
 

@@ -155,8 +155,9 @@ def default_config() -> ConfigDict:
     config.data.update({"num_frames": 81, "image_size": 480, "image_width": 832, "fps": 16.0})
     with config.unlocked():
         # The size that is trained on, see `clip_view`; or several, (frames, height, width, clips of
-        # a row), of which batches have one each, or, packed, all in each row.
-        config.data.update({"part": (), "sizes": (), "packed": False})
+        # a row), of which batches have one each, or, packed, all in each row. native: whether video
+        # files are read in the size alone whose width over height is nearest to theirs.
+        config.data.update({"part": (), "sizes": (), "packed": False, "native": False})
     # The null condition is the empty text, whichever encoder there is.
     config.text.update({"encoder": "umt5_xxl", "max_length": 512, "null_text": ""})
     config.sample.update({"sampler": "unipc", "steps": 50, "guidance": 5.0, "threshold": "none"})
