@@ -73,5 +73,5 @@ def test_a_rule_that_evaluates_twice_is_refused():
     z = jnp.ones((1, 2))
     with pytest.raises(ValueError, match="reuse: this sampler evaluates the network several times"):
         samplers.sample(jax.random.key(0), denoiser, rule, jnp.array([-1.0, 1.0, jnp.inf]), z)
-    with pytest.raises(ValueError, match="reuse = -1: must not be negative"):
-        Reuse(rule=solvers.FlowEuler(), threshold=-1)
+    with pytest.raises(ValueError, match="reuse = -1.0: must not be negative"):
+        Reuse(rule=solvers.FlowEuler(), threshold=-1.0)

@@ -6,6 +6,7 @@ bucketed batch has one size; the sizes take turns.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -70,7 +71,7 @@ class SizedStage(Stage):
         placed = tuple(stage.with_layout(layout) for stage in self.stages)
         return dataclasses.replace(self, network=self.network.clone(layout=layout), stages=placed)
 
-    def abstract_batch(self, batch_size: int, image_frames: int = 0) -> Batch:
+    def abstract_batch(self, batch_size: int, image_frames: int = 0) -> dict[str, Batch]:
         """Shapes and dtypes of a training batch: of all sizes if packed, else of the first."""
         count = len(self.sizes) if self.packed else 1
         found = {}
@@ -91,7 +92,11 @@ class SizedStage(Stage):
         return sum(rows) if self.packed else sum(rows) // len(rows)
 
     def loss(
-        self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen = NO_FROZEN
+        self,
+        params: PyTree,
+        batch: Mapping[str, Batch],
+        key: Key[Array, ""],
+        frozen: Frozen = NO_FROZEN,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The training loss, averaged over all clips, and scalar metrics."""
         flat = {
@@ -105,7 +110,7 @@ class SizedStage(Stage):
         return stage.loss(params, part, key, frozen)
 
     def _packed_loss(
-        self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen
+        self, params: PyTree, batch: Mapping[str, Batch], key: Key[Array, ""], frozen: Frozen
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         network, params = self.network, self.network_params(params, frozen)
         examples, clips = [], []

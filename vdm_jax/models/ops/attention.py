@@ -98,7 +98,7 @@ def attend_rows(
     def plain(q: Array, k: Array, v: Array, *segments: Array) -> Array:
         return attend_tokens(q, k, v, segments * 2 or None)
 
-    if not splash.fits(q):
+    if not splash.fits(q.shape):
         return plain(*arrays)
     return jax.lax.platform_dependent(*arrays, tpu=splash.attend, default=plain)
 

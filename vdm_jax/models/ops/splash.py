@@ -2,6 +2,7 @@
 no scores (Dao et al. 2022 have the principle)."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ _BLOCK = 512  # queries, and keys, of a block
 _PADDING = -(2**30)  # the segment of the tokens that fill the last block
 
 
-def fits(q: Float[Array, "n p heads d"]) -> bool:
-    """Whether the kernel computes such rows, and they are long enough for it."""
-    return q.shape[-1] % _LANES == 0 and q.shape[1] >= _BLOCK
+def fits(shape: Sequence[int]) -> bool:
+    """Whether the kernel computes rows of a shape (n, p, heads, d), and they are long enough for
+    it."""
+    return shape[-1] % _LANES == 0 and shape[1] >= _BLOCK
 
 
 def attend(

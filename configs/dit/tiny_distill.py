@@ -1,6 +1,6 @@
 """Distils dit/tiny: guidance into the network, then fewer steps of DDIM.
 
-Command: vdm distill --config=dit/distill --model=runs/dit/tiny --workdir=runs/dit/distilled
+Command: vdm distill --config=dit/tiny_distill --model=runs/dit/tiny --workdir=runs/dit/distilled
 Hardware: 2 CPU cores.
 """
 
