@@ -28,18 +28,19 @@ def make_dataset(
     rows: those of a batch that this process reads. Raises DataError.
     """
     batch_size, seed = config.train.batch_size, config.train.seed
-    common = {"split": config.data.split, "text_encoder": stage.text_encoder, "seed": seed}
+    common = {"split": config.data.split, "text_encoder": stage.text_encoder}
     if not isinstance(stage, SizedStage):
         return pipeline.make_dataset(
             config,
             **common,
+            seed=seed,
             reading=stage.reading,
             batch_size=batch_size,
             rows=rows,
             report=report,
         )
     aspects, parts = [size.width / size.height for size in stage.sizes], {}
-    for one, size in zip(stage.stages, stage.sizes, strict=True):
+    for number, (one, size) in enumerate(zip(stage.stages, stage.sizes, strict=True)):
         frames, height, width, _ = one.view.data_shape
         own = config.copy_and_resolve_references()
         with own.unlocked():
@@ -48,6 +49,7 @@ def make_dataset(
         dataset = pipeline.make_dataset(
             own,
             **common,
+            seed=seed + number,  # else the clips of a row would be the same in all sizes
             reading=one.reading,
             batch_size=batch_size * size.clips,
             rows=rows_of(rows, size.clips),
