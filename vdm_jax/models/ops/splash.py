@@ -1,5 +1,5 @@
-"""Self-attention of long rows of tokens on TPUs: JAX's splash attention, a Pallas kernel that keeps
-no scores (Dao et al. 2022 have the principle)."""
+"""Self-attention of long rows of tokens on TPUs by a Pallas kernel that keeps no scores: JAX's splash
+attention (after Dao et al. 2022, FlashAttention)."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float, Int
 
 _LANES = 128  # head dimensions are multiples of it
@@ -36,6 +34,10 @@ def attend(
     On a mesh it runs inside of `jax.shard_map`: the compiler cannot spread the kernel. interpret:
     on any device, slowly, for tests.
     """
+    # Imported when needed: Pallas takes its time.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
     count, tokens, heads, width = q.shape
     missing = -tokens % block
     ids = jnp.zeros((count, tokens), jnp.int32) if segments is None else segments
