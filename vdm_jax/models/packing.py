@@ -115,8 +115,9 @@ def pack_rows(sizes: Sequence[Clips], patch: tuple[int, int, int]) -> Packed:
 
 def unpack_rows(
     outputs: Patches, sizes: Sequence[Clips], patch: tuple[int, int, int]
-) -> list[Float[Array, "b n f h w c2"]]:
-    """The clips of the network's output for what `pack_rows` made of `sizes`."""
+) -> list[Array]:
+    """The clips, float (b, n, f, h, w, c), of each size, of the network's output for what
+    `pack_rows` made of `sizes`."""
     found, at = [], 0
     for clips in sizes:
         n, grid = clips.z.shape[1], _grid(clips.z.shape[2:], patch)

@@ -1,5 +1,5 @@
-"""Self-attention of long rows of tokens on TPUs by a Pallas kernel that keeps no scores: JAX's splash
-attention (after Dao et al. 2022, FlashAttention)."""
+"""Self-attention of long rows of tokens on TPUs by a Pallas kernel that keeps no scores: JAX's
+splash attention (after Dao et al. 2022, FlashAttention)."""
 
 import math
 from collections.abc import Sequence
