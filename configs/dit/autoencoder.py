@@ -38,7 +38,7 @@ def get_config():
     config.data.image_size = 64
     config.data.part = (5, 32, 32)
     config.data.workers = 0
-    config.train.steps = 800
+    config.train.steps = 700
     config.train.batch_size = 8
     config.train.learning_rate = 2e-3
     config.train.schedule = "cosine"

@@ -42,7 +42,7 @@ def get_config():
     config.data.fps = 0.0
     config.data.image_frames = 2
     config.data.workers = 0
-    config.train.steps = 1500
+    config.train.steps = 1000
     config.train.batch_size = 16
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
