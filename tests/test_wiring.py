@@ -140,6 +140,7 @@ ELSEWHERE = {
     "fps": "below: it needs a frame rate",
     "structure": "tests/systems/test_gen1.py: it needs a depth as a condition",
     "motion_bucket": "tests/systems/test_stable_video.py: it needs that number as a condition",
+    "reuse": "tests/systems/test_video_dit_training.py: it needs a video transformer",
     "tile": "tests/stage/test_cascade.py: it needs a network of finite reach",
     "tile_overlap": "as tile",
     "remat": "below: it needs a network with blocks",

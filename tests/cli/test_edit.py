@@ -136,6 +136,11 @@ def test_super_resolve_and_loop(run, clip):
     given, made, _ = run("loop", f"--input={clip}", PROMPT, "--method=replacement")
     assert made.shape == (1, 6, 8, 8, 3)
     np.testing.assert_array_equal(made[:, :4], given)
+    clips = [f"--input={clip}"] * 2
+    given, made, _ = run("join", *clips, PROMPT, "--method=replacement")
+    assert made.shape == (1, 4 + 2 + 4, 8, 8, 3) and given.shape == (2, 4, 8, 8, 3)
+    np.testing.assert_array_equal(made[:, :4], given[:1])
+    np.testing.assert_array_equal(made[:, -4:], given[1:])
 
 
 def test_a_video_is_brought_to_the_model_s_rate(run, tmp_path, capsys):
@@ -313,6 +318,7 @@ def test_stylise_writes_a_model_between_two(model_file, tmp_path):
         (["extend"], "neither --input nor --prompt"),
         (["refine", PROMPT], "refine needs --input"),
         (["loop", "--low_res=x", PROMPT], "--low_res has no meaning for loop"),
+        (["loop", "--backwards", PROMPT], "--backwards has no meaning for loop"),
         (["extend", "--factor=2", PROMPT], "--factor has no meaning for extend"),
         (["inpaint", "--box=1,2,0,4", PROMPT], "is not TOP,LEFT,HEIGHT,WIDTH"),
         (["shrink", PROMPT], "invalid choice: 'shrink'"),

@@ -52,8 +52,15 @@ def test_key_frames_are_evenly_spaced_with_both_ends():
     assert found == {tuple(range(0, 13, skip)) for skip in (2, 3, 4, 6, 12)}
 
 
-@pytest.mark.parametrize("kind,turn", [("beginning", 1), ("end", -1)])
-def test_runs_are_known_at_one_end_and_never_everywhere(kind, turn):
-    drawn = of(kind)[:, ::turn, 0, 0]
-    np.testing.assert_array_equal(drawn, np.sort(drawn, axis=1)[:, ::-1])  # known, then unknown
-    assert set(drawn.sum(1)) == {1, 2, 3}
+def test_frames_at_the_ends_are_drawn_in_all_numbers():
+    for kind, counts in (("beginning", {1, 2, 3}), ("end", {1, 2, 3}), ("ends", {2})):
+        drawn = of(kind)
+        frames = drawn[:, :, 0, 0]
+        assert (drawn == frames[:, :, None, None]).all()
+        assert set(frames.sum(1)) == counts
+        # Ones, then zeros; the other way round; or zeros between ones.
+        ends = {"beginning": (1, 0), "end": (0, 1), "ends": (1, 1)}[kind]
+        assert (frames[:, 0] == ends[0]).all() and (frames[:, -1] == ends[1]).all()
+        assert (np.abs(np.diff(frames)).sum(1) <= sum(ends)).all()
+    long = np.asarray(masks.draw(KEY, 64, (13, 1, 1), ("ends",)))[:, :, 0, 0, 0]
+    assert set(long.sum(1)) == {2 * count for count in range(1, 7)}

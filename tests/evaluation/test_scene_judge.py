@@ -43,6 +43,15 @@ def test_rendered_clips_and_frames_are_read_right(rendered, case):
     assert score(frames, said, SCENES) == dict.fromkeys(factors, 1.0) | {"n": COUNT}
 
 
+def test_clips_of_half_the_size_are_read_alike(rendered):
+    videos, captions, *_ = rendered["64x64x16", "held_out"]
+    means = videos[:8].reshape(8, -1, 32, 2, 32, 2, 3).mean((3, 5))
+    found = score(np.round(means).astype(np.uint8), captions[:8], SCENES)
+    assert found["all"] == 1.0
+    with pytest.raises(ValueError, match=r"must be uint8 \[f, 64, 64, 3\], or \[f, 32, 32, 3\]"):
+        read(videos[0, :, :16])
+
+
 def blurred(videos, sigma):
     reach = np.arange(-4, 5)
     kernel = np.exp(-(reach**2) / (2 * sigma**2))

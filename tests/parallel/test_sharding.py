@@ -180,3 +180,5 @@ def test_stacked_blocks_are_gathered_layer_by_layer():
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["loss"] < 1e-6 and report["gradients"] < 1e-5
     assert report["cut"] > 20
+    # Two ways of attention whose tokens are spread, with segments: outputs and gradients.
+    assert report["ulysses"] < 1e-5 and report["ring"] < 1e-5

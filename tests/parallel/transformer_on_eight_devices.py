@@ -1,7 +1,8 @@
-"""Runs a video transformer, whose blocks are stacked, on eight virtual devices and on one; prints
-JSON of how loss and gradients differ. A program of its own, because the number of devices is fixed
-when JAX starts."""
+"""Runs a video transformer, whose blocks are stacked, on eight virtual devices and on one, and
+attention of rows that are spread over devices; prints JSON of how results and gradients differ. A
+program of its own, because the number of devices is fixed when JAX starts."""
 
+import functools
 import json
 import os
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from vdm_jax.models import layers
 from vdm_jax.models.blocks.settings import TransformerSettings
 from vdm_jax.models.video_transformer import VideoTransformer
 from vdm_jax.parallel import sharding
@@ -41,6 +43,35 @@ class Part:
         return jax.eval_shape(NETWORK.init, jax.random.key(0), z, jnp.zeros(1), text)["params"]
 
 
+def difference(found, wanted):
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def spread_attention(rng):
+    """How attention of packed rows of 16 tokens over `context` differs from that on one device, in
+    its outputs or gradients, by the way that the number of heads leads to."""
+    segments = np.repeat([[0, 1, 2], [0, 0, 3]], [5, 7, 4], axis=1).astype(np.int32)
+    report = {}
+    for name, sizes, heads in (("ulysses", (2, 2, 2), 4), ("ring", (2, 1, 4), 2)):
+        rows = rng.normal(size=(3, 2, 16, heads, 6)).astype(np.float32)
+        axes = dict(zip(("fsdp", "tensor", "context"), sizes, strict=True))
+        layout = sharding.MeshLayout(mesh=make_mesh({"data": 1, **axes}))
+
+        def total(rows, layout):
+            attended = layout.attend(*rows, segments)
+            return (attended**2 * jnp.arange(6)).sum(), attended
+
+        found, wanted = (
+            jax.device_get(run(rows))
+            for run in (
+                jax.jit(jax.grad(functools.partial(total, layout=one), has_aux=True))
+                for one in (layout, layers.ANYWHERE)
+            )
+        )
+        report[name] = max(map(difference, found, wanted))
+    return report
+
+
 def main():
     rng = np.random.default_rng(0)
     shapes = nn.meta.unbox(Part().abstract_params())
@@ -55,11 +86,12 @@ def main():
 
     def loss(params, batch, plan=None):
         gathered = params if plan is None else plan.gather(params)
+        network = NETWORK if plan is None else NETWORK.clone(layout=plan.layout())
         cond = {NETWORK.text: batch["text"]}
-        return jnp.mean(NETWORK.apply({"params": gathered}, batch["z"], batch["logsnr"], cond) ** 2)
+        return jnp.mean(network.apply({"params": gathered}, batch["z"], batch["logsnr"], cond) ** 2)
 
     wanted = jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch))
-    mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2, "context": 1})
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})
     plan = sharding.Plan(
         mesh=mesh, parameters=sharding.plan_parameters(Part(), dict(mesh.shape), 0)
     )
@@ -70,9 +102,6 @@ def main():
     )
     found = jax.device_get(run(params, batch))
 
-    def difference(found, wanted):
-        return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
     cut = sum(
         plan.spec != plan.gathered
         for plan in jax.tree.leaves(plan.parameters, is_leaf=sharding.is_plan)
@@ -81,6 +110,7 @@ def main():
         "loss": difference(found[0], wanted[0]),
         "gradients": max(jax.tree.leaves(jax.tree.map(difference, found[1], wanted[1]))),
         "cut": cut,
+        **spread_attention(rng),
     }
     print(json.dumps(report))
 

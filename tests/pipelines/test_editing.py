@@ -140,6 +140,39 @@ def test_clips_of_several_videos_are_told_apart():
     assert [row[::2] for row in values(out)] == [[1, 2, 3, 4, 5], [51, 52, 53, 54, 55]]
 
 
+def test_extension_backwards_ends_each_clip_with_the_first_frames():
+    sampler = Recorder()
+    made = editing.extend(
+        sampler, None, KEY, numbered(3), ["a"], frames=8, context=2, backwards=True
+    )
+    assert sampler.given(0) == [[None, None, None, 1, 2]]
+    assert sampler.given(1) == [[None, None, None, 100, 101]]
+    # What is beyond the frames that were asked for is cut at the beginning.
+    assert values(made) == [[111, 112, 100, 101, 102, 1, 2, 3]]
+    with pytest.raises(ValueError, match="low_res: of a video that is extended backwards"):
+        editing.extend(
+            Recorder(),
+            None,
+            KEY,
+            numbered(3),
+            ["a"],
+            frames=8,
+            context=2,
+            backwards=True,
+            low_res=np.zeros((1, 8, SIZE // 2, SIZE // 2, 3), np.uint8),
+        )
+
+
+def test_a_way_leads_from_one_video_to_another():
+    sampler = Recorder()
+    first, second = numbered(4, 2)[:1], numbered(4, 2)[1:]
+    out = editing.join(sampler, None, KEY, first, second, ["over"], context=2)
+    assert sampler.given(0) == [[3, 4, None, 51, 52]]
+    assert values(out) == [[1, 2, 3, 4, 102, 51, 52, 53, 54]]
+    with pytest.raises(ValueError, match="context = 2: the video has only 1 frames"):
+        editing.join(sampler, None, KEY, first, second[:, :1], ["over"], context=2)
+
+
 def test_a_loop_returns_to_the_beginning():
     sampler = Recorder()
     out = editing.loop(sampler, None, KEY, numbered(4), ["back"], context=2)

@@ -1,5 +1,6 @@
 """Windows of clips: what a stage learns from them is what it learns from whole clips."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -205,3 +206,32 @@ def test_a_part_of_a_clip_backwards_and_mirrored():
     assert part.reversed(6).frames == (2, 3, 5)  # and none counted from the end
     np.testing.assert_array_equal(part.reversed(6).of(clip[::-1]), cut[::-1])
     np.testing.assert_array_equal(part.mirrored(10).of(clip[:, :, ::-1]), cut[:, :, ::-1])
+
+
+def test_a_part_is_frames_in_a_row_and_a_box_as_large_as_fits():
+    view = View(shape=(3, 4, 6, 3), data_shape=(8, 16, 16, 3), part=True)
+    reading = view.reading()
+    assert reading.scale == (2, 2) and reading.video_shape == (3, 8, 12)
+    assert not reading.whole and not reading.crops and not reading.entries
+    rng, seen = np.random.default_rng(0), set()
+    clip = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
+    for _ in range(200):
+        part, values = reading.draw(rng)
+        assert not values and part.of(clip).shape == (3, 8, 12, 3)
+        assert np.diff(part.frames).tolist() == [1, 1]
+        seen.add((part.frames[0], part.rows[0], part.columns[0]))
+    # Every first frame, row and column that leaves room, and no other.
+    assert [{place[axis] for place in seen} for axis in range(3)] == [
+        set(range(6)),
+        set(range(9)),
+        set(range(5)),
+    ]
+    read = jnp.asarray(part.of(clip)[None], jnp.float32)
+    means = np.asarray(read).reshape(1, 3, 4, 2, 6, 2, 3).mean((3, 5))
+    np.testing.assert_allclose(view.frames(read), means, rtol=1e-5)
+    for fields, message in (
+        ({"shape": (9, 4, 4, 3)}, r"parts of \(9, 4, 4\).*the data's clips are \(8, 16, 16\)"),
+        ({"crop": (2, 2)}, "part: goes with no frame_strides and no crop"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(view, **fields)

@@ -202,7 +202,6 @@ def test_a_folder_that_is_not_understood_is_refused_by_name(tmp_path, file, chan
 @pytest.mark.parametrize(
     "field,value,message",
     [
-        ("data.image_frames", 4, "data.image_frames = 4: must be 0"),
         ("data.image_width", 24, "data.image_width = 24: must be multiples of 16"),
         ("model.dtype", "float16", "model.dtype = 'float16': allowed are"),
         ("text.encoder", "clip_l", "text.encoder = 'clip_l': model.transformer.text_dim = 16"),

@@ -1,6 +1,6 @@
-"""Records what the published networks, samplers and pipeline of Wan, and Latte's network, compute,
-for `test_causal_autoencoder.py`, `test_video_transformer.py`, `test_latte.py`, `test_umt5.py`,
-`test_flow_scheduler.py` and `test_video_dit.py`.
+"""Records what the published networks, samplers and pipeline of Wan, and the networks of Latte and
+DiT, compute, for `test_causal_autoencoder.py`, `test_video_transformer.py`, `test_latte.py`,
+`test_dit.py`, `test_umt5.py`, `test_flow_scheduler.py` and `test_video_dit.py`.
 
     PYTHON -m tests.weights.record_wan
 
@@ -67,6 +67,24 @@ LATTE_GRADIENTS = (
     "temporal_transformer_blocks.0.attn1.to_q.bias",
     "temporal_transformer_blocks.1.ff.net.2.weight",
     "scale_shift_table",
+)
+DIT = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "num_embeds_ada_norm": 8,
+    "patch_size": 2,
+    "sample_size": 6,
+}
+DIT_GRADIENTS = (
+    "pos_embed.proj.weight",
+    "transformer_blocks.0.attn1.to_q.bias",
+    "transformer_blocks.1.norm1.linear.weight",
+    "transformer_blocks.1.ff.net.2.weight",
+    "proj_out_1.weight",
+    "proj_out_2.weight",
 )
 UMT5 = {
     "vocab_size": 40,
@@ -182,6 +200,22 @@ def latte():
     named = dict(network.named_parameters())
     found |= {f"gradient/{key}": named[key].grad for key in LATTE_GRADIENTS}
     save("latte", network, found)
+
+
+def dit():
+    network = drawn(diffusers.DiTTransformer2DModel(**DIT))
+    # Every block holds a copy of the embeddings of time and class.
+    for block in network.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(network.transformer_blocks[0].norm1.emb.state_dict())
+    rng = np.random.default_rng(0)
+    z = torch.from_numpy(rng.normal(size=(2, 4, 6, 6)).astype(np.float32)).requires_grad_()
+    timestep, label = torch.tensor([987, 37]), torch.tensor([3, 8])  # 8: without a class
+    output = network(z, timestep=timestep, class_labels=label).sample
+    output.square().mean().backward()
+    found = {"z": z, "timestep": timestep, "label": label, "output": output, "gradient/z": z.grad}
+    named = dict(network.named_parameters())
+    found |= {f"gradient/{key}": named[key].grad for key in DIT_GRADIENTS}
+    save("dit", network, found)
 
 
 def text_encoder():
@@ -303,6 +337,7 @@ if __name__ == "__main__":
     autoencoder()
     transformer()
     latte()
+    dit()
     umt5()
     schedulers()
     record_pipeline()

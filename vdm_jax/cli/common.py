@@ -273,7 +273,7 @@ def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
 
 _SAMPLER_NUMBERS = ("steps", "num_frames", "height", "width", "batch_size")
 SAMPLER_FLAGS = (*_SAMPLER_NUMBERS, "guidance", "negative", "sampler", "grid")
-SAMPLER_FLAGS += ("eta", "churn", "corrector", "oscillate_after", "threshold")
+SAMPLER_FLAGS += ("eta", "churn", "corrector", "reuse", "oscillate_after", "threshold")
 
 
 def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
@@ -307,6 +307,11 @@ def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
         ("eta", "for ddim: 0 deterministic to 1 ancestral*"),
         ("churn", "for euler and heun: noise added, 0 = none*"),
         ("corrector", "step of a Langevin corrector after each step: 0.1 in VDM, 0 = none*"),
+        (
+            "reuse",
+            "video transformers: a step repeats the last prediction until the embedding of the "
+            "noise level has changed by X, such as 0.1; 0 = never (default)",
+        ),
     ):
         arguments.add_argument(f"--{name}", type=float, metavar="X", help=text)
     arguments.add_argument(

@@ -148,7 +148,11 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     def initial() -> dict:
         # What a guided teacher lacks is the embedding of the guidance scale, which starts at zero.
         return initial_lib.params(
-            before, stage, plan, new="condition/guidance_", seed=config.train.seed
+            before,
+            stage,
+            plan,
+            new="(condition|time_embedding)/guidance_",
+            seed=config.train.seed,
         )
 
     cast = jax.jit(
@@ -156,7 +160,8 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         out_shardings=teacher_plan.params,
     )
     teacher_params = cast(initial_lib.params(before, teacher, teacher_plan))
-    frozen = step.Frozen(params=teacher_params, plan=teacher_plan)
+    frozen = systems.read_frozen(config, config.mesh.to_dict())
+    frozen["teacher"] = step.Frozen(params=teacher_params, plan=teacher_plan)
     tx = optimizer.make_optimizer(config.train, stage.abstract_params())
     train = config.train
     dataset = pipeline.make_dataset(
@@ -181,7 +186,8 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         fps=frame_rate.playback(config),
         initial=initial,
         flops=flops,
-        train_step=step.make_train_step(stage, tx, config, plan, {"teacher": frozen}),
+        frozen=frozen,
+        train_step=step.make_train_step(stage, tx, config, plan, frozen),
     )
     if result.reason in ("SIGINT", "SIGTERM"):
         say("the same command goes on from there")

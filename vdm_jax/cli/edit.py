@@ -6,7 +6,8 @@
 
 JOB is one of
   extend         adds clips until there are --frames frames; each clip begins with the last
-                 --context frames so far; --then gives the prompts of the added clips, in turn
+                 --context frames so far; --then gives the prompts of the added clips, in turn;
+                 --backwards adds them before the video
   interpolate    makes --factor - 1 new frames between each two
   super_resolve  enlarges from 1/--factor of the model's size
   refine         a video of any size and rate through a super-resolution stage (--model=STAGE), in
@@ -19,6 +20,8 @@ JOB is one of
   cinemagraph    makes a clip of the first frame in which only --box moves
   restyle        starts again from a noisy version, --strength of the way back, with prompt --then
   loop           appends a way back to the first frame, with prompt --then
+  join           makes one video of two (--input twice) with a way between them, whose prompt is
+                 --prompt; the way begins and ends with --context frames of them
   invert         finds the noise z that the model makes a video of (DDIM inversion), and samples
                  from z: a reconstruction, and, for each --then, the video with that prompt
                  (docs/conditional.md)
@@ -58,14 +61,16 @@ from vdm_jax.cli import (
 from vdm_jax.cli import prompts as prompts_lib
 
 _MASKED = ("inpaint", "outpaint", "animate", "cinemagraph")
-_KNOWING = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle", "loop")
+_KNOWING = ("extend", "interpolate", "super_resolve", "refine", *_MASKED, "restyle")
+_KNOWING += ("loop", "join")
 # The jobs that have a module of their own.
 _MODULES = {"control": edit_control, "invert": edit_invert, "restructure": edit_restructure}
 _SAMPLING = (*_KNOWING, *_MODULES)
 JOBS = (*_SAMPLING, "stylise")
 _FLAGS = {
     "frames": ("extend",),
-    "context": ("extend", "loop", "refine"),
+    "context": ("extend", "loop", "join", "refine"),
+    "backwards": ("extend",),
     "low_res": ("extend", *_MASKED),
     "factor": ("interpolate", "super_resolve"),
     "box": ("inpaint", "outpaint", "cinemagraph"),
@@ -103,7 +108,10 @@ def main(arguments: list[str]) -> int:
     from vdm_jax.stage.conditions.video import MaskedVideo
 
     model = edit_inputs.fitted(options, common.load_model(options))
-    masked = options.job in _MASKED and model.stage.find(MaskedVideo) is not None
+    condition = model.stage.find(MaskedVideo)
+    masked = condition is not None and (
+        options.job in _MASKED or _kind_of(options) in condition.kinds
+    )
     sampler = model.sampler(
         method=options.method or ("trained" if masked else "reconstruction"),
         weight=options.weight,
@@ -131,6 +139,7 @@ def main(arguments: list[str]) -> int:
         videos = _run(options, sampler, model.params, key, given, prompts, report)
     if not first:
         return 0
+    prompts = prompts[: len(videos)]
     outputs.write_samples(out, videos, prompts, found.fps, sampler.parts)
     outputs.write_given(out, _shown(options, given, sampler), videos.shape[2] * 4, found.rate)
     return 0
@@ -203,8 +212,11 @@ def _parse(arguments: list[str]):
     job.add_argument(
         "--context",
         **number,
-        help="extend, loop: known frames (default: half a clip, 1); refine: frames of the input "
-        "that parts share (default: a quarter of a part)",
+        help="extend, loop, join: known frames (default: half a clip, 1, 1); refine: frames of the "
+        "input that parts share (default: a quarter of a part)",
+    )
+    job.add_argument(
+        "--backwards", action="store_true", default=None, help="extend: before the video"
     )
     job.add_argument("--factor", **number, help="interpolate, super_resolve: (default 2)")
     job.add_argument(
@@ -303,6 +315,7 @@ def _run(options, sampler, params, key, given, prompts, progress):
             [options.then or prompt for prompt in prompts],
             frames=options.frames or 4 * clip,
             context=options.context or max(1, clip // 2),
+            backwards=bool(options.backwards),
             low_res=edit_inputs.low_res(options, sampler, options.frames or 4 * clip),
             progress=progress,
         )
@@ -322,6 +335,19 @@ def _run(options, sampler, params, key, given, prompts, progress):
         texts = options.then * len(prompts) or prompts
         return editing.loop(
             sampler, params, key, given, texts, context=options.context or 1, progress=progress
+        )
+    if options.job == "join":
+        if len(given) != 2:
+            raise ValueError("--input: join takes two videos")
+        return editing.join(
+            sampler,
+            params,
+            key,
+            given[:1],
+            given[1:],
+            prompts[:1],
+            context=options.context or 1,
+            progress=progress,
         )
     if options.job == "interpolate":
         factor = options.factor or 2
@@ -345,6 +371,13 @@ def _run(options, sampler, params, key, given, prompts, progress):
     return editing.inpaint(
         sampler, params, key, given, prompts, known=known, low_res=low_res, progress=progress
     )
+
+
+def _kind_of(options) -> str:
+    """The kind of mask, of `diffusion.masks.KINDS`, that a job of whole frames has; "" = none."""
+    if options.job == "extend":
+        return "end" if options.backwards else "beginning"
+    return "ends" if options.job in ("loop", "join") else ""
 
 
 def _part_known(options, videos, sampler):

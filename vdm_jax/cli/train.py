@@ -98,7 +98,7 @@ def _train(config, options) -> int:
     import jax
 
     from vdm_jax import systems
-    from vdm_jax.data import frame_rate, pipeline
+    from vdm_jax.data import frame_rate, mixed_sizes
     from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import initial as initial_lib
     from vdm_jax.pipelines import model as pretrained
@@ -111,13 +111,9 @@ def _train(config, options) -> int:
     config = _with_vocabulary(pretrained.with_base(config), options.workdir)
     stage = systems.build(config)
     plan = sharding.make_plan(stage, config.mesh)
-    dataset = pipeline.make_dataset(
+    dataset = mixed_sizes.make_dataset(
         config,
-        split=config.data.split,
-        text_encoder=stage.text_encoder,
-        reading=stage.reading,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
+        stage,
         rows=plan.rows(config.train.batch_size),
         report=print if jax.process_index() == 0 else None,
     )

@@ -58,6 +58,7 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
             frame_stride=data.frame_stride,
             fps=data.fps,
             random_start=train and "start" in augmentations(data),
+            aspects=data.get("aspects", ()),
         )
     from vdm_jax.data.tfds_source import DATASETS, TFDSSource
 
@@ -81,6 +82,12 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
         frame_stride=data.frame_stride,
         extras=extras,
     )
+
+
+def scales(data: ConfigDict) -> bool:
+    """Whether the source scales clips to any size, as that of video files does. Rendered data have
+    the size that they were rendered in."""
+    return data.name in _OF_FILES
 
 
 def augmentations(data: ConfigDict) -> tuple[str, ...]:

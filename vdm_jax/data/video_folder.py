@@ -46,6 +46,8 @@ class VideoFolder(ClipSource):
     one that is shown at its time.
     random_start: where a generator is given, a clip begins anywhere from its own first frame to the
     next clip's.
+    aspects: width over height of all sizes that are trained on. Files that are nearer to another of
+    them than to this size's are left out. () = none are.
 
     `files` are those in use, `skipped` maps the others' paths to the reason, `fps` is the setting.
     Raises DataError when there is no directory or no usable file.
@@ -61,6 +63,7 @@ class VideoFolder(ClipSource):
         frame_stride: int = 1,
         fps: float = 0.0,
         random_start: bool = False,
+        aspects: Sequence[float] = (),
     ):
         if fps < 0 or not math.isfinite(fps):
             raise DataError(f"data.fps = {fps}: must be 0 (each file's own) or more")
@@ -68,6 +71,7 @@ class VideoFolder(ClipSource):
         self.video_shape = (num_frames, image_size, image_width or image_size, 3)
         self.fps, self._stride = fps, frame_stride
         self.random_start = random_start
+        self._aspects = tuple(aspects)
         self.files: list[VideoFile] = []
         self.skipped: dict[str, str] = {}
         self._decoded: dict[int, VideoIndex] = {}  # in the place of an index that was wrong
@@ -104,6 +108,7 @@ class VideoFolder(ClipSource):
         try:
             if isinstance(found, Unusable):
                 raise found
+            self._check_aspect(found)
             starts = self._starts(found)
         except Unusable as reason:
             self.skipped[str(path)] = str(reason)
@@ -111,6 +116,18 @@ class VideoFolder(ClipSource):
         self._clips += [(len(self.files), start) for start in starts]
         self.files.append(found)
         self._captions.append(captions)
+
+    def _check_aspect(self, file: VideoFile) -> None:
+        """Raises Unusable for a file whose frames are nearer to another size's."""
+        if not self._aspects:
+            return
+        stored = file.index.geometry
+        own = stored.width * float(stored.aspect) / stored.height
+        own = 1 / own if stored.swap else own
+        height, width = self.video_shape[1:3]
+        nearest = min(self._aspects, key=lambda aspect: abs(math.log(aspect / own)))
+        if not math.isclose(nearest, width / height):
+            raise Unusable(f"width over height is {own:.3g}: nearer to another of data.sizes")
 
     def _step(self, file: VideoFile) -> float:
         """Frames of the file from one frame of a clip to the next."""

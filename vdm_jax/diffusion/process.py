@@ -7,7 +7,7 @@ It turns a raw network into a loss for training and into a Denoiser for sampling
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,15 @@ from vdm_jax.diffusion.predictions import Prediction, check_kind, to_prediction
 from vdm_jax.diffusion.schedules import Schedule, alpha_sigma, expand
 
 Denoiser = Callable[[Array, Array, Any], Prediction]
+
+
+class Noised(NamedTuple):
+    """Examples with noise: z = α x + σ ε."""
+
+    x: Float[Array, "b ..."]
+    eps: Float[Array, "b ..."]
+    logsnr: Float[Array, "b"]
+    z: Float[Array, "b ..."]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,12 +92,26 @@ class Process:
         Returns:
           The losses, and scalar metrics: the unweighted `x_mse` and `eps_mse`.
         """
+        noised = self.noised(key, x)
+        return self.losses(network_fn(noised.z, noised.logsnr), noised, weight_fn)
+
+    def noised(self, key: Key[Array, ""], x: Float[Array, "b ..."]) -> Noised:
+        """Each example at a noise level and with a noise drawn from `key`."""
         logsnr_key, eps_key = jax.random.split(key)
         x = x.astype(jnp.float32)
         logsnr = self.sample_logsnr(logsnr_key, x.shape[0])
         eps = jax.random.normal(eps_key, x.shape, jnp.float32)
-        z = self.add_noise(x, eps, logsnr)
-        prediction = to_prediction(self.prediction, network_fn(z, logsnr), z, logsnr)
+        return Noised(x, eps, logsnr, self.add_noise(x, eps, logsnr))
+
+    def losses(
+        self,
+        output: Float[Array, "b ..."],
+        noised: Noised,
+        weight_fn: Callable[[Array], Array] | None = None,
+    ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
+        """What `loss` returns, from the network's raw output."""
+        x, eps, logsnr, z = noised
+        prediction = to_prediction(self.prediction, output, z, logsnr)
         metrics = {
             "x_mse": jnp.mean(losses.x_mse(prediction, x, eps, logsnr)),
             "eps_mse": jnp.mean(losses.eps_mse(prediction, x, eps, logsnr)),

@@ -65,17 +65,22 @@ NOTHING = Reading(NONE, NONE, (), NONE, NONE)
 
 
 def read(video: UInt8[np.ndarray, "f h w 3"]) -> list[Reading]:
-    """Reads a clip, or a single frame as a clip of one, uint8 [f, 64, 64, 3].
+    """Reads a clip, or a single frame as a clip of one, uint8 [f, 64, 64, 3], or half as large: all
+    are read at half of scenes' size.
 
     Returns one Reading an object, those that are plainer first; at least one, so that a background
     without objects is read too. Raises ValueError for another shape or dtype.
     """
     video = np.asarray(video)
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1:] != (SIZE, SIZE, 3):
+    sizes = [(side, side, 3) for side in (SIZE, HALF)]
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1:] not in sizes:
         raise ValueError(
-            f"video {video.dtype}{list(video.shape)}: must be uint8 [f, {SIZE}, {SIZE}, 3]"
+            f"video {video.dtype}{list(video.shape)}: must be uint8 [f, {SIZE}, {SIZE}, 3], or "
+            f"[f, {HALF}, {HALF}, 3]"
         )
-    pixels = matching.halved(video.astype(np.float32) / 255)
+    pixels = video.astype(np.float32) / 255
+    if pixels.shape[1] == SIZE:
+        pixels = matching.halved(pixels)
     ground = _background(pixels)
     background = NONE if ground is None else tuple(BACKGROUNDS)[ground]
     view, readings = matching.make_view(pixels, ground), []

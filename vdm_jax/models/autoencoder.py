@@ -65,9 +65,18 @@ class Autoencoder(nn.Module):
     @nn.nowrap
     def abstract_params(self) -> PyTree:
         """For each parameter a `layers.Named` of its shape. Nothing is computed."""
-        image = jnp.zeros((1, self.factor, self.factor, self.in_channels))
         with layers.shapes_only():
-            return jax.eval_shape(self.init, jax.random.key(0), image)["params"]
+            return jax.eval_shape(self.init, jax.random.key(0), self.smallest)["params"]
+
+    @property
+    def smallest(self) -> Float[Array, "1 h w c"]:
+        """What a network is initialised with: zeros that become one latent."""
+        return jnp.zeros((1, self.factor, self.factor, self.in_channels))
+
+    @property
+    def of_clips(self) -> bool:
+        """Whether whole clips, b f h w c, are encoded, or images, n h w c."""
+        return False
 
     @property
     def frame_reach(self) -> int:

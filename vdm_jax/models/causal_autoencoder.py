@@ -148,6 +148,11 @@ class CausalAutoencoder(nn.Module):
     # --- shapes ---------------------------------------------------------------------------------
 
     @property
+    def of_clips(self) -> bool:
+        """See `autoencoder.Autoencoder`."""
+        return True
+
+    @property
     def factor(self) -> int:
         """Rows, and columns, of pixels that become one of latents."""
         return 2 ** (len(self.channels) - 1)
@@ -200,11 +205,14 @@ class CausalAutoencoder(nn.Module):
     @nn.nowrap
     def abstract_params(self) -> PyTree:
         """For each parameter a `layers.Named` of its shape. Nothing is computed."""
-        # Two latent frames: the first alone does not reach the convolutions over frames.
-        frames = 1 + self.frame_factor
-        clip = jnp.zeros((1, frames, self.factor, self.factor, self.in_channels))
         with layers.shapes_only():
-            return jax.eval_shape(self.init, jax.random.key(0), clip)["params"]
+            return jax.eval_shape(self.init, jax.random.key(0), self.smallest)["params"]
+
+    @property
+    def smallest(self) -> Float[Array, "1 f h w c"]:
+        """What the network is initialised with: zeros that become two latent frames, because the
+        first alone does not reach the convolutions over frames."""
+        return jnp.zeros((1, 1 + self.frame_factor, self.factor, self.factor, self.in_channels))
 
 
 class CausalEncoder(nn.Module):

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Int, Real
 
-from vdm_jax.models.ops import convolution, normalisation, product
+from vdm_jax.models.ops import attention, convolution, normalisation, product
 
 # Logical names of the axes of parameters, the vocabulary of the sharding rules. HIDDEN is an axis
 # inside a block: one matrix produces it and the next one consumes it, as with heads.
@@ -121,6 +121,20 @@ class Layout:
     def place(self, x: Float[Array, "ab *rest"]) -> Float[Array, "ab *rest"]:
         """The folded array on its devices. Here: unchanged."""
         return x
+
+    def place_tokens(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Rows of tokens on their devices. Here: unchanged."""
+        return x
+
+    def attend(
+        self,
+        q: Float[Array, "b n heads d"],
+        k: Float[Array, "b n heads d"],
+        v: Float[Array, "b n heads d"],
+        segments: Int[Array, "b n"] | None = None,
+    ) -> Float[Array, "b n heads d"]:
+        """Attention among the tokens of each row; with segments, of each segment."""
+        return attention.attend_rows(q, k, v, segments)
 
 
 ANYWHERE = Layout()

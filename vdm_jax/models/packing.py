@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
-from jaxtyping import Float
+from einops import rearrange, repeat
+from jaxtyping import Array, Float
 
 from vdm_jax.models.blocks.positions import grid_positions
-from vdm_jax.models.video_transformer import Packed
+from vdm_jax.models.video_transformer import Packed, Patches, from_patches, to_patches
 
 PADDING = -1  # the segment of tokens that belong to no sample
 
@@ -69,3 +70,65 @@ def pack(
             packed.text_segments[place, text_at:text_end] = number
             at, text_at = end, text_end
     return packed
+
+
+class Clips(NamedTuple):
+    """Clips of one size, n of which lie in each row: z, their noise levels and their texts."""
+
+    z: Float[Array, "b n f h w c"]
+    logsnr: Float[Array, "b n"]
+    text: Float[Array, "b n l d"]
+
+
+def pack_rows(sizes: Sequence[Clips], patch: tuple[int, int, int]) -> Packed:
+    """Rows that each hold the clips of all `sizes` one behind the other. They have no padding.
+
+    Every row is alike, so that one compiled program serves all batches.
+    """
+    rows = len(sizes[0].z)
+    patches, texts, positions, segments, text_segments = [], [], [], [], []
+    count = 0
+    for clips in sizes:
+        n = clips.z.shape[1]
+        cut = to_patches(rearrange(clips.z, "b n ... -> (b n) ..."), patch)
+        patches.append(rearrange(cut, "(b n) t ... -> b (n t) ...", n=n))
+        texts.append(rearrange(clips.text, "b n l d -> b (n l) d"))
+        places = grid_positions(*_grid(clips.z.shape[2:], patch))
+        positions.append(np.tile(places, (n, 1)))
+        numbers = np.arange(count, count + n, dtype=np.int32)
+        segments.append(np.repeat(numbers, len(places)))
+        text_segments.append(np.repeat(numbers, clips.text.shape[2]))
+        count += n
+
+    def every_row(parts: Sequence[np.ndarray]) -> Array:
+        return repeat(jnp.asarray(np.concatenate(parts)), "... -> b ...", b=rows)
+
+    return Packed(
+        patches=jnp.concatenate(patches, axis=1),
+        positions=every_row(positions),
+        logsnr=jnp.concatenate([clips.logsnr for clips in sizes], axis=1),
+        segments=every_row(segments),
+        text=jnp.concatenate(texts, axis=1),
+        text_segments=every_row(text_segments),
+    )
+
+
+def unpack_rows(
+    outputs: Patches, sizes: Sequence[Clips], patch: tuple[int, int, int]
+) -> list[Array]:
+    """The clips, float (b, n, f, h, w, c), of each size, of the network's output for what
+    `pack_rows` made of `sizes`."""
+    found, at = [], 0
+    for clips in sizes:
+        n, grid = clips.z.shape[1], _grid(clips.z.shape[2:], patch)
+        end = at + n * int(np.prod(grid))
+        part = rearrange(outputs[:, at:end], "b (n t) ... -> (b n) t ...", n=n)
+        found.append(rearrange(from_patches(part, grid), "(b n) ... -> b n ...", n=n))
+        at = end
+    return found
+
+
+def _grid(shape: Sequence[int], patch: tuple[int, int, int]) -> list[int]:
+    """Patches along frames, rows and columns. Raises ValueError as `num_tokens`."""
+    num_tokens(shape, patch)
+    return [size // part for size, part in zip(shape[:3], patch, strict=True)]

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.diffusion.schedules import alpha_sigma, flow_time
 from vdm_jax.models import layers
@@ -27,17 +27,10 @@ from vdm_jax.models.blocks.positions import (
     rotation,
 )
 from vdm_jax.models.blocks.settings import TransformerSettings
-from vdm_jax.models.blocks.tokens import (
-    MODULATIONS,
-    BlockPair,
-    TokenBlock,
-    TokenContext,
-    level,
-    modulate,
-    modulation,
-)
+from vdm_jax.models.blocks.token_ends import Output, TextEmbedding, TimeEmbedding
+from vdm_jax.models.blocks.tokens import BlockPair, TokenBlock, TokenContext, level
 from vdm_jax.models.condition import Cond
-from vdm_jax.models.condition.base import Inputs
+from vdm_jax.models.condition.base import Embedder, Inputs
 from vdm_jax.models.network import Network, Section
 
 Patches = Float[Array, "b n i j k c"]
@@ -94,14 +87,17 @@ class VideoTransformer(Network):
       in_channels, out_channels: of z and of the output.
       patch: frames, rows and columns of a patch.
       time: converts log-SNR to the number whose sinusoids are embedded.
-      time_features: number of these sinusoids.
+      time_features, time_period: the number of these sinusoids, and their longest period nearly,
+        over 2π.
       flow: whether z enters as rectified flow's z / (alpha + sigma).
       text: the key of the condition that tokens attend to, (b, l, text_width). The text of images
         is at "image_" + key, (b, k, l, text_width). All tokens have weight.
-      text_width: features of a token of the text.
+      text_width: features of a token of the text; 0 = the network takes no text.
+      conditions: embedders whose vectors are added to that of the noise level.
       dtype: of the computation. Parameters are always float32.
       remat: of each block, see `layers.remat`.
-      layout: not used; activations lie where the compiler puts them.
+      layout: spreads the tokens of a row over devices. With factorised attention it is not used;
+        activations then lie where the compiler puts them.
     """
 
     settings: TransformerSettings = TransformerSettings()
@@ -111,9 +107,11 @@ class VideoTransformer(Network):
     patch: tuple[int, int, int] = (1, 2, 2)
     time: Callable[[Array], Array] = FlowTime()
     time_features: int = 256
+    time_period: float = 10_000.0
     flow: bool = True
     text: str = "text_embeddings"
     text_width: int = 4096
+    conditions: tuple[Embedder, ...] = ()
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
     layout: layers.Layout = layers.ANYWHERE
@@ -132,10 +130,14 @@ class VideoTransformer(Network):
             bias_init=layers.named(nn.initializers.zeros, layers.OUT, dtype=dtype),
         )
         shared = self.settings.modulation == "shared"
-        self.time_embedding = TimeEmbedding(width, self.time_features, shared)
-        self.text_embedding = TextEmbedding(width, dtype)
-        block = BlockPair if self.settings.attention == "factorised" else TokenBlock
-        self.blocks = layers.remat(block, self.remat, block.STATIC)(self.settings, dtype)
+        waves = (self.time_features, self.time_period)
+        self.time_embedding = TimeEmbedding(width, *waves, shared, self.conditions)
+        if self.text_width:
+            self.text_embedding = TextEmbedding(width, dtype)
+        factorised = self.settings.attention == "factorised"
+        block = BlockPair if factorised else TokenBlock
+        spread = {} if factorised else {"layout": self.layout}
+        self.blocks = layers.remat(block, self.remat, block.STATIC)(self.settings, dtype, **spread)
         self.output = Output(self.out_channels, self.patch, self.settings)
 
     def __call__(
@@ -148,8 +150,12 @@ class VideoTransformer(Network):
         train: bool = False,
         origin: Sequence[float | int] = (0, 0, 0),
     ) -> Float[Array, "b f h w c2"]:
-        """See `network.Network`. origin: the position of the first patch. Raises ValueError for
-        sizes and texts that do not fit."""
+        """See `network.Network`. origin: the position of the first patch.
+
+        Where `cond["mask"]` is 1 in all of a patch, the patch is that of `cond["masked_video"]` and
+        its noise level is t = 0, whatever z and `logsnr` are: it is known. What is returned there
+        means nothing. Raises ValueError for sizes and texts that do not fit.
+        """
         self.check(z, cond, num_images)
         _, frames, height, width, _ = z.shape
         sizes = [size // p for size, p in zip((frames, height, width), self.patch, strict=True)]
@@ -157,58 +163,108 @@ class VideoTransformer(Network):
         images = [grid_positions(1, *sizes[1:], origin)] * num_images
         numbers = [number for number, part in enumerate([clip, *images]) for _ in part]
         positions = jnp.asarray(np.concatenate([clip, *images]))[None]
-        texts = Inputs(cond=cond, frames=sizes[0], num_images=num_images).items(self.text)
-        segments = text_segments = None
+        inputs = Inputs(cond=cond, frames=sizes[0], num_images=num_images)
+        segments = levels = None
         if num_images:  # the images are samples of their own
             segments = jnp.broadcast_to(jnp.asarray(numbers), (len(z), len(numbers)))
-            places = jnp.repeat(jnp.arange(1 + num_images), texts.shape[2])
-            text_segments = jnp.broadcast_to(places, (len(z), places.size))
+        if num_images and self.conditions:  # each sample has a vector of its own
+            logsnr = jnp.repeat(logsnr[:, None], 1 + num_images, axis=1)
+            levels = segments
+        patches, logsnr = to_patches(z, self.patch), logsnr.reshape(len(z), -1)
+        if "mask" in cond:
+            patches, logsnr, levels = self._with_known(patches, logsnr, levels, cond)
         patches = self._tokens(
-            to_patches(z, self.patch),
+            patches,
             positions,
-            logsnr[:, None],
-            rearrange(texts, "b items l d -> b (items l) d"),
+            logsnr,
+            inputs=inputs,
             frames=sizes[0],
+            levels=levels,
             segments=segments,
-            text_segments=text_segments,
+            **self._texts(inputs),
         )
         return from_patches(patches, sizes)
+
+    def _texts(self, inputs: Inputs) -> dict[str, Array | None]:
+        """The text of a clip and of its images one behind the other, and whose each token is."""
+        if not self.text_width:
+            return {"text": None, "text_segments": None}
+        texts, count = inputs.items(self.text), 1 + inputs.num_images
+        segments = None
+        if inputs.num_images:
+            places = jnp.repeat(jnp.arange(count), texts.shape[2])
+            segments = jnp.broadcast_to(places, (len(texts), places.size))
+        text = rearrange(texts, "b items l d -> b (items l) d")
+        return {"text": text, "text_segments": segments}
+
+    def _with_known(
+        self,
+        patches: Patches,
+        logsnr: Float[Array, "b levels"],
+        levels: Int[Array, "b n"] | None,
+        cond: Cond,
+    ) -> tuple[Patches, Float[Array, "b more"], Int[Array, "b n"]]:
+        """Patches, noise levels and the level of each patch, with what is known put in."""
+        mask = to_patches(jnp.asarray(cond["mask"]), self.patch).min(axis=(2, 3, 4, 5)) != 0
+        known = to_patches(jnp.asarray(cond["masked_video"]), self.patch)
+        clean = jnp.full((len(patches), 1), jnp.inf, logsnr.dtype)
+        own = jnp.zeros(mask.shape, jnp.int32) if levels is None else levels
+        return (
+            jnp.where(mask[..., None, None, None, None], known, patches),
+            jnp.concatenate([logsnr, clean], axis=1),
+            jnp.where(mask, logsnr.shape[1], own),
+        )
 
     def packed(self, packed: Packed) -> Float[Array, "b n i j k c2"]:
         """The output's patches of packed samples: for each sample that of the sample alone.
 
-        Raises ValueError for factorised attention, whose rows hold whole frames.
+        Raises ValueError for factorised attention, whose rows hold whole frames, and for networks
+        with `conditions`.
         """
         if self.settings.attention == "factorised":
             raise ValueError("attention = 'factorised': packed rows need 'full'")
+        if self.conditions:
+            raise ValueError(f"conditions = {self.conditions}: packed rows have text alone")
         packed = jax.tree.map(jnp.asarray, packed)
         return self._tokens(
             packed.patches,
             packed.positions,
             packed.logsnr,
-            packed.text,
+            text=packed.text,
             # Padding has some sample's noise level; nothing reads what comes of it.
             levels=jnp.clip(packed.segments, 0, packed.logsnr.shape[1] - 1),
             segments=packed.segments,
             text_segments=packed.text_segments,
         )
 
+    def embed_noise(self, logsnr: Float[Array, "n"]) -> Float[Array, "n c"]:
+        """What noise levels modulate the blocks by, before a block adds its own: two levels with
+        almost equal embeddings have almost equal outputs (`diffusion.reuse`).
+
+        Raises ValueError for a network with further `conditions`.
+        """
+        if self.conditions:
+            raise ValueError(f"conditions = {self.conditions}: the noise level is not all")
+        vector, shared = self.time_embedding(self.time(logsnr)[:, None])
+        return (vector if shared is None else shared).reshape(len(logsnr), -1)
+
     def _tokens(
         self,
         patches: Patches,
         positions: Float[Array, "#b n 3"],
         logsnr: Float[Array, "b levels"],
-        text: Float[Array, "b l d"],
         *,
+        text: Float[Array, "b l d"] | None,
+        inputs: Inputs | None = None,
         frames: int = 1,
         **further: Any,
     ) -> Float[Array, "b n i j k c2"]:
         settings = self.settings
-        vector, shared = self.time_embedding(self.time(logsnr))
+        vector, shared = self.time_embedding(self.time(logsnr), inputs)
         context = TokenContext(
             vector=vector,
             modulation=shared,
-            text=self.text_embedding(text),
+            text=None if text is None else self.text_embedding(text),
             **further,
         )
         if settings.positions == "rotary":
@@ -218,6 +274,7 @@ class VideoTransformer(Network):
             patches = patches / total[..., None, None, None]
         x = self.patch_embedding(patches.astype(self.dtype))
         x, between = self._with_sines(x, positions, frames)
+        x = x if settings.attention == "factorised" else self.layout.place_tokens(x)
         return self.output(self._blocks(x, context, frames, between), context)
 
     def _with_sines(
@@ -250,7 +307,8 @@ class VideoTransformer(Network):
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset([self.text])
+        keys = [key for embedder in self.conditions for key in embedder.keys]
+        return frozenset(["mask", "masked_video", *keys, *([self.text] * bool(self.text_width))])
 
     @property
     def multiple(self) -> int:
@@ -289,6 +347,8 @@ class VideoTransformer(Network):
             raise ValueError(
                 f"num_images = {num_images}: patches of {self.patch[0]} frames hold no image"
             )
+        if not self.text_width:
+            return
         if self.text not in cond:
             raise ValueError(f"cond lacks {self.text}; it has: {', '.join(cond) or 'nothing'}")
         shape = cond[self.text].shape
@@ -306,69 +366,6 @@ _SECTIONS = {
     "blocks": "blocks",
     "output": "output",
 }
-
-
-class TimeEmbedding(nn.Module):
-    """Times to a vector, and with `shared` to the vectors that modulate all blocks, in float32."""
-
-    width: int
-    features: int
-    shared: bool
-
-    @nn.compact
-    def __call__(
-        self, times: Float[Array, "b levels"]
-    ) -> tuple[Float[Array, "b levels c"], Float[Array, "b levels 6 c"] | None]:
-        sine, cosine = jnp.split(layers.sinusoidal_embedding(times, self.features), 2, axis=-1)
-        h = jnp.concatenate([cosine, sine], axis=-1)  # the published order
-        vector = _mlp(h, self.width, jnp.float32, nn.swish)
-        if not self.shared:
-            return vector, None
-        last = layers.dense(MODULATIONS * self.width, dtype=jnp.float32, name="modulation")
-        modulation = last(nn.swish(vector))
-        return vector, rearrange(modulation, "b l (m c) -> b l m c", m=MODULATIONS)
-
-
-class TextEmbedding(nn.Module):
-    """States of a text encoder to tokens of the network's width."""
-
-    width: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, text: Float[Array, "b l d"]) -> Float[Array, "b l c"]:
-        def gelu(h: Array) -> Array:
-            return nn.gelu(h, approximate=True)
-
-        return _mlp(text.astype(self.dtype), self.width, self.dtype, gelu)
-
-
-def _mlp(
-    h: Float[Array, "*n d"], width: int, dtype: DTypeLike, between: Callable[[Array], Array]
-) -> Float[Array, "*n c"]:
-    """Two linear maps, parts of the calling module."""
-    first, second = (layers.IN, layers.HIDDEN), (layers.HIDDEN, layers.OUT)
-    h = layers.dense(width, dtype=dtype, axes=first, name="linear_in")(h)
-    return layers.dense(width, dtype=dtype, axes=second, name="linear_out")(between(h))
-
-
-class Output(nn.Module):
-    """Tokens, modulated by the noise level, to the output's patches in float32."""
-
-    features: int
-    patch: tuple[int, int, int]
-    settings: TransformerSettings
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n c"], context: TokenContext
-    ) -> Float[Array, "b n i j k c2"]:
-        shift, scale = modulation(2, context, self.settings, self)
-        h = modulate(x, shift, scale, self.settings.epsilon)
-        features = int(np.prod(self.patch)) * self.features
-        zero = self.settings.modulation == "block"
-        h = layers.dense(features, dtype=jnp.float32, zero=zero, name="linear")(h)
-        return h.reshape((*h.shape[:2], *self.patch, self.features))
 
 
 def to_patches(

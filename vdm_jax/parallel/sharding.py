@@ -21,6 +21,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from vdm_jax.models import layers
+from vdm_jax.models.ops import attention
+from vdm_jax.parallel import context
 from vdm_jax.parallel.mesh import MeshError, make_mesh
 
 # Logical names of a parameter's axes, and the mesh axis that may cut them up. A mesh axis cuts one
@@ -129,11 +131,43 @@ class MeshLayout(layers.Layout):
         # The block number is the slowest part of a folded axis.
         return self._constrain(x, (CONTEXT_AXIS, *self.batch_axes))
 
+    def place_tokens(self, x: Array) -> Array:
+        return self._constrain(x, self.batch_axes, (CONTEXT_AXIS,))
+
+    def attend(self, q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
+        """Where tokens are spread over `context`, by all-to-alls if the heads of a device can be
+        spread too, else by a ring (`parallel.context`). Each device runs a kernel of its own."""
+        devices, local = self.mesh.shape[CONTEXT_AXIS], super().attend
+        if self.mesh.size == 1:
+            return local(q, k, v, segments)
+        spec = self._spec(q.shape, self.batch_axes, (CONTEXT_AXIS,), ("tensor",))
+        heads = q.shape[2] // (self.mesh.shape["tensor"] if spec[2] else 1)
+        if devices > 1 and spec[1] is not None:
+            axis = {"axis": CONTEXT_AXIS}
+            local = functools.partial(context.ring, **axis, devices=devices)
+            if heads % devices == 0:
+                local = functools.partial(context.ulysses, attention.attend_rows, **axis)
+        arrays = (q, k, v) if segments is None else (q, k, v, segments)
+        spread = jax.shard_map(
+            lambda q, k, v, *segments: local(q, k, v, segments[0] if segments else None),
+            mesh=self.mesh,
+            in_specs=(spec, spec, spec, PartitionSpec(spec[0], spec[1]))[: len(arrays)],
+            out_specs=spec,
+            check_vma=False,
+        )
+        return spread(*arrays)
+
     def _constrain(self, x: Array, *axes: tuple[str, ...]) -> Array:
+        place = NamedSharding(self.mesh, self._spec(x.shape, *axes))
+        return jax.lax.with_sharding_constraint(x, place)
+
+    def _spec(self, shape: Sequence[int], *axes: tuple[str, ...]) -> PartitionSpec:
+        """For each axis of an array the mesh's axes over which it is spread, if they divide it."""
         parts = [math.prod(self.mesh.shape[axis] for axis in named) for named in axes]
-        sizes = zip(axes, parts, x.shape, strict=False)
-        spec = [named if named and size % part == 0 else None for named, part, size in sizes]
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+        sizes = zip(axes, parts, shape, strict=False)
+        return PartitionSpec(
+            *(named if named and size % part == 0 else None for named, part, size in sizes)
+        )
 
 
 class _Stored(struct.PyTreeNode, nn.meta.AxisMetadata):

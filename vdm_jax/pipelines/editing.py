@@ -40,6 +40,7 @@ def extend(
     *,
     frames: int,
     context: int,
+    backwards: bool = False,
     low_res: Coarse | None = None,
     progress: Progress | None = None,
 ) -> Edited:
@@ -48,6 +49,9 @@ def extend(
     The last `context` frames of what there is are the first of the next clip (VDM, Ho et al. 2022,
     §3.1). A video's prompt is one text, or one for each round in turn, from the first again when
     they end.
+
+    backwards: the frames are put before the video; its first `context` are the last of the clip
+    before.
 
     low_res: what all `frames` frames are at a lower resolution, uint8 `n frames h/k w/k c`; the new
     frames follow it (see `inpaint`).
@@ -65,14 +69,17 @@ def extend(
         raise ValueError(f"context = {context}: must be from 1 to {clip - 1}, below a clip's")
     if videos.shape[1] < context:
         raise ValueError(f"context = {context}: the video has only {videos.shape[1]} frames")
+    if backwards and low_res is not None:
+        raise ValueError("low_res: of a video that is extended backwards no low_res is taken")
     rounds = -(-(frames - videos.shape[1]) // (clip - context))
     if rounds < 1:
         raise ValueError(f"frames = {frames}: the video has {videos.shape[1]} already")
     in_turn = [[texts] if isinstance(texts, str) else list(texts) for texts in prompts]
     known = np.arange(clip) < context
+    known = known[::-1] if backwards else known
     for this in range(rounds):
         given = np.zeros((len(videos), clip, *videos.shape[2:]), np.uint8)
-        given[:, :context] = videos[:, -context:]
+        given[:, known] = videos[:, :context] if backwards else videos[:, -context:]
         texts = [turns[this % len(turns)] for turns in in_turn]
         report = _part(progress, this, rounds, len(videos))
         coarse = None
@@ -82,8 +89,9 @@ def extend(
             coarse = low_res[:, places]
         this_key = jax.random.fold_in(key, this)
         new = _fill(sampler, params, this_key, given, known, texts, report, coarse)
-        videos = np.concatenate([videos, new[:, context:]], axis=1)
-    return videos[:, :frames]
+        parts = [new[:, ~known], videos] if backwards else [videos, new[:, ~known]]
+        videos = np.concatenate(parts, axis=1)
+    return videos[:, -frames:] if backwards else videos[:, :frames]
 
 
 def interpolate(
@@ -342,25 +350,46 @@ def loop(
 ) -> Edited:
     """Appends the way back from a video's end to its beginning: played endlessly it has no seam.
 
+    See `join`, of a video with itself. Raises as `join`.
+    """
+    joined = join(sampler, params, key, videos, videos, prompts, context=context, progress=progress)
+    return joined[:, : -videos.shape[1]]
+
+
+def join(
+    sampler: Sampler,
+    params: PyTree,
+    key: Key[Array, ""],
+    videos: Videos,
+    followers: Videos,
+    prompts: Sequence[str],
+    *,
+    context: int,
+    progress: Progress | None = None,
+) -> Edited:
+    """Videos, what leads from each to its follower, and the followers.
+
     A clip is made whose first `context` frames are the video's last, and whose last are the
-    video's first; what is between is appended. The prompts are those of that clip. Raises
-    ValueError for a context with nothing between, or longer than a video.
+    follower's first; what is between leads from one to the other. The prompts are those of that
+    clip. Raises ValueError for a context with nothing between, or longer than a video.
     """
     _check_videos(sampler, videos, prompts)
+    _check_videos(sampler, followers, prompts)
     clip = sampler.video_shape[0]
     if not 1 <= context <= (clip - 1) // 2:
         raise ValueError(
             f"context = {context}: must be from 1 to {(clip - 1) // 2}, or nothing of a clip of "
             f"{clip} frames is left between both ends"
         )
-    if videos.shape[1] < context:
-        raise ValueError(f"context = {context}: the video has only {videos.shape[1]} frames")
+    shortest = min(videos.shape[1], followers.shape[1])
+    if shortest < context:
+        raise ValueError(f"context = {context}: the video has only {shortest} frames")
     given = np.zeros((len(videos), clip, *videos.shape[2:]), np.uint8)
-    given[:, :context], given[:, -context:] = videos[:, -context:], videos[:, :context]
+    given[:, :context], given[:, -context:] = videos[:, -context:], followers[:, :context]
     known = np.ones(clip, bool)
     known[context:-context] = False
     made = _fill(sampler, params, key, given, known, prompts, progress)
-    return np.concatenate([videos, made[:, context:-context]], axis=1)
+    return np.concatenate([videos, made[:, context:-context], followers], axis=1)
 
 
 def restyle(

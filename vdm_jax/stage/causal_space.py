@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from jaxtyping import Array, Float, Key, PyTree
@@ -55,10 +56,22 @@ class CausalLatentSpace:
         return self.autoencoder.latent_shape(data_shape)
 
     def encode(
-        self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
+        self,
+        video: Float[Array, "b f h w c"],
+        frozen: Frozen,
+        key: Key[Array, ""] | None = None,
+        num_images: int = 0,
     ) -> Float[Array, "b f2 h2 w2 c2"]:
         """See `Space`. Raises ValueError where the parameters are missing, or for frames that make
         no whole latents."""
+        if num_images:
+            # An image is a clip of one frame.
+            clip_key, image_key = (None, None) if key is None else jax.random.split(key)
+            clip, images = video[:, :-num_images], video[:, -num_images:]
+            singles = rearrange(images, "b k h w c -> (b k) 1 h w c")
+            encoded = self.encode(singles, frozen, image_key)
+            encoded = rearrange(encoded, "(b k) 1 h w c -> b k h w c", k=num_images)
+            return jnp.concatenate([self.encode(clip, frozen, clip_key), encoded], axis=1)
         self.autoencoder.check(video.shape)
         run = bound(self.autoencoder, AUTOENCODER, frozen, "encode")
         posterior = self._cut(run, video, shrinks=self.multiple)

@@ -63,12 +63,17 @@ class Space(Protocol):
         """(f, h, w, c) of z of a video of another shape. Raises ValueError where it has no z."""
 
     def encode(
-        self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
+        self,
+        video: Float[Array, "b f h w c"],
+        frozen: Frozen,
+        key: Key[Array, ""] | None = None,
+        num_images: int = 0,
     ) -> Float[Array, "b f2 h2 w2 c2"]:
-        """z of videos, or of images in the place of frames, in [-1, 1].
+        """z of videos in [-1, 1].
 
         key: with it z is drawn, as in training, where the encoder returns a distribution; without
-        it z is the most likely one.
+        it z is the most likely one. num_images: how many of the frames, the last ones, are images
+        that do not belong to the clip. It is passed only where there are images.
         """
 
     def encode_mask(self, mask: Float[Array, "b f h w 1"]) -> Float[Array, "b f2 h2 w2 1"]:

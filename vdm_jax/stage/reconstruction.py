@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Key, PyTree, Shaped, UInt8
 
 from vdm_jax.models import cost
 from vdm_jax.models.autoencoder import Autoencoder, Posterior
+from vdm_jax.models.causal_autoencoder import CausalAutoencoder
 from vdm_jax.models.layers import Layout
 from vdm_jax.stage.protocols import Batch, Frozen
 from vdm_jax.stage.space import from_uint8, to_uint8
@@ -22,7 +23,8 @@ from vdm_jax.stage.window import Reading
 
 
 class Reconstructed(NamedTuple):
-    """What the terms of a loss compare. Frames are folded into the batch.
+    """What the terms of a loss compare: images, n h w c, with frames folded into the batch, or the
+    clips, b f h w c, of an autoencoder of clips.
 
     Attributes:
       images: in [-1, 1].
@@ -31,12 +33,12 @@ class Reconstructed(NamedTuple):
       weights: of each pixel's errors; None = 1.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "*n h w c"]
     posterior: Posterior
-    decoded: Float[Array, "n h w c"]
-    weights: Float[Array, "n h w 1"] | None = None
+    decoded: Float[Array, "*n h w c"]
+    weights: Float[Array, "*n h w 1"] | None = None
 
-    def mean(self, errors: Float[Array, "n h w c"]) -> Float[Array, ""]:
+    def mean(self, errors: Float[Array, "*n h w c"]) -> Float[Array, ""]:
         """The mean of weighted errors."""
         return (errors if self.weights is None else self.weights * errors).mean()
 
@@ -52,8 +54,9 @@ def squared_error(seen: Reconstructed) -> Float[Array, ""]:
 
 
 def kl_divergence(seen: Reconstructed) -> Float[Array, ""]:
-    """KL(posterior || N(0, 1)) in nats, summed over an image's latents and divided by the number of
-    its pixels' values (Rombach et al. 2022, appendix G: both sums are over an image).
+    """KL(posterior || N(0, 1)) in nats, summed over the latents of an image, or of a clip, and
+    divided by the number of its pixels' values (Rombach et al. 2022, appendix G: both sums are over
+    an image).
 
     Raises ValueError for an autoencoder whose posterior has no variance.
     """
@@ -83,10 +86,11 @@ class Term:
 class Reconstruction:
     """An autoencoder, and the loss by which it is trained.
 
-    It has the methods of `Stage` that training calls. Each frame of a clip is an example.
+    It has the methods of `Stage` that training calls. Each frame of a clip is an example, or each
+    clip where the network is one of clips.
 
     Attributes:
-      network: one of `models.autoencoder`.
+      network: one of `models.autoencoder`, or a `CausalAutoencoder`.
       view: how clips are made from the data's.
       terms: of the loss, which is their weighted sum.
       foreground: added to the weight of errors, 1, where the batch's "mask" is not 0: small objects
@@ -94,7 +98,7 @@ class Reconstruction:
       train_only, new: as in `Stage`.
     """
 
-    network: Autoencoder
+    network: Autoencoder | CausalAutoencoder
     view: View
     terms: tuple[Term, ...]
     foreground: float = 0.0
@@ -113,13 +117,14 @@ class Reconstruction:
             raise ValueError(
                 f"clips of {channels} channels: the autoencoder has {self.network.in_channels}"
             )
+        if self.network.of_clips:
+            self.network.check((1, *self.view.shape))
         if self.view.crop:
             raise ValueError(f"crop = {self.view.crop}: an autoencoder is trained on whole frames")
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Parameters (float32), drawn from `key`."""
-        image = jnp.zeros((1, self.network.factor, self.network.factor, self.network.in_channels))
-        return nn.meta.unbox(self.network.init(key, image)["params"])
+        return nn.meta.unbox(self.network.init(key, self.network.smallest)["params"])
 
     def abstract_params(self) -> PyTree:
         """As `Stage.abstract_params`."""
@@ -174,8 +179,7 @@ class Reconstruction:
         """The training loss, averaged over the batch, and scalar metrics: each term, the PSNR in dB
         of the decoded images, and the latents' mean and deviation."""
         del frozen
-        images = self._images(batch["video"])
-        posterior = self._apply(params, images, method="encode")
+        images, posterior = self._images(batch["video"]), self.posterior(params, batch["video"])
         latents = posterior.sample(key)
         decoded = self._apply(params, latents, method="decode").astype(jnp.float32)
         seen = Reconstructed(images, posterior, decoded, self._weights(batch))
@@ -187,33 +191,45 @@ class Reconstruction:
         moments = {"latent_mean": latents.mean(), "latent_std": latents.std()}
         return loss, {**values, "psnr": psnr, **moments}
 
+    def posterior(self, params: PyTree, video: UInt8[Array, "b f h w c"]) -> Posterior:
+        """The distribution of the latents of clips."""
+        return self._apply(params, self._images(video), method="encode")
+
     def reconstruct(
         self, params: PyTree, video: UInt8[Array, "b f h w c"]
     ) -> UInt8[Array, "b f h w c"]:
         """Clips encoded to their most likely latents and decoded."""
-        latents = self._apply(params, self._images(video), method="encode").mode()
-        decoded = self._apply(params, latents, method="decode")
-        return rearrange(to_uint8(decoded), "(b f) h w c -> b f h w c", b=len(video))
+        latents = self.posterior(params, video).mode()
+        decoded = to_uint8(self._apply(params, latents, method="decode"))
+        if self.network.of_clips:
+            return decoded
+        return rearrange(decoded, "(b f) h w c -> b f h w c", b=len(video))
 
-    def _weights(self, batch: Batch) -> Float[Array, "n h w 1"] | None:
+    def _weights(self, batch: Batch) -> Float[Array, "*n h w 1"] | None:
         if not self.foreground:
             return None
         if "mask" not in batch:
             raise ValueError(
                 f"loss.foreground = {self.foreground}: the batch lacks 'mask'; set data.extras"
             )
-        mask = rearrange(jnp.asarray(batch["mask"]) != 0, "b f h w 1 -> (b f) h w 1")
-        return 1.0 + self.foreground * mask
+        mask = (jnp.asarray(batch["mask"]) != 0).astype(jnp.float32)
+        return 1.0 + self.foreground * self._examples(self.view.frames(mask))
 
-    def _images(self, video: UInt8[Array, "b f h w c"]) -> Float[Array, "n h w c"]:
+    def _examples(self, video: Shaped[Array, "b f h w c"]) -> Shaped[Array, "*n h w c"]:
+        """Clips as the network takes them."""
+        if self.network.of_clips:
+            return video
+        return rearrange(video, "b f h w c -> (b f) h w c")
+
+    def _images(self, video: UInt8[Array, "b f h w c"]) -> Float[Array, "*n h w c"]:
         if video.shape[1:] != self.clip_shape:
             raise ValueError(
                 f"batch: video has shape {video.shape[1:]}, the autoencoder's is {self.clip_shape} "
                 "(frames, height, width, channels)"
             )
-        return rearrange(self.view.frames(from_uint8(video)), "b f h w c -> (b f) h w c")
+        return self._examples(self.view.frames(from_uint8(video)))
 
     def _apply(self, params: PyTree, *args: Any, method: str) -> Any:
-        if method == "decode":
+        if method == "decode" and not self.network.of_clips:
             args = (*args, self.view.shape[0])
         return self.network.apply({"params": params}, *args, method=method)

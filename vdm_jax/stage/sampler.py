@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt8
 from vdm_jax.diffusion import conditional, grids, samplers
 from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
+from vdm_jax.diffusion.reuse import Reuse
 from vdm_jax.parallel import heap, sharding
 from vdm_jax.stage import sampler_fields, watching
 from vdm_jax.stage.conditions.video import MaskedVideo
@@ -115,6 +116,11 @@ class Sampler:
         for condition in self.stage.conditions:
             condition.check(self.settings)
         self._check_length()
+        if isinstance(self.rule, Reuse) and not hasattr(self.stage.network, "embed_noise"):
+            raise ValueError(
+                f"reuse = {self.rule.threshold}: is for networks whose blocks take one embedding "
+                "of the noise level, such as video transformers"
+            )
         if isinstance(self.method, conditional.ByTraining) and self.stage.find(MaskedVideo) is None:
             raise ValueError(
                 "method = 'trained': this model was not trained with masked videos (stage.masks)"
@@ -172,7 +178,9 @@ class Sampler:
     @property
     def rule_name(self) -> str:
         """The step rule's name in `diffusion.samplers.RULES`."""
-        rule = self.rule.rule if isinstance(self.rule, samplers.Corrector) else self.rule
+        rule = self.rule
+        while isinstance(rule, samplers.Corrector | Reuse):
+            rule = rule.rule
         names = {kind: name for name, kind in samplers.RULES.items()}
         return next(names[kind] for kind in type(rule).__mro__ if kind in names)
 
@@ -215,6 +223,10 @@ class Sampler:
         if self.remat != "none":
             stage = dataclasses.replace(stage, network=stage.network.clone(remat=self.remat))
         denoiser, rule, logsnrs = stage.denoiser(params, frozen), self.rule, self.logsnrs()
+        if isinstance(rule, Reuse):
+            bound = {"params": stage.network_params(params, frozen)}
+            embed = stage.network.apply(bound, logsnrs[:-1], method="embed_noise")
+            rule = rule.at(logsnrs[:-1], embed)
         for part in self.guidance:
             if isinstance(part, UsesFrozen):
                 part = part.bind(frozen)
@@ -280,6 +292,8 @@ class Sampler:
             callback, preview = watcher.callback, watcher.preview
         if preview is not None and jax.process_count() > 1:
             raise ValueError("preview: no process of several has a whole batch")
+        if preview is not None and isinstance(self.rule, Reuse):
+            raise ValueError("preview: goes with reuse = 0, where every step has an estimate")
         size = self._size(min(self.batch_size, len(prompts)))
         compiled = self._compiled_for(callback, preview)
         for at in range(0, len(prompts), size):

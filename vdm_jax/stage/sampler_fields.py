@@ -9,6 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from vdm_jax.diffusion import conditional, grids, samplers
+from vdm_jax.diffusion.reuse import Reuse
 from vdm_jax.stage import guidance as guidance_lib
 from vdm_jax.stage.guidance import ClassifierFree, Guidance, Temporal, Tiles, Windows
 
@@ -18,14 +19,14 @@ GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
 _SETTINGS = ("augmentation", "fps", "motion_bucket", "structure")
 _OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
 _OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_OTHERS += ("first_guidance", "shared_noise", "temporal")
+_OTHERS += ("first_guidance", "shared_noise", "temporal", "reuse")
 _DIRECT = ("negative", "batch_size", "num_frames", "height", "width", "remat", "frozen", "plan")
 FIELDS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
 _INTEGERS = ("steps", "oscillate_after", "tile", "tile_overlap", "window", "window_overlap")
 _INTEGERS += ("batch_size", "num_frames", "height", "width")
 _NUMBERS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, "corrector", "guidance", "weight")
-_NUMBERS += ("first_guidance", "temporal")
+_NUMBERS += ("first_guidance", "temporal", "reuse")
 _TEXTS = ("sampler", "threshold", "method", "negative", "remat")
 
 
@@ -115,11 +116,16 @@ def _check_types(changes: Mapping[str, Any]) -> None:
 def _rule(
     name: str, steps: int, fields: Mapping[str, Any], given: Mapping[str, Any]
 ) -> samplers.Rule:
-    """The step rule called `name`, with VDM's corrector where that is asked for."""
+    """The step rule called `name`, with VDM's corrector, or reused predictions, where that is asked
+    for."""
     if "churn" in fields and name in ("euler", "heun"):
         fields = {**fields, "steps": steps}  # over which all the noise is spread
     rule = samplers.make_rule(name, **fields)
-    delta = given.get("corrector", 0.0)
+    delta, reuse = given.get("corrector", 0.0), given.get("reuse", 0.0)
+    if delta and reuse:
+        raise ValueError(f"reuse = {reuse}: goes with corrector = 0, not {delta}")
+    if reuse:
+        return Reuse(rule=rule, threshold=reuse)
     return samplers.Corrector(rule=rule, delta=delta) if delta else rule
 
 

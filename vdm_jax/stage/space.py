@@ -37,7 +37,11 @@ class PixelSpace:
         return tuple(data_shape)
 
     def encode(
-        self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
+        self,
+        video: Float[Array, "b f h w c"],
+        frozen: Frozen,
+        key: Key[Array, ""] | None = None,
+        num_images: int = 0,
     ) -> Float[Array, "b f h w c"]:
         """See `Space`."""
         return video
@@ -125,7 +129,11 @@ class LatentSpace:
         return (frames, height // factor, width // factor, self.autoencoder.latent_channels)
 
     def encode(
-        self, video: Float[Array, "b f h w c"], frozen: Frozen, key: Key[Array, ""] | None = None
+        self,
+        video: Float[Array, "b f h w c"],
+        frozen: Frozen,
+        key: Key[Array, ""] | None = None,
+        num_images: int = 0,
     ) -> Float[Array, "b f2 h2 w2 c2"]:
         """See `Space`. Raises ValueError where the parameters are missing."""
         run = _over_frames(self.autoencoder, AUTOENCODER, frozen, "encode")

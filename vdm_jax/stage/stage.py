@@ -255,7 +255,12 @@ class Stage:
             videos = [x, *(cond[name] for name in like)]
             x, *parts = self.view.cropped(videos, batch["crop_place"], example.num_images)
             cond |= dict(zip(like, parts, strict=True))
-        return self.space.encode(x, frozen, key_for(key, "space")), cond, example.num_images
+        images = {"num_images": example.num_images} if example.num_images else {}
+        return (
+            self.space.encode(x, frozen, key_for(key, "space"), **images),
+            cond,
+            example.num_images,
+        )
 
     def _pixels(
         self, batch: Batch

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from vdm_jax.stage import resize
-from vdm_jax.stage.window import AT_THE_PLACE, Reaches, Reading
+from vdm_jax.stage.window import AT_THE_PLACE, PartReading, Reaches, Reading
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,15 @@ class View:
     data_fps: float = 0.0
     frame_strides: tuple[int, ...] = ()
     crop: tuple[int, ...] = ()
+    part: bool = False
 
     def __post_init__(self):
         if self.data_shape is None:
             object.__setattr__(self, "data_shape", self.shape)
-        resize.ratios(self.data_shape, self.shape)
+        if self.part:
+            self._check_part()
+        else:
+            resize.ratios(self.data_shape, self.shape)
         for stride in self.frame_strides:
             span = (self.shape[0] - 1) * stride + 1
             if span > self.data_shape[0]:
@@ -51,9 +55,20 @@ class View:
         if self.crop and any(p > s for p, s in zip(self.crop_shape, shape, strict=True)):
             raise ValueError(f"crop = {self.crop}: clips are {shape} (frames, height, width)")
 
+    def _check_part(self) -> None:
+        if self.frame_strides or self.crop:
+            raise ValueError("part: goes with no frame_strides and no crop")
+        if any(p > s for p, s in zip(self.shape[:3], self.data_shape[:3], strict=True)):
+            raise ValueError(
+                f"parts of {self.shape[:3]} (frames, height, width): the data's clips are "
+                f"{self.data_shape[:3]}"
+            )
+
     @property
     def fps(self) -> float:
         """Frames a second of the stage's clips; of the first stride, where there are several."""
+        if self.part:
+            return self.data_fps
         stride = self.frame_strides[0] if self.frame_strides else None
         return self.data_fps / (stride or self.data_shape[0] // self.shape[0])
 
@@ -76,6 +91,10 @@ class View:
 
         reach: how far the stage's conditions depend on the clip.
         """
+        if self.part:
+            shape, data_shape = self.shape[:3], self.data_shape[:3]
+            factor = min(d // s for d, s in zip(data_shape[1:], shape[1:], strict=True))
+            return PartReading(data_shape=data_shape, shape=shape, crop=shape, factor=factor)
         return Reading(
             data_shape=self.data_shape[:3],
             shape=self.shape[:3],

@@ -157,6 +157,35 @@ class Reading:
         return (first, size), at - first
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartReading(Reading):
+    """Each of the stage's clips is a random part of one of the data's: frames in a row, and a box.
+
+    Attributes:
+      factor: rows, and columns, of the data's clips that become one of the stage's.
+    """
+
+    factor: int
+
+    @property
+    def scale(self) -> tuple[int, int]:
+        return self.factor, self.factor
+
+    @property
+    def whole(self) -> bool:
+        return False
+
+    def draw(self, rng: np.random.Generator) -> tuple[Part, dict[str, np.ndarray]]:
+        """A part of a clip of the data; it has no `entries`."""
+        frames, *box = self.video_shape
+        first, top, left = (
+            int(rng.integers(whole - size + 1))
+            for whole, size in zip(self.data_shape, self.video_shape, strict=True)
+        )
+        rows, columns = zip((top, left), box, strict=True)
+        return Part(tuple(range(first, first + frames)), rows, columns), {}
+
+
 def _most(crop: int, reach: Reach) -> int:
     """Steps of the grid that a crop depends on at most, wherever it begins."""
     return (crop + reach.before + reach.after + reach.grid - 2) // reach.grid + 1

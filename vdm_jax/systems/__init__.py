@@ -29,6 +29,7 @@ from vdm_jax.systems import (
     tune_a_video_folder,
     vdm,
     video_dit,
+    video_dit_folder,
     video_ldm,
 )
 from vdm_jax.training import step
@@ -75,7 +76,7 @@ _PIPELINES = {
     **dict.fromkeys((latent_image.GENERATES, latent_image.EDITS), latent_image),
     "StableVideoDiffusionPipeline": stable_video_folder,
     tune_a_video_folder.CLASS: tune_a_video_folder,
-    "WanPipeline": video_dit,
+    "WanPipeline": video_dit_folder,
 }
 # The systems whose models are written in a published format.
 _WRITTEN = {system.NAME: system for system in (*_PIPELINES.values(), autoencoder, image_text)}
@@ -167,9 +168,10 @@ def frozen_plan(part, mesh: Mapping[str, int] | None = None) -> sharding.Plan:
 
 
 def scheduler(config) -> Scheduler | FlowScheduler | None:
-    """How a configuration's model is sampled where that is published; None = by `config.sample`."""
+    """How a configuration's model is sampled where that is published; None = by `config.sample`, as
+    a student is that was distilled for a sampler of its own."""
     make = _SCHEDULERS.get(config.get("system"))
-    return None if make is None else make(config)
+    return None if make is None or "distill" in config else make(config)
 
 
 def is_published(folder: Path) -> bool:

@@ -3,30 +3,33 @@
 An image is encoded to a normal distribution of latents, of which one is drawn and decoded. The loss
 is the reconstruction's absolute error, and squared error where it has a weight, with a slight KL
 penalty that keeps the latents near a standard normal distribution. Each frame of a clip is an image
-of its own.
+of its own. A causal video autoencoder (Wan Team 2025, section 4.1) is trained by the same loss on
+clips; its class in `model.autoencoder` chooses it.
 
 `model.autoencoder` is the config.json of the published folder (`vdm convert --to=diffusers` writes
 it), which `model.autoencoder` of a latent image model then names.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
 from vdm_jax.data import pipeline
 from vdm_jax.models.autoencoder import AutoencoderKL
 from vdm_jax.stage import reconstruction
 from vdm_jax.stage.reconstruction import Reconstruction, Term
-from vdm_jax.stage.space import from_uint8
-from vdm_jax.stage.view import View
 from vdm_jax.systems import vdm
+from vdm_jax.systems.composition import clip_view
 from vdm_jax.systems.network import DTYPES
 from vdm_jax.weights import autoencoder as weights
+from vdm_jax.weights import causal_autoencoder
 
 NAME = "autoencoder"
 _MEASURED = 512  # clips from which the latents' deviation is measured
@@ -35,31 +38,40 @@ _BATCH = 16
 
 def build(config: ConfigDict) -> Reconstruction:
     """The autoencoder and its loss. Raises ValueError where a value is not allowed."""
-    model, size = config.model, config.data.image_size
+    model = config.model
     if model.dtype not in DTYPES:
         raise ValueError(f"model.dtype = {model.dtype!r}: allowed are {', '.join(DTYPES)}")
-    network = weights.from_config(model.autoencoder.to_dict(), Path("configuration"))
+    values = model.autoencoder.to_dict()
+    network = _published(values).from_config(values, Path("configuration"))
     network = network.clone(dtype=DTYPES[model.dtype])
+    view = clip_view(config.data, network.in_channels)
+    if network.of_clips:  # short ones: all frames at once are the fastest
+        network = network.clone(at_once=view.shape[0])
     terms = (
         Term(name="l1", function=reconstruction.absolute_error, weight=config.loss.l1),
         Term(name="l2", function=reconstruction.squared_error, weight=config.loss.l2),
         Term(name="kl", function=reconstruction.kl_divergence, weight=config.loss.kl),
     )
-    shape = (config.data.num_frames, size, config.data.image_width or size, network.in_channels)
     return Reconstruction(
         network=network,
-        view=View(shape=shape),
+        view=view,
         terms=tuple(term for term in terms if term.weight),
         foreground=config.loss.foreground,
         train_only=model.train_only,
     )
 
 
+def _published(values: Mapping[str, Any]) -> ModuleType:
+    """The module of the published class that a config.json names. Raises ValueError."""
+    is_causal = values.get("_class_name") == causal_autoencoder.CLASS
+    return causal_autoencoder if is_causal else weights  # which refuses another class by name
+
+
 def default_config() -> ConfigDict:
     """Every field of a configuration, with the values of Stable Diffusion's autoencoder.
 
     loss.l1, loss.l2 and loss.kl are the weights of the terms, 0 = without. loss.foreground and
-    model.train_only are those of `Reconstruction`.
+    model.train_only are those of `Reconstruction`, data.part is explained at `clip_view`.
     """
     base = vdm.default_config().to_dict()
     config = ConfigDict(
@@ -77,40 +89,46 @@ def default_config() -> ConfigDict:
     del config["process"]
     del config["sample"]
     with config.unlocked():
-        config.data.update({"num_frames": 1, "image_size": 256, "extras": ()})
+        config.data.update({"num_frames": 1, "image_size": 256, "part": (), "extras": ()})
     return config.lock()
 
 
 def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str) -> list[str]:
     """Writes the autoencoder as a published folder, and returns the names of its parts.
 
-    Its scaling_factor is 1 over the standard deviation of the latents of clips of the training
-    data, drawn from the encoder's distribution. Raises FileExistsError; DataError where the data is
-    missing.
+    Its latents are scaled to a deviation of 1 by what is measured on clips of the training data,
+    drawn from the encoder's distribution: scaling_factor, or the mean and the deviation of each
+    channel of a causal autoencoder. Raises FileExistsError; DataError where the data is missing.
     """
     stage = build(config)
-    network = stage.network.clone(scaling_factor=1.0 / measure_deviation(stage, config, params))
-    weights.write_folder(folder, network, params, jnp.dtype(dtype))
+    mean, square = measure_moments(stage, config, params)
+    if stage.network.of_clips:
+        deviation = np.sqrt(square - mean**2)
+        fields = {"latent_mean": tuple(mean.tolist()), "latent_std": tuple(deviation.tolist())}
+    else:
+        deviation = float(np.sqrt(square.mean() - mean.mean() ** 2))
+        fields = {"scaling_factor": 1.0 / deviation}
+    module = _published(config.model.autoencoder.to_dict())
+    module.write_folder(folder, stage.network.clone(**fields), params, jnp.dtype(dtype))
     return ["the autoencoder"]
 
 
-def measure_deviation(stage: Reconstruction, config: ConfigDict, params: PyTree) -> float:
-    """The standard deviation of the latents of `_MEASURED` clips of `config.data`, over all of
-    their values. Raises DataError."""
+def measure_moments(
+    stage: Reconstruction, config: ConfigDict, params: PyTree
+) -> Float[np.ndarray, "2 c"]:
+    """The mean, and the mean square, of each channel of the latents of `_MEASURED` clips of
+    `config.data`. Raises DataError."""
     dataset = pipeline.make_dataset(
         config, text_encoder=None, batch_size=_BATCH, seed=0, report=None, reading=stage.reading
     )
 
     @jax.jit
-    def moments(video: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images = from_uint8(video).reshape(-1, *video.shape[2:])
-        posterior = stage.network.apply({"params": params}, images, method="encode")
-        latents = posterior.sample(key)
-        return latents.mean(), jnp.square(latents).mean()
+    def moments(video: Any, key: jax.Array) -> jax.Array:
+        latents = stage.posterior(params, video).sample(key)
+        return jnp.stack([power.mean(range(latents.ndim - 1)) for power in (latents, latents**2)])
 
     found, iterator = [], iter(dataset)
     for number in range(_MEASURED // _BATCH):
         found.append(moments(next(iterator)["video"], jax.random.key(number)))
     iterator.close()
-    mean, square = np.asarray(found).mean(0)
-    return float(np.sqrt(square - mean**2))
+    return np.asarray(found, np.float64).mean(0)

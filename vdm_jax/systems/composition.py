@@ -1,10 +1,12 @@
 """A stage from the sections of a configuration: what the systems' `build` functions share."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from vdm_jax.data import pipeline
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.models.text.words import TextEncoder
 from vdm_jax.stage.conditions.prompt import Label, Text, TextOrNull
@@ -65,11 +67,29 @@ def prompt_conditions(
         found.append(text_condition(text_encoder, drop))
     if config.model.num_labels:
         found.append(Label(count=config.model.num_labels, drop=drop))
-    if config.model.get("guidance_embedding", False):
-        distill = config.get("distill", {})
-        trained = (distill["guidance_min"], distill["guidance_max"]) if distill else None
-        found.append(GuidanceScale(trained=trained))
-    return tuple(found)
+    return (*found, *guidance_conditions(config))
+
+
+def clip_view(data: ConfigDict, channels: int, size: Sequence[int] = ()) -> View:
+    """How clips of `size`, (frames, height, width), are made from the data's.
+
+    Sources that scale clips give that size; of rendered clips it is a random part. Without a size
+    it is `data.part`, and () there stands for whole clips.
+    """
+    whole = (data.num_frames, data.image_size, data.image_width or data.image_size)
+    shape = tuple(size or data.get("part", ()) or whole)
+    if shape == whole or (size and pipeline.scales(data)):
+        return View(shape=(*shape, channels))
+    return View(shape=(*shape, channels), data_shape=(*whole, channels), part=True)
+
+
+def guidance_conditions(config: ConfigDict) -> tuple[GuidanceScale, ...]:
+    """The guidance scale as a condition of a network that was distilled from a guided one."""
+    if not config.model.get("guidance_embedding", False):
+        return ()
+    distill = config.get("distill", {})
+    trained = (distill["guidance_min"], distill["guidance_max"]) if distill else None
+    return (GuidanceScale(trained=trained),)
 
 
 def cascade_parts(config: ConfigDict, *, frame_rate: bool) -> dict[str, Any]:

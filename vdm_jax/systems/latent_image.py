@@ -37,7 +37,14 @@ from vdm_jax.stage.view import View
 from vdm_jax.systems import vdm
 from vdm_jax.systems.composition import FrozenPart
 from vdm_jax.systems.network import DTYPES, make_text_encoder
-from vdm_jax.systems.pipeline_folder import copy_parts, write_json
+from vdm_jax.systems.pipeline_folder import (
+    OURS,
+    copy_parts,
+    own_sections,
+    part_folder,
+    take_own_sections,
+    write_json,
+)
 from vdm_jax.weights import autoencoder as autoencoder_weights
 from vdm_jax.weights import controlnet, latent_unet, lora, published, scheduler
 
@@ -48,10 +55,6 @@ GENERATES, EDITS = "StableDiffusionPipeline", "StableDiffusionInstructPix2PixPip
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _SETTINGS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
-# Of model_index.json: what this library needs where the text encoder is none that the published
-# pipeline has. The published library ignores names that begin so.
-OURS, _OUR_SECTIONS = "_vdm_jax", ("text", "data", "sample")
-_OF_MACHINE = ("data_dir", "workers")  # fields of those that are not written
 _HERE = Path("configuration")  # what errors name in the place of a file
 
 
@@ -151,7 +154,7 @@ def make_scheduler(config: ConfigDict) -> scheduler.Scheduler:
 def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
     """The parameters that are not trained: the autoencoder's. Raises ValueError,
     FileNotFoundError."""
-    network, params = autoencoder_weights.read_folder(_folder(config.model.autoencoder))
+    network, params = autoencoder_weights.read_folder(part_folder(config.model.autoencoder))
     return {AUTOENCODER: FrozenPart(params, network.abstract_params())}
 
 
@@ -228,8 +231,7 @@ def read_pipeline(folder: Path, read_unet: Callable[[], Mapping[str, Any]]) -> C
     known = {*_PARTS, *_OPTIONAL, *_SETTINGS}
     if unknown := sorted(n for n in index if n not in known and not n.startswith("_")):
         raise ValueError(f"{folder / published.PIPELINE}: {', '.join(unknown)}: not understood")
-    ours = index.get(OURS)
-    for part in _PARTS if ours is None else ("unet", "vae", "scheduler"):
+    for part in _PARTS if OURS not in index else ("unet", "vae", "scheduler"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder / part}: no such folder; the pipeline needs it")
     unet = read_unet()
@@ -248,9 +250,7 @@ def read_pipeline(folder: Path, read_unet: Callable[[], Mapping[str, Any]]) -> C
         )
     config.model.autoencoder, config.model.dtype = str(folder / "vae"), "float32"
     config.text.encoder, config.text.weights = "clip", str(folder)
-    for section, values in ours.items() if ours is not None else ():
-        lists = (name for name, value in values.items() if isinstance(value, list))
-        config[section].update(values | {name: tuple(values[name]) for name in lists})
+    take_own_sections(config, index)
     factor = autoencoder_weights.read_config(folder / "vae").factor
     config.data.image_size = int(unet.get("sample_size") or 64) * factor
     config.sample.sampler = schedule.kind
@@ -320,7 +320,7 @@ def write_pipeline(
     values = {**unet, "sample_size": config.data.image_size // factor}
     write_json(folder / "unet" / "config.json", values)
     write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
-    copied = {"vae": _folder(config.model.autoencoder)}
+    copied = {"vae": part_folder(config.model.autoencoder)}
     weights = Path(config.text.weights).expanduser()
     has_clip = config.text.encoder.startswith("clip") and config.text.weights
     if has_clip and (weights / "text_encoder").is_dir():
@@ -329,11 +329,7 @@ def write_pipeline(
     index = {**index, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
     if "tokenizer" not in copied:
         index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-        sections = {section: config[section].to_dict() for section in _OUR_SECTIONS}
-        index[OURS] = {
-            section: {name: value for name, value in fields.items() if name not in _OF_MACHINE}
-            for section, fields in sections.items()
-        }
+        index[OURS] = own_sections(config)
     write_json(folder / published.PIPELINE, index)
     return ["unet", "scheduler", *copied]
 
@@ -367,12 +363,4 @@ def make_autoencoder(config: ConfigDict) -> Autoencoder:
     """That of the folder; without one Stable Diffusion's, so that shapes are known. Raises
     ValueError, FileNotFoundError."""
     folder = config.model.autoencoder
-    return autoencoder_weights.read_config(_folder(folder)) if folder else AutoencoderKL()
-
-
-def _folder(name: str) -> Path:
-    """The folder of an autoencoder, also of one that ships with the package. Raises ValueError."""
-    if not name:
-        raise ValueError("model.autoencoder = '': must name the folder of the autoencoder's files")
-    path, shipped = Path(name).expanduser(), published.SHIPPED / name
-    return shipped if shipped.is_dir() and not path.is_dir() else path
+    return autoencoder_weights.read_config(part_folder(folder)) if folder else AutoencoderKL()

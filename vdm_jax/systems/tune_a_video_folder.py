@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from vdm_jax.systems import latent_image, tune_a_video
+from vdm_jax.systems import latent_image, pipeline_folder, tune_a_video
 from vdm_jax.systems.tune_a_video import NAME
 from vdm_jax.weights import published
 from vdm_jax.weights import tune_a_video as weights
@@ -39,7 +39,7 @@ def read_published(folder: Path) -> ConfigDict:
     recipe.temporal.norm_over_frames = True
     recipe.train.tuning.separate = False
     config = tune_a_video.inflated_config(image, recipe)
-    if latent_image.OURS in published.read_json(folder / published.PIPELINE):
+    if pipeline_folder.OURS in published.read_json(folder / published.PIPELINE):
         with config.unlocked():
             config.data, config.sample = image.data, image.sample
     return config

@@ -5,45 +5,42 @@ patches is trained by rectified flow (section 4.2.2): it predicts the velocity �
 times, which are shifted towards noise for large clips. Its tokens attend to the states of a frozen
 umT5, and the null condition is the empty text. An image is a clip of one frame.
 
+With `model.masks` parts of a clip may be known: they enter without noise, at t = 0 (masked-frame
+conditioning; Zheng et al. 2024, Open-Sora 1.1).
+
 The values of a configuration are those of the published folder: `model.transformer` is the
 transformer's config.json, `model.scheduler` is scheduler_config.json, and `model.autoencoder` is
-the folder of the autoencoder.
+the folder of the autoencoder. `video_dit_folder.py` reads and writes such folders.
 """
 
-import hashlib
 import math
 from pathlib import Path
 
-import jax.numpy as jnp
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import LogNormal
 from vdm_jax.models.causal_autoencoder import CausalAutoencoder
+from vdm_jax.models.condition import vector
 from vdm_jax.models.video_transformer import VideoTransformer
 from vdm_jax.stage.causal_space import CausalLatentSpace
 from vdm_jax.stage.conditions.prompt import TextOrNull
+from vdm_jax.stage.conditions.video import MaskedVideo
+from vdm_jax.stage.known_frames import KnownFrames
+from vdm_jax.stage.native_sizes import Size, SizedStage
+from vdm_jax.stage.refinement import Plain
 from vdm_jax.stage.space import AUTOENCODER
 from vdm_jax.stage.stage import Stage
-from vdm_jax.stage.view import View
 from vdm_jax.systems import vdm
-from vdm_jax.systems.composition import FrozenPart
+from vdm_jax.systems.composition import FrozenPart, clip_view, guidance_conditions
 from vdm_jax.systems.network import DTYPES, make_text_encoder
-from vdm_jax.systems.pipeline_folder import copy_parts, write_json
+from vdm_jax.systems.pipeline_folder import part_folder
 from vdm_jax.weights import causal_autoencoder as autoencoder_weights
-from vdm_jax.weights import flow_scheduler, published, scheduler, video_transformer
+from vdm_jax.weights import flow_scheduler, video_transformer
 
 NAME = "video_dit"
-_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-# Of the published pipeline, with the only values that are computed here: Wan 2.2 has two
-# transformers, or a time for each token.
-_FIXED = {
-    "transformer_2": [None, None],
-    "boundary_ratio": None,
-    "expand_timesteps": False,
-}
-_HERE = Path("configuration")  # what errors name in the place of a file
+_PREDICTION = "velocity"
+HERE = Path("configuration")  # what errors name in the place of a file
 
 
 def build(config: ConfigDict) -> Stage:
@@ -51,8 +48,12 @@ def build(config: ConfigDict) -> Stage:
     model, flow = config.model, make_scheduler(config)
     if model.dtype not in DTYPES:
         raise ValueError(f"model.dtype = {model.dtype!r}: allowed are {', '.join(DTYPES)}")
-    network = video_transformer.from_config(model.transformer.to_dict(), _HERE).clone(
-        time=flow.time, dtype=DTYPES[model.dtype], remat=model.remat
+    guided = model.get("guidance_embedding", False)  # of a network that was distilled
+    network = video_transformer.from_config(model.transformer.to_dict(), HERE).clone(
+        time=flow.time,
+        conditions=(vector.GUIDANCE,) if guided else (),
+        dtype=DTYPES[model.dtype],
+        remat=model.remat,
     )
     autoencoder = _autoencoder(config)
     encoder = make_text_encoder(config.text)
@@ -61,28 +62,37 @@ def build(config: ConfigDict) -> Stage:
             f"text.encoder = {config.text.encoder!r}: model.transformer.text_dim = "
             f"{network.text_width} asks for an encoder of that width"
         )
-    data = config.data
-    if data.image_frames:
-        raise ValueError(
-            f"data.image_frames = {data.image_frames}: must be 0; the autoencoder would take "
-            "images beside a clip for its next frames"
+    sizes = tuple(Size(*map(int, size)) for size in config.data.get("sizes", ()))
+    views = [clip_view(config.data, autoencoder.in_channels, size[:3]) for size in sizes or [()]]
+    for view in views:
+        _check_size(network, autoencoder, *view.shape[1:3])
+    spaces = [CausalLatentSpace(data_shape=view.shape, autoencoder=autoencoder) for view in views]
+    texts = (TextOrNull(encoder=encoder, drop=config.train.cond_dropout),)
+    kinds, stages = tuple(model.get("masks", ())), []
+    for view, space in zip(views, spaces, strict=True):
+        # Tokens of a clip, as a share of the first size's: √ of it shifts towards noise (Esser et
+        # al. 2024, equation 23).
+        share = math.prod(space.z_shape[:3]) / math.prod(spaces[0].z_shape[:3])
+        masked = MaskedVideo(shape=view.shape, z_shape=space.z_shape, kinds=kinds)
+        stages.append(
+            Stage(
+                network=network,
+                process=Process(
+                    schedule=flow.schedule,
+                    prediction=_PREDICTION,
+                    loss_name="velocity_mse",
+                    # logit t ~ N(0, 1), which the shift moves by log α.
+                    training_schedule=LogNormal(
+                        P_mean=math.log(flow.shift * math.sqrt(share)), P_std=1.0
+                    ),
+                ),
+                space=space,
+                view=view,
+                conditions=(*texts, *guidance_conditions(config), *((masked,) if kinds else ())),
+                parametrisation=KnownFrames(prediction=_PREDICTION) if kinds else Plain(),
+            )
         )
-    height, width = data.image_size, data.image_width or data.image_size
-    _check_size(network, autoencoder, height, width)
-    shape = (data.num_frames, height, width, autoencoder.in_channels)
-    return Stage(
-        network=network,
-        process=Process(
-            schedule=flow.schedule,
-            prediction="velocity",
-            loss_name="velocity_mse",
-            # logit t ~ N(0, 1), which the shift moves by log α.
-            training_schedule=LogNormal(P_mean=math.log(flow.shift), P_std=1.0),
-        ),
-        space=CausalLatentSpace(data_shape=shape, autoencoder=autoencoder),
-        view=View(shape=shape),
-        conditions=(TextOrNull(encoder=encoder, drop=config.train.cond_dropout),),
-    )
+    return SizedStage.of(tuple(stages), sizes, config.data.packed) if sizes else stages[0]
 
 
 def _check_size(
@@ -92,8 +102,8 @@ def _check_size(
     multiple = autoencoder.factor * network.multiple
     if height % multiple or width % multiple:
         raise ValueError(
-            f"data.image_size = {height}, data.image_width = {width}: must be multiples of "
-            f"{multiple}, the pixels of a patch"
+            f"data.image_size = {height}, data.image_width = {width} (or data.part, data.sizes): "
+            f"must be multiples of {multiple}, the pixels of a patch"
         )
     if network.in_channels != autoencoder.latent_channels:
         raise ValueError(
@@ -105,13 +115,13 @@ def _check_size(
 
 def make_scheduler(config: ConfigDict) -> flow_scheduler.FlowScheduler:
     """The flow and the sampler of a configuration. Raises ValueError."""
-    return flow_scheduler.from_config(config.model.scheduler.to_dict(), _HERE)
+    return flow_scheduler.from_config(config.model.scheduler.to_dict(), HERE)
 
 
 def read_frozen(config: ConfigDict) -> dict[str, FrozenPart]:
     """The parameters that are not trained: the autoencoder's. Raises ValueError,
     FileNotFoundError."""
-    network, params = autoencoder_weights.read_folder(_folder(config.model.autoencoder))
+    network, params = autoencoder_weights.read_folder(part_folder(config.model.autoencoder))
     return {AUTOENCODER: FrozenPart(params, network.abstract_params())}
 
 
@@ -132,6 +142,8 @@ def default_config() -> ConfigDict:
                 "transformer": video_transformer.config(VideoTransformer()),
                 "scheduler": dict(_SCHEDULER),
                 "autoencoder": "",
+                # What may be known of a clip, of `diffusion.masks.KINDS`; () = nothing is.
+                "masks": (),
                 # Latent frames that are encoded and decoded at once.
                 "at_once": 1,
                 "dtype": "bfloat16",
@@ -141,7 +153,13 @@ def default_config() -> ConfigDict:
     )
     del config["process"]  # `model.scheduler` is it
     config.data.update({"num_frames": 81, "image_size": 480, "image_width": 832, "fps": 16.0})
-    config.text.update({"encoder": "umt5_xxl", "max_length": 512})
+    with config.unlocked():
+        # The size that is trained on, see `clip_view`; or several, (frames, height, width, clips of
+        # a row), of which batches have one each, or, packed, all in each row. native: whether video
+        # files are read in the size alone whose width over height is nearest to theirs.
+        config.data.update({"part": (), "sizes": (), "packed": False, "native": False})
+    # The null condition is the empty text, whichever encoder there is.
+    config.text.update({"encoder": "umt5_xxl", "max_length": 512, "null_text": ""})
     config.sample.update({"sampler": "unipc", "steps": 50, "guidance": 5.0, "threshold": "none"})
     config.sample.batch_size = 1
     return config.lock()
@@ -158,94 +176,9 @@ _SCHEDULER = {
 }
 
 
-def read_published(folder: Path) -> ConfigDict:
-    """The configuration of a published pipeline, a folder of model_index.json, transformer/, vae/,
-    text_encoder/, tokenizer/ and scheduler/.
-
-    Raises FileNotFoundError; ValueError naming a part or a value that is not understood.
-    """
-    path = folder / published.PIPELINE
-    index = published.read_json(path)
-    known = {*_PARTS, *_FIXED}
-    if unknown := sorted(n for n in index if n not in known and not n.startswith("_")):
-        raise ValueError(f"{path}: {', '.join(unknown)}: not understood")
-    for name, only in _FIXED.items():
-        if index.get(name, only) != only:
-            raise ValueError(
-                f"{path}: {name} = {index[name]!r}: allowed is {only!r}, as in Wan 2.1"
-            )
-    for part in _PARTS:
-        if not (folder / part).is_dir():
-            raise FileNotFoundError(f"{folder / part}: no such folder; the pipeline needs it")
-    video_transformer.read_config(folder / "transformer")  # errors name the file
-    flow = flow_scheduler.read_folder(folder / "scheduler")
-    config = default_config()
-    with config.unlocked():
-        for name, file in (("transformer", "config.json"), ("scheduler", scheduler.FILE)):
-            config.model[name] = ConfigDict(published.read_json(folder / name / file))
-    config.model.autoencoder, config.model.dtype = str(folder / "vae"), "float32"
-    config.text.encoder, config.text.weights = "umt5", str(folder)
-    config.sample.sampler = flow.kind
-    return config
-
-
-def read_published_params(folder: Path) -> PyTree:
-    """The parameters of a published pipeline's transformer. Raises ValueError,
-    FileNotFoundError."""
-    return video_transformer.read_folder(folder / "transformer").params
-
-
-def published_digest(folder: Path) -> str:
-    """What names the transformer and the sampler. Raises ValueError, FileNotFoundError."""
-    digests = published.Tensors(folder / "transformer", published.DIFFUSERS).digests
-    text = (folder / "scheduler" / scheduler.FILE).read_text(encoding="utf-8")
-    return hashlib.sha256(f"{digests.name} {text}".encode()).hexdigest()
-
-
-def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str) -> list[str]:
-    """Writes a published pipeline, and returns the names of its parts.
-
-    The autoencoder and the text encoder are copied from where the model reads them. Without a
-    text encoder in the layout of the published pipeline, the folder holds parts and no pipeline.
-    dtype: of the transformer's tensors. Raises FileExistsError, ValueError.
-    """
-    network = video_transformer.from_config(config.model.transformer.to_dict(), _HERE)
-    video_transformer.write_folder(folder / "transformer", network, params, jnp.dtype(dtype))
-    write_json(folder / "scheduler" / scheduler.FILE, config.model.scheduler.to_dict())
-    copied = {"vae": _folder(config.model.autoencoder)}
-    weights = Path(config.text.weights).expanduser()
-    text_parts = ("text_encoder", "tokenizer")
-    if config.text.weights and (weights / "text_encoder").is_dir():
-        copied |= {part: weights / part for part in text_parts}
-    copy_parts(folder, copied)
-    if "tokenizer" in copied:
-        index = {**_INDEX, "scheduler": ["diffusers", config.model.scheduler["_class_name"]]}
-        if (weights / published.PIPELINE).is_file():  # it names their classes
-            theirs = published.read_json(weights / published.PIPELINE)
-            index |= {part: theirs[part] for part in text_parts if part in theirs}
-        write_json(folder / published.PIPELINE, index)
-    return ["transformer", "scheduler", *copied]
-
-
-_INDEX = {
-    "_class_name": "WanPipeline",
-    "text_encoder": ["transformers", "UMT5EncoderModel"],
-    "tokenizer": ["transformers", "T5TokenizerFast"],
-    "transformer": ["diffusers", "WanTransformer3DModel"],
-    "vae": ["diffusers", "AutoencoderKLWan"],
-}
-
-
 def _autoencoder(config: ConfigDict) -> CausalAutoencoder:
     """That of the folder; without one Wan 2.1's, so that shapes are known. Raises ValueError,
     FileNotFoundError."""
     folder = config.model.autoencoder
-    found = autoencoder_weights.read_config(_folder(folder)) if folder else CausalAutoencoder()
+    found = autoencoder_weights.read_config(part_folder(folder)) if folder else CausalAutoencoder()
     return found.clone(at_once=config.model.at_once)
-
-
-def _folder(name: str) -> Path:
-    """The folder of an autoencoder. Raises ValueError."""
-    if not name:
-        raise ValueError("model.autoencoder = '': must name the folder of the autoencoder's files")
-    return Path(name).expanduser()

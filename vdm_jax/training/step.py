@@ -186,12 +186,16 @@ def _updated(
     )
 
 
-def check_batch(batch: dict[str, Any], batch_size: int) -> None:
+def check_batch(batch: PyTree, batch_size: int) -> None:
     """Raises ValueError unless every array of `batch` has `batch_size` examples.
 
     batch_size: of this process.
     """
-    wrong = {name: leaf.shape for name, leaf in batch.items() if leaf.shape[:1] != (batch_size,)}
+    wrong = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+        if leaf.shape[:1] != (batch_size,)
+    }
     if wrong:
         raise ValueError(
             f"train.batch_size = {batch_size}, but the data pipeline gave "

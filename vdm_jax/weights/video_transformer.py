@@ -117,7 +117,8 @@ def write_folder(
 def shapes(network: VideoTransformer) -> PyTree:
     """The shapes of a network's parameters, without their names. Nothing is computed."""
     z = jnp.zeros((1, *network.patch, network.in_channels))
-    cond = {network.text: jnp.zeros((1, 1, network.text_width))}
+    cond = {network.text: jnp.zeros((1, 1, network.text_width))} if network.text_width else {}
+    cond |= {key: jnp.zeros(1, jnp.int32) for one in network.conditions for key in one.keys}
     with layers.shapes_only():
         params = jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), cond)["params"]
     return nn.meta.unbox(params)

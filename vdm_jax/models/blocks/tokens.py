@@ -26,7 +26,7 @@ class TokenContext(NamedTuple):
 
     Attributes:
       vector: float32, of each noise level of a row.
-      text: tokens of the text.
+      text: tokens of the text; None = blocks have no attention to a text.
       modulation: float32, for each noise level the vectors that blocks add their own to; None =
         blocks make them of `vector`.
       rotation: cosines and sines of the tokens' positions, see `positions.rotation`; None = no
@@ -36,7 +36,7 @@ class TokenContext(NamedTuple):
     """
 
     vector: Float[Array, "b levels c"]
-    text: Float[Array, "b l c"]
+    text: Float[Array, "b l c"] | None
     modulation: Float[Array, "b levels 6 c"] | None = None
     rotation: tuple[Float[Array, "#b n e"], Float[Array, "#b n e"]] | None = None
     levels: Int[Array, "b n"] | None = None
@@ -52,12 +52,14 @@ class TokenBlock(nn.Module):
       over: what a token attends to: "all" tokens of its row, those of its frame, "space", or those
         of its place in all frames, "time".
       text: whether there is attention to the text.
+      layout: spreads the tokens of a row over devices, where all attend to one another.
     """
 
     settings: TransformerSettings = TransformerSettings()
     dtype: DTypeLike = jnp.float32
     over: str = "all"
     text: bool = True
+    layout: layers.Layout = layers.ANYWHERE
     STATIC = (3,)  # `frames`, for `layers.remat`
 
     @nn.compact
@@ -67,9 +69,9 @@ class TokenBlock(nn.Module):
         vectors = modulation(MODULATIONS, context, settings, self)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = vectors
         h = modulate(x, shift, scale, settings.epsilon).astype(dtype)
-        attend = SelfAttention(settings, dtype, self.over, name="attention_self")
+        attend = SelfAttention(settings, dtype, self.over, self.layout, name="attention_self")
         x = (x + gate * attend(h, context, frames)).astype(dtype)
-        if self.text:
+        if self.text and context.text is not None:
             h = x
             if settings.text_norm:
                 h = layer_norm(settings.epsilon, "norm_text")(x).astype(dtype)
@@ -149,12 +151,13 @@ class SelfAttention(nn.Module):
     """Attention among the tokens of a row, with rotary positions where there are any.
 
     Attributes:
-      over: see `TokenBlock`.
+      over, layout: see `TokenBlock`.
     """
 
     settings: TransformerSettings = TransformerSettings()
     dtype: DTypeLike = jnp.float32
     over: str = "all"
+    layout: layers.Layout = layers.ANYWHERE
 
     @property
     def LABEL(self) -> str:
@@ -171,22 +174,22 @@ class SelfAttention(nn.Module):
         heads = [projected(x, n, self.settings, self.dtype) for n in ("query", "key", "value")]
         if context.rotation is not None:
             heads[:2] = [rotate(one, *context.rotation) for one in heads[:2]]
-        q, k, v = (self._folded(one, frames) for one in heads)
+        if self.over == "all":
+            attended = self.layout.attend(*heads, context.segments)
+            return merged(attended, x.shape[-1], self.dtype)
+        axes = _FOLDED[self.over]
+
+        def folded(x: Array) -> Array:
+            """Tokens that attend to one another as rows of their own."""
+            return rearrange(x, f"b (f p) ... -> {axes} ...", f=frames)
+
         # A frame is of one sample, so it needs no mask.
         segments = None if self.over == "space" else context.segments
         if segments is not None:
-            segments = (self._folded(segments, frames),) * 2
-        attended = attention.attend_tokens(q, k, v, segments)
-        if self.over != "all":
-            axes = _FOLDED[self.over]
-            attended = rearrange(attended, f"{axes} ... -> b (f p) ...", f=frames, b=len(x))
+            segments = (folded(segments),) * 2
+        attended = attention.attend_tokens(*map(folded, heads), segments)
+        attended = rearrange(attended, f"{axes} ... -> b (f p) ...", f=frames, b=len(x))
         return merged(attended, x.shape[-1], self.dtype)
-
-    def _folded(self, x: Array, frames: int) -> Array:
-        """Tokens that attend to one another as rows of their own."""
-        if self.over == "all":
-            return x
-        return rearrange(x, f"b (f p) ... -> {_FOLDED[self.over]} ...", f=frames)
 
 
 _FOLDED = {"space": "(b f) p", "time": "(b p) f"}

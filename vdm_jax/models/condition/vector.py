@@ -101,6 +101,22 @@ class Label:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelOrNone:
+    """The class of a clip and of each image, or none, which has the last row of the table (Peebles
+    & Xie 2022)."""
+
+    num_labels: int
+    PER_FRAME: ClassVar[bool] = False
+    keys: ClassVar[tuple[str, ...]] = ("label",)
+
+    def __call__(self, module: EmbeddingModule, inputs: Inputs) -> Embedded:
+        label = inputs.items("label")
+        keep = jnp.asarray(inputs.cond.get("keep_label", jnp.ones(len(label), bool)))
+        label = jnp.where(keep[:, None], label, self.num_labels)
+        return Embedded(vector=lookup(module, self.num_labels + 1, "labels")(label))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FramePositions:
     """The number of each frame in its clip, by sinusoids, so that clips may have any number of
     frames. All images share one learned vector."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.models.ops import blocked_attention, few_frames
+from vdm_jax.models.ops import blocked_attention, few_frames, splash
 
 _FEW_FRAMES = 32  # most frames for which the CPU kernel is used
 _SCORES = 2**28  # of queries and keys in memory at a time, 1 GiB
@@ -83,6 +83,24 @@ def attend_tokens(
 
     attended = jax.lax.map(one, jax.tree.map(split, own))
     return rearrange(attended, "k n p ... -> n (k p) ...")[:, :queries]
+
+
+def attend_rows(
+    q: Float[Array, "n p heads d"],
+    k: Float[Array, "n p heads d"],
+    v: Float[Array, "n p heads d"],
+    segments: Int[Array, "n p"] | None = None,
+) -> Float[Array, "n p heads d"]:
+    """`attend_tokens` among the tokens of each row. TPUs have a kernel for it, which is not spread
+    over devices by the compiler: on a mesh this runs inside of `jax.shard_map`."""
+    arrays = (q, k, v) if segments is None else (q, k, v, segments)
+
+    def plain(q: Array, k: Array, v: Array, *segments: Array) -> Array:
+        return attend_tokens(q, k, v, segments * 2 or None)
+
+    if not splash.fits(q.shape):
+        return plain(*arrays)
+    return jax.lax.platform_dependent(*arrays, tpu=splash.attend, default=plain)
 
 
 def _attend_once(
