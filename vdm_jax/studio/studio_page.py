@@ -127,11 +127,12 @@ def build(gradio: Any, studio: Studio) -> Any:
                     label="What to do",
                     elem_id="job",
                 )
-                parts = []
+                parts, own = [], {}
                 for name in JOBS:
                     with gradio.Column(visible=name == first) as part:
-                        _job(gradio, studio, name, common)
+                        own[name] = _job(gradio, studio, name, common)
                     parts.append(part)
+                _command(gradio, studio, choice, common, own)
         choice.change(
             lambda chosen: [gradio.update(visible=name == chosen) for name in JOBS],
             [choice],
@@ -218,27 +219,61 @@ def _job_fields(gradio: Any, name: str) -> dict[str, Any]:
     return {flag: makers[flag]() for flag in JOBS[name].flags}
 
 
-def _job(gradio: Any, studio: Studio, name: str, common: Mapping[str, Any]) -> None:
-    """The part of the page of one job, with its buttons."""
+def _command(
+    gradio: Any,
+    studio: Studio,
+    choice: Any,
+    common: Mapping[str, Any],
+    own: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """The field that shows the settings of the chosen job as a command line, while they change.
+
+    own: the fields of each job alone.
+    """
+    places = [("", name) for name in common]
+    places += [(job, name) for job, fields in own.items() for name in fields]
+    parts = [(own[job] if job else common)[name] for job, name in places]
+
+    def show(chosen: str, *given: Any) -> str:
+        values = {
+            name: value
+            for (job, name), value in zip(places, given, strict=True)
+            if job in ("", chosen)
+        }
+        return studio.command_line(chosen, values)
+
+    command = gradio.Textbox(
+        show(choice.value, *(part.value for part in parts)),
+        label="These settings as a command line",
+        lines=2,
+        max_lines=8,
+        interactive=False,
+        buttons=["copy"],
+        elem_id="command",
+        elem_classes="command",
+    )
+    for part in (choice, *parts):
+        # One at a time, and the last: each letter of a prompt is a change.
+        part.change(
+            show,
+            [choice, *parts],
+            [command],
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
+
+
+def _job(gradio: Any, studio: Studio, name: str, common: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of the page of one job, with its buttons. Returns the fields of this job alone."""
     gradio.Markdown(JOBS[name].text)
-    fields = {**common, **_job_fields(gradio, name)}
+    own = _job_fields(gradio, name)
+    fields = {**common, **own}
     if "mask" in fields:
         _paintable(gradio, studio, fields)
     with gradio.Row():
         go = gradio.Button("Make", variant="primary", elem_id=f"make_{name}", min_width=120)
         stop = gradio.Button("Cancel", variant="stop", elem_id=f"cancel_{name}", min_width=120)
     shown = gradio.HTML(elem_id=f"shown_{name}", min_height=60)
-    begun = {field: part.value for field, part in fields.items() if field != "mask"}
-    command = gradio.Textbox(
-        studio.command_line(name, begun),
-        label="These settings as a command line",
-        lines=2,
-        max_lines=8,
-        interactive=False,
-        buttons=["copy"],
-        elem_id=f"command_{name}",
-        elem_classes="command",
-    )
     running = gradio.State(None)
     names, parts = list(fields), list(fields.values())
 
@@ -257,13 +292,9 @@ def _job(gradio: Any, studio: Studio, name: str, common: Mapping[str, Any]) -> N
         if handle is not None:
             handle.job.cancel()
 
-    def show_command(*given: Any) -> str:
-        return studio.command_line(name, dict(zip(names, given, strict=True)))
-
     go.click(make, parts, [shown, running], show_progress="hidden", concurrency_limit=64)
     stop.click(cancel, [running], None, show_progress="hidden")
-    for part in parts:
-        part.change(show_command, parts, [command], show_progress="hidden")
+    return own
 
 
 def _paintable(gradio: Any, studio: Studio, fields: Mapping[str, Any]) -> None:
