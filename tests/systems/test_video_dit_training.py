@@ -173,7 +173,7 @@ def frozen(config):
 
 @pytest.fixture(scope="module")
 def drawn_frozen(config):
-    """A drawn autoencoder: that of the run has only seen black frames, and decodes all z to them."""
+    """A drawn autoencoder: that of the run has only seen dark frames, and decodes any z to them."""
     shapes = causal_autoencoder.shapes(systems.build(config).space.autoencoder)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape), shapes)
