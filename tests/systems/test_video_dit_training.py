@@ -171,6 +171,15 @@ def frozen(config):
     return {name: part.params for name, part in systems.read_frozen(config).items()}
 
 
+@pytest.fixture(scope="module")
+def drawn_frozen(config):
+    """A drawn autoencoder: that of the run has only seen dark frames, and decodes any z to them."""
+    shapes = causal_autoencoder.shapes(systems.build(config).space.autoencoder)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape), shapes)
+    return {"autoencoder": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)}
+
+
 # --- the autoencoder ------------------------------------------------------------------------------
 
 
@@ -208,7 +217,7 @@ def test_a_clip_is_not_split_into_images(trained_autoencoder):
 # --- several sizes --------------------------------------------------------------------------------
 
 
-def test_packed_clips_learn_what_each_learns_alone(config, params, frozen):
+def test_packed_clips_learn_what_each_learns_alone(config, params, drawn_frozen):
     stage = systems.build(changed(config, data_sizes=SIZES, data_packed=True))
     assert isinstance(stage, SizedStage) and stage.z_shape == (3, 4, 4, 4)
     batch = drawn(stage.abstract_batch(2))
@@ -221,16 +230,16 @@ def test_packed_clips_learn_what_each_learns_alone(config, params, frozen):
                 params,
                 jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch[size.name]),
                 key_for(key, size.name),
-                frozen,
+                drawn_frozen,
             )[0]
             for one, size in zip(stage.stages, stage.sizes, strict=True)
         ]
-        return stage.loss(params, batch, key, frozen), alone
+        return stage.loss(params, batch, key, drawn_frozen), alone
 
-    (packed, metrics), alone = both(params, batch)
+    (packed, metrics), alone = jax.device_get(both(params, batch))
     # Rows have one clip of the first size and two of the second.
-    assert packed == pytest.approx((alone[0] + 2 * alone[1]) / 3, rel=1e-5)
-    assert abs(alone[0] - alone[1]) > 1e-4 and metrics.keys() == {"x_mse", "eps_mse"}
+    np.testing.assert_allclose(packed, (alone[0] + 2 * alone[1]) / 3, rtol=1e-4)
+    assert abs(alone[0] - alone[1]) > 1e-3 * packed and metrics.keys() == {"x_mse", "eps_mse"}
 
 
 def test_a_clip_with_more_tokens_is_noised_more(config):
@@ -318,13 +327,9 @@ def test_a_packed_run_is_trained_sampled_and_written(config, folder, tmp_path):
     assert (out / published.PIPELINE).is_file()
 
 
-def test_predictions_are_reused_where_the_noise_level_hardly_moves(config, params):
+def test_predictions_are_reused_where_the_noise_level_hardly_moves(config, params, drawn_frozen):
     stage = systems.build(config)
-    # That of the run has only seen black frames, and decodes all z to them.
-    rng, shapes = np.random.default_rng(0), causal_autoencoder.shapes(stage.space.autoencoder)
-    drawn = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape), shapes)
-    frozen = {"autoencoder": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), drawn)}
-    model = pretrained.Model(stage=stage, params=params, config=config, frozen=frozen)
+    model = pretrained.Model(stage=stage, params=params, config=config, frozen=drawn_frozen)
     settings = {"steps": 4, "guidance": 1.0, "num_frames": 3}
     plain, reused = (
         model.sample(jax.random.key(0), "a", **settings, reuse=reuse) for reuse in (None, 9.0)
