@@ -319,6 +319,38 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """An argparse type: integers of at least 0, separated by commas."""
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed, or seeds such as 0,1,2")
+    return tuple(map(int, parts))
+
+
+def add_format_argument(arguments: argparse.ArgumentParser) -> None:
+    """The flag --format, of the file of each sample."""
+    arguments.add_argument(
+        "--format",
+        type=_formats,
+        default=("mp4",),
+        metavar="NAMES",
+        help="of each sample's file: mp4 (H.264, default), webm (AV1), gif, webp, png (a folder of "
+        "frames), or several, separated by commas",
+    )
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    """An argparse type: names of `video_formats.FORMATS`, separated by commas."""
+    from vdm_jax.data import video_formats
+
+    names = tuple(dict.fromkeys(text.split(",")))
+    if odd := [name for name in names if name not in video_formats.FORMATS]:
+        raise argparse.ArgumentTypeError(
+            f"{odd[0]!r} is none of {', '.join(video_formats.FORMATS)}"
+        )
+    return names
+
+
 def refuse_mesh(parser: argparse.ArgumentParser, options: argparse.Namespace, what: str) -> None:
     """Ends with an error where flags of several devices are given to what runs on one."""
     for name in ("mesh", "coordinator", "num_processes", "process_id"):

@@ -69,7 +69,7 @@ def write_mp4(
     comment: str = "",
     sound: str | Path | None = None,
 ) -> Path:
-    """Writes one clip uint8 `f h w c` as H.264, small ones enlarged; see `video_encoding.encode`."""
+    """Writes one clip uint8 `f h w c` as H.264, small ones enlarged (`video_encoding.encode`)."""
     path = _parent_made(path)
     video = enlarge(_check(video, 4), min_size)
     video_encoding.encode(path, video, fps, video_encoding.MP4, comment, sound)
@@ -85,7 +85,7 @@ def write_webm(
     comment: str = "",
     sound: str | Path | None = None,
 ) -> Path:
-    """Writes one clip uint8 `f h w c` as AV1, small ones enlarged; see `video_encoding.encode`."""
+    """Writes one clip uint8 `f h w c` as AV1, small ones enlarged (`video_encoding.encode`)."""
     path = _parent_made(path)
     video = enlarge(_check(video, 4), min_size)
     video_encoding.encode(path, video, fps, video_encoding.WEBM, comment, sound)

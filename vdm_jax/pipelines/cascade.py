@@ -177,18 +177,21 @@ class CascadeModel:
         prompts: Sequence[str],
         out: str | Path,
         progress: Progress | None = None,
+        *,
+        first: int = 0,
     ) -> Iterator[StageOutput]:
         """Draws one video a prompt through all stages; yields after each stage.
 
-        Sample i of stage k is drawn with a key of (key, k, i). Several processes all call this
-        alike, with an `out` that all can see; the first writes. Raises ValueError where a stage
-        cannot refine the videos of the one before, and what `pretrained.load` and `Sampler.stream`
-        raise.
+        Sample i of stage k is drawn with a key of (key, k, first + i). Several processes all call
+        this alike, with an `out` that all can see; the first writes. Raises ValueError where a
+        stage cannot refine the videos of the one before, and what `pretrained.load` and
+        `Sampler.stream` raise.
         """
         folder = Path(out) / "stages"
         folder.mkdir(parents=True, exist_ok=True)
         _check_chain(self.steps)
-        low_res, before = None, _digest([list(prompts), jax.random.key_data(key).tolist()])
+        drawn = [list(prompts), jax.random.key_data(key).tolist()]
+        low_res, before = None, _digest([*drawn, first] if first else drawn)
         for number, step in enumerate(self.steps):
             # The videos of a stage depend on all stages before it.
             model = pretrained.digest(step.source)
@@ -196,7 +199,7 @@ class CascadeModel:
             record = _Record(folder / f"{number:02d}_{step.name}", before)
             if record.done < len(prompts):
                 stage_key = jax.random.fold_in(key, number)
-                self._run(step, record, stage_key, prompts, low_res, progress)
+                self._run(step, record, stage_key, prompts, low_res, progress, first)
             output = StageOutput(
                 name=step.name,
                 path=record.path,
@@ -206,7 +209,7 @@ class CascadeModel:
             low_res = output.videos
             yield output
 
-    def _run(self, step, record, key, prompts, low_res, progress) -> None:
+    def _run(self, step, record, key, prompts, low_res, progress, offset) -> None:
         """Draws the videos of one stage that are still missing."""
         model = pretrained.load(step.source, mesh=self.mesh)
         name = _digest([config_lib.to_dict(model.config), step.name, _plain(step.changes)])
@@ -217,7 +220,7 @@ class CascadeModel:
             key,
             prompts[first:],
             inputs=None if low_res is None else {"low_res": low_res[first:]},
-            first=first,
+            first=offset + first,
         )
         started = time.monotonic()
         for videos in stream:
