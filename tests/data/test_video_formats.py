@@ -1,11 +1,10 @@
 """Every format of a clip, its comment and its sound, written to real files and read back."""
 
-import fractions
-
 import av
 import numpy as np
 import pytest
 
+from tests.data import video_files
 from vdm_jax.data import recipes, video_encoding, video_formats, video_io
 
 RECIPE = {"vdm_jax": "1", "prompt": "a “red” circle, " * 60}  # longer than a block of a GIF
@@ -19,34 +18,6 @@ def clip():
     for index, frame in enumerate(video):
         frame[4:8, 2 * index : 2 * index + 4] = (220, 20, 20)
     return video
-
-
-@pytest.fixture
-def film(tmp_path, clip):
-    """Makes a film of a second with a tone: one rate and one codec of sound."""
-
-    def make(name, codec, seconds=1.0, hertz=440.0):
-        path = tmp_path / name
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=6)
-            stream.height, stream.width, stream.pix_fmt = 12, 16, "yuv420p"
-            sound = container.add_stream(codec, rate=48_000, layout="stereo")
-            for pixels in np.pad(clip, ((0, 0), (0, 1), (0, 0), (0, 0))):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode())
-            times = np.arange(int(48_000 * seconds)) / 48_000
-            wave = np.sin(2 * np.pi * hertz * times).astype(np.float32)
-            size = sound.codec_context.frame_size or 1024
-            for at in range(0, len(wave) - size, size):
-                block = np.stack([wave[at : at + size]] * 2)
-                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
-                frame.sample_rate, frame.pts = 48_000, at
-                frame.time_base = fractions.Fraction(1, 48_000)
-                container.mux(sound.encode(frame))
-            container.mux(sound.encode())
-        return path
-
-    return make
 
 
 def heard(path):
@@ -105,8 +76,8 @@ def test_a_file_without_a_recipe_is_refused(tmp_path, clip):
         ("film.avi", "ac3", "mp4", "ac3"),
     ],
 )
-def test_sound_is_kept_for_as_long_as_the_clip(name, codec, kind, expected, film, tmp_path, clip):
-    source = film(name, codec)
+def test_sound_is_kept_for_as_long_as_the_clip(name, codec, kind, expected, tmp_path, clip):
+    source = video_files.tone(tmp_path / name, codec)
     path = video_formats.write(tmp_path / "out", clip, 12, kind, sound=source)  # half a second
     found, seconds, hertz = heard(path)
     assert found == expected

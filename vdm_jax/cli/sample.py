@@ -4,8 +4,8 @@
 
 OUT receives a file a sample (--format: MP4), samples.gif (all side by side), contact_sheet.png
 (each sample's frames with its prompt) and samples.npz: `video`, uint8 b f h w c, `prompts`, b
-texts, and `fps`. Files that are in OUT already are overwritten where the names agree, and else stay. A sample
-depends on its place in the list of samples and on the seed, not on the batch size.
+texts, and `fps`. Files that are in OUT already are overwritten where the names agree, and else
+stay. A sample depends on its place in the list of samples and on the seed, not on the batch size.
 
 {red|blue} in a prompt stands for a prompt with each, --seed=0,1,2 for all samples with each seed.
 --prompts_file=FILE has a prompt a line; FILE.jsonl has an object a line, with prompt, seed,

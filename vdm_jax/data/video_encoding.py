@@ -102,9 +102,12 @@ def encode(
 
 
 def has_sound(path: str | Path) -> bool:
-    """Whether a video file has sound. Raises PyAV's errors and OSError."""
-    with video_container.open_video(path) as container:
-        return bool(container.streams.audio)
+    """Whether a file is a video with sound. Raises OSError."""
+    try:
+        with video_container.open_video(path) as container:
+            return bool(container.streams.audio)
+    except av.error.FFmpegError:
+        return False
 
 
 def _add_sound(
