@@ -107,6 +107,16 @@ def find_config(config: str | Path) -> tuple[Path, str | None]:
     raise ConfigError(f"--config={text}: there is no such file or configuration{nearest}")
 
 
+def named_config(arguments: Sequence[str]) -> str | None:
+    """What --config names on a command line; None where it does not."""
+    for at, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and at + 1 < len(arguments):
+            return arguments[at + 1]
+    return None
+
+
 def load_config(config: str | Path, overrides: Mapping[str, str] | None = None):
     """Runs `get_config()` of a configuration, applies `overrides`, validates and locks.
 

@@ -10,9 +10,11 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vdm_jax.cli import completion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,12 +33,39 @@ _CPU_FLAGS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that completes a line for a shell, and whose help lists a configuration's fields."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        """See `ArgumentParser.parse_args`."""
+        if completion.is_wanted():
+            completion.complete(self)
+        arguments = sys.argv[1:] if args is None else list(args)
+        if "--config" in self._option_string_actions and {"-h", "--help"} & {*arguments}:
+            self.epilog = "\n\n".join(filter(None, [self.epilog, _fields(arguments)]))
+        return super().parse_args(args, namespace)
+
+
+def _fields(arguments: Sequence[str]) -> str:
+    """The fields of the configuration that a command line names, with their values."""
+    from vdm_jax import config as config_lib
+
+    if (named := config_lib.named_config(arguments)) is None:
+        return "--config=CONFIG --help lists the fields of a configuration, with their values."
+    try:
+        config = config_lib.load_config(named)
+    except config_lib.ConfigError as error:
+        return str(error)
+    lines = [f"  --config.{field}={value!r}" for field, value in config_lib.flatten(config)]
+    return "\n".join([f"fields of {named}, with their values:", *lines])
+
+
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
     """A parser that shows `doc` as it is written, and takes no abbreviated flags.
 
     program: the text that runs it, for the usage line and for errors.
     """
-    return argparse.ArgumentParser(
+    return Parser(
         prog=program,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
