@@ -29,7 +29,8 @@ def test_metadata_of_a_wheel(url, tmp_path):
     assert found["Requires-Python"] == ">=3.11"
     links = re.findall(r"\]\(([^)]+)\)", found.get_payload())
     assert all(link.startswith(("https://", "#")) for link in links)
-    named = [value for name, value in found.items() if name in ("Home-page", "Project-URL")]
+    names = ("Home-page", "Project-URL")
+    named = [value for name, value in found.items() if name in names and value]
     if url:
         assert url in named and f"{url}/blob/HEAD/docs/sampling.md" in "\n".join(links)
         assert f"{url}/raw/HEAD/docs/media/moving_shapes.gif" in links

@@ -82,6 +82,8 @@ def load_recipe(file: str, relative: str) -> ModuleType:
     """
     path = (Path(file).parent / relative).resolve()
     spec = importlib.util.spec_from_file_location(f"vdm_jax_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file}: its recipe {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -250,7 +252,7 @@ def resume_differences(saved, current) -> list[str]:
 
 
 # What a value may be, in every configuration that has the field: each component's own rules.
-RULES = {
+RULES: dict[str, Any] = {
     "device": Choice(("any", "cpu", "gpu", "tpu")),
     **parallel.RULES,
     **data.RULES,

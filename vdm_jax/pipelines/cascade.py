@@ -78,8 +78,10 @@ def cascade_config(
     Returns the fields `stages`, `init_from` and `sample`: {stage: {field of its sampler: value}},
     None = as the stage's own configuration.
     """
-    fields = ("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size")
-    fields += ("tile", "tile_overlap", "window", "window_overlap")
+    fields = (
+        *("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size"),
+        *("tile", "tile_overlap", "window", "window_overlap"),
+    )
     return ml_collections.ConfigDict(
         {
             "stages": tuple(names),
