@@ -97,7 +97,7 @@ def test_a_documented_script_has_these_flags(command):
     for word in command.words[command.words.index(script) + 1 :]:
         if word == "--":
             break
-        if word.startswith("--config") or word.startswith("--workdir"):
+        if word.startswith(("--config", "--workdir")):
             continue  # passed on to vdm train
         if word.startswith("--"):
             assert word.split("=")[0] in text, f"{script} has no flag {word}"
