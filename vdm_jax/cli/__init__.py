@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     from vdm_jax.cli import completion
 
     if completion.is_wanted():
-        completion.run()
+        completion.run(COMMANDS)
     if arguments and arguments[0] == "--version":
         print(_versions())
         sys.exit(0)

@@ -8,6 +8,7 @@ from the configuration.
 import argparse
 import importlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 COMPLETING = "_ARGCOMPLETE"  # the variable that the shell sets: the number of the first word
@@ -18,16 +19,14 @@ def is_wanted() -> bool:
     return COMPLETING in os.environ
 
 
-def run() -> None:
-    """Writes the completions of the line and ends the process."""
+def run(first: Mapping[str, str]) -> None:
+    """Writes the completions of the line and ends the process. first: the commands of `vdm`."""
     from argcomplete import lexers
 
-    from vdm_jax import cli
-    from vdm_jax.cli import data
-
+    data = importlib.import_module("vdm_jax.cli.data")
     line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
     _, prefix, _, words, _ = lexers.split_line(line)
-    levels = [{**cli.COMMANDS, "--version": "", "--help": ""}, data.COMMANDS]
+    levels = [{**first, "--version": "", "--help": ""}, data.COMMANDS]
     depth, module = 0, ""
     for depth, commands in enumerate(levels, 1):
         if len(words) <= depth:

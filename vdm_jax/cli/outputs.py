@@ -16,12 +16,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from vdm_jax.cli.drawn import Drawn
 
 # A GIF of more clips than this is too large to look at; the MP4s and the npz are always complete.
 AT_A_GLANCE = 64
@@ -50,6 +48,12 @@ class Attached:
     recipes: Sequence[str] = ()
     identities: Sequence[str] = ()
     sounds: Sequence[str | None] = ()
+
+
+class Kept(Protocol):
+    """Samples on disk that are deleted once they are elsewhere."""
+
+    def remove(self) -> None: ...
 
 
 class OutputError(ValueError):
@@ -290,7 +294,7 @@ def write_samples(
     videos: "np.ndarray",
     prompts: Sequence[str],
     fps: float,
-    parts: "Parts | Drawn | None" = None,
+    parts: "Kept | None" = None,
     attached: Attached | None = None,
 ) -> None:
     """Writes samples, uint8 `n f h w c`, into the folder `out`, and prints the files' names.
