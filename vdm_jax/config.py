@@ -83,6 +83,8 @@ def load_recipe(file: str, relative: str) -> ModuleType:
     """
     path = (Path(file).parent / relative).resolve()
     spec = importlib.util.spec_from_file_location(f"vdm_jax_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file}: its recipe {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -106,6 +108,16 @@ def find_config(config: str | Path) -> tuple[Path, str | None]:
     near = difflib.get_close_matches(known, config_names(), n=1, cutoff=0.0)
     nearest = f"; the nearest name is {near[0]}" if near else ""
     raise ConfigError(f"--config={text}: there is no such file or configuration{nearest}")
+
+
+def named_config(arguments: Sequence[str]) -> str | None:
+    """What --config names on a command line; None where it does not."""
+    for at, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and at + 1 < len(arguments):
+            return arguments[at + 1]
+    return None
 
 
 def load_config(config: str | Path, overrides: Mapping[str, str] | None = None):
@@ -241,7 +253,7 @@ def resume_differences(saved, current) -> list[str]:
 
 
 # What a value may be, in every configuration that has the field: each component's own rules.
-RULES = {
+RULES: dict[str, Any] = {
     "device": Choice(("any", "cpu", "gpu", "tpu")),
     **parallel.RULES,
     **data.RULES,

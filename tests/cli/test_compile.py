@@ -79,7 +79,7 @@ def test_the_sampler_is_compiled_a_step(run):
 def test_changes_save_memory_and_keep_the_batch_first(config_file):
     overrides = {"train.batch_size": "16", "mesh.data": "-1"}
     request = compiling.Request(config=str(config_file), topology="v5e:2x2", overrides=overrides)
-    changes = compiling._changes(request, devices=4)
+    changes = compiling.memory_changes(request, devices=4)
     assert changes[:4] == [
         {"mesh.fsdp": "-1", "mesh.data": "1"},
         {"model.remat": "full"},

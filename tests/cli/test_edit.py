@@ -15,8 +15,8 @@ from PIL import Image
 
 from tests.data import video_files
 from tests.data.video_files import Video
-from vdm_jax.cli import edit, edit_inputs, outputs
-from vdm_jax.data import video_io
+from vdm_jax.cli import edit, edit_files, edit_inputs, outputs, sample
+from vdm_jax.data import video_encoding, video_io
 from vdm_jax.data.frames import upright
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage.sampler import Sampler
@@ -44,7 +44,8 @@ def run(model_file, tmp_path):
         files = {path.name for path in out.iterdir()}
         assert {"samples.gif", "contact_sheet.png", "samples.npz", "given.gif"} <= files
         with np.load(out / "samples.npz") as made, np.load(out / "given.npz") as given:
-            assert len([name for name in files if name.endswith(".mp4")]) == len(made["video"])
+            clips = [name for name in files if name.endswith((".mp4", ".webm"))]
+            assert len(clips) == len(made["video"])
             return given["video"], made["video"], list(made["prompts"])
 
     return run
@@ -96,6 +97,35 @@ def test_an_input_is_made_upright_and_only_its_first_frame_is_read_for_a_still(
         assert len(pictures) == count and found.prompts == ["x"] and found.fps == 30
         assert given.shape == (1, 4 if job == "animate" else 6, 16, 16, 3)
         assert given[..., 9:, :].min() > 200 and given[..., :7, :].max() < 50
+
+
+@pytest.fixture(scope="module")
+def longer(clip, tmp_path_factory):
+    """The clip with a tone, six frames long."""
+    video = np.resize(video_io.read_video(clip)[0], (6, 16, 24, 3))
+    folder = tmp_path_factory.mktemp("longer")
+    tone = video_files.tone(folder / "tone.mkv", seconds=1.0)
+    return video_io.write_mp4(folder / "clip.mp4", video, 8, 16, sound=tone)
+
+
+def test_an_input_of_another_length_is_cut_and_keeps_its_sound(run, longer, tmp_path, capsys):
+    given, made, _ = run("restyle", f"--input={longer}", PROMPT, "--format=webm")
+    assert given.shape == made.shape == (1, 4, 8, 8, 3)
+    printed = capsys.readouterr().out
+    assert "the first 4 of 6 frames at 8 fps are taken" in printed
+    assert "--input: pictures are scaled to cover 8 x 8 pixels and cut around" in printed
+    (path,) = (tmp_path / "restyle").glob("*.webm")
+    assert video_encoding.has_sound(path)
+    with pytest.raises(ValueError, match="was made by vdm edit.*restyle"):
+        sample.main([f"--like={path}"])
+
+
+def test_a_shorter_input_is_extended_by_its_last_frame():
+    video = np.arange(3, dtype=np.uint8)[:, None, None, None]
+    ((fitted,), notes) = edit_files.one_clip([video], 5, 8.0)
+    assert fitted[:, 0, 0, 0].tolist() == [0, 1, 2, 2, 2]
+    assert notes == ["--input: video 1: 3 frames at 8 fps become 5; the last is repeated"]
+    assert edit_files.one_clip([video], 3, 8.0)[1] == []
 
 
 def test_an_archive_of_samples_brings_its_prompts(run, tmp_path):

@@ -5,8 +5,9 @@ import pytest
 from tests.cli import flags
 from vdm_jax import cli
 
-# --out is a folder or a file; --data of a picture may name a split too.
-SEVERAL_KINDS = {"--data", "--out"}
+# --out is a folder or a file; --data of a picture may name a split too; vdm sample takes several
+# seeds at once.
+SEVERAL_KINDS = {"--data", "--out", "--seed"}
 
 
 @pytest.fixture(scope="module")

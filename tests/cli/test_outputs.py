@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from vdm_jax.cli import common, edit, outputs, prompts, sample
+from vdm_jax.cli import common, drawn, edit, outputs, prompts, sample
 from vdm_jax.data import video_io
 from vdm_jax.evaluation import clips
 
@@ -167,15 +167,15 @@ def test_an_interrupted_command_goes_on(model_file, tmp_path, monkeypatch, capsy
     flags = [f"--model={model_file}", "--device=cpu", "--steps=2", "--batch_size=2"]
     flags += ["--prompt=a red square", "--num_samples=5"]
     assert sample.main([*flags, f"--out={tmp_path / 'whole'}"]) == 0
-    add, out = outputs.Parts.add, f"--out={tmp_path / 'a:b'}"
+    add, out = drawn.Drawn.add, f"--out={tmp_path / 'a:b'}"
 
-    def killed(self, batch):
-        if self.done == 4:
+    def killed(self, indices, batch):
+        if len(self.done) == 4:
             raise KeyboardInterrupt
-        add(self, batch)
+        add(self, indices, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(outputs.Parts, "add", killed)
+        patch.setattr(drawn.Drawn, "add", killed)
         sample.main([*flags, out])
     capsys.readouterr()
     with (
@@ -204,7 +204,8 @@ def test_an_interrupted_command_goes_on(model_file, tmp_path, monkeypatch, capsy
 def test_prompt_files_of_any_unicode(mark, encoding, tmp_path):
     path = tmp_path / os.fsdecode(b"\xff prompts.txt")  # a name that is not UTF-8
     path.write_bytes(mark + "a red circle\r\n\r\n红色圆圈\n".encode(encoding))
-    assert prompts.read(["first"], str(path)) == ["first", "a red circle", "红色圆圈"]
+    lines = prompts.read_lines(["first"], str(path), sample._parser())
+    assert [line.prompt for line in lines] == ["first", "a red circle", "红色圆圈"]
 
 
 @pytest.mark.parametrize(

@@ -217,3 +217,27 @@ def set_matrix(path: Path, matrix: Sequence[float]) -> None:
     for place, value in zip((0, 4, 12, 16), matrix, strict=True):
         struct.pack_into(">i", data, at + place, round(value * 65536))
     path.write_bytes(data)
+
+
+def tone(path: Path, codec: str = "aac", seconds: float = 1.0, hertz: float = 440.0) -> Path:
+    """Writes a black film of six frames a second whose sound, of a codec, is one tone."""
+    rate = 48_000
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=6)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "yuv420p"
+        sound = container.add_stream(codec, rate=rate, layout="stereo")
+        black = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+        for number in range(int(6 * seconds)):
+            black.pts = number
+            container.mux(stream.encode(black))
+        container.mux(stream.encode())
+        wave = np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate).astype(np.float32)
+        size = sound.codec_context.frame_size or 1024
+        for at in range(0, len(wave) - size, size):
+            block = np.stack([wave[at : at + size]] * 2)
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts = rate, at
+            frame.time_base = Fraction(1, rate)
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    return path

@@ -1,5 +1,6 @@
 """What a call of the library refuses, before anything is compiled."""
 
+import argparse
 import inspect
 
 import jax
@@ -82,4 +83,5 @@ def test_the_package_lists_what_it_offers():
 def test_comments_of_a_file_of_prompts_are_left_out(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("# my prompts\na red circle\n\n  # off for now: a blue square\na #1 fan\n")
-    assert prompts.read([], str(file)) == ["a red circle", "a #1 fan"]
+    lines = prompts.read_lines([], str(file), argparse.ArgumentParser())
+    assert [line.prompt for line in lines] == ["a red circle", "a #1 fan"]

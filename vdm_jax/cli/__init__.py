@@ -26,7 +26,7 @@ _HEAD = """usage: vdm COMMAND [FLAGS]
 
 Video diffusion models in JAX: text in, video out.
 
-commands (vdm COMMAND --help says more):
+commands (vdm COMMAND --help says more, vdm --version which version this is):
 """
 _TAIL = """
 examples:
@@ -39,13 +39,34 @@ configuration (a name or a file), --workdir where training writes, --out where r
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs `vdm ARGUMENTS` (default: those of this process) and ends the process."""
+    """Runs `vdm ARGUMENTS` (default: those of this process) and ends the process.
+
+    Where a shell asks for completions (`completion`), it writes these instead.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
+    from vdm_jax.cli import completion
+
+    if completion.is_wanted():
+        completion.run(COMMANDS)
+    if arguments and arguments[0] == "--version":
+        print(_versions())
+        sys.exit(0)
     name, rest = choose("vdm", arguments, COMMANDS, _HEAD, _TAIL)
 
     from vdm_jax.cli import common
 
     common.run(importlib.import_module(f"vdm_jax.cli.{name}").main, rest)
+
+
+def _versions() -> str:
+    """One line: the versions of the package and of what it computes with."""
+    import platform
+    from importlib import metadata
+
+    from vdm_jax import __version__
+
+    others = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "flax")]
+    return f"vdm_jax {__version__} ({', '.join(others)}, Python {platform.python_version()})"
 
 
 def choose(

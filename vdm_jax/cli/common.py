@@ -10,9 +10,11 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from vdm_jax.cli import completion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,11 +45,36 @@ class UsageError(SystemExit):
         self.text = text
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser that completes a line for a shell, and whose help lists a configuration's fields."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        """See `ArgumentParser.parse_args`."""
+        if completion.is_wanted():
+            completion.complete(self)
+        arguments = sys.argv[1:] if args is None else list(args)
+        if "--config" in self._option_string_actions and {"-h", "--help"} & {*arguments}:
+            self.epilog = "\n\n".join(filter(None, [self.epilog, _fields(arguments)]))
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise UsageError(message)
+
+
+def _fields(arguments: Sequence[str]) -> str:
+    """The fields of the configuration that a command line names, with their values."""
+    from vdm_jax import config as config_lib
+
+    if (named := config_lib.named_config(arguments)) is None:
+        return "--config=CONFIG --help lists the fields of a configuration, with their values."
+    try:
+        config = config_lib.load_config(named)
+    except config_lib.ConfigError as error:
+        return str(error)
+    lines = [f"  --config.{field}={value!r}" for field, value in config_lib.flatten(config)]
+    return "\n".join([f"fields of {named}, with their values:", *lines])
 
 
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
@@ -55,7 +82,7 @@ def parser(program: str, doc: str) -> argparse.ArgumentParser:
 
     program: the text that runs it, for the usage line and for errors. It raises UsageError.
     """
-    return _Parser(
+    return Parser(
         prog=program,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -360,6 +387,38 @@ def add_server_arguments(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument(
         "--port", type=positive, metavar="N", help="default: the first free one from 7860 on"
     )
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """An argparse type: integers of at least 0, separated by commas."""
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed, or seeds such as 0,1,2")
+    return tuple(map(int, parts))
+
+
+def add_format_argument(arguments: argparse.ArgumentParser) -> None:
+    """The flag --format, of the file of each sample."""
+    arguments.add_argument(
+        "--format",
+        type=_formats,
+        default=("mp4",),
+        metavar="NAMES",
+        help="of each sample's file: mp4 (H.264, default), webm (AV1), gif, webp, png (a folder of "
+        "frames), or several, separated by commas",
+    )
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    """An argparse type: names of `video_formats.FORMATS`, separated by commas."""
+    from vdm_jax.data import video_formats
+
+    names = tuple(dict.fromkeys(text.split(",")))
+    if odd := [name for name in names if name not in video_formats.FORMATS]:
+        raise argparse.ArgumentTypeError(
+            f"{odd[0]!r} is none of {', '.join(video_formats.FORMATS)}"
+        )
+    return names
 
 
 def refuse_mesh(parser: argparse.ArgumentParser, options: argparse.Namespace, what: str) -> None:

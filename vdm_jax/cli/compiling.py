@@ -50,7 +50,7 @@ def run(request: Request, *, tries: int = 3, use_cache: bool = True, quiet: bool
     if report["fits"]:
         return report
     tried = request
-    for changes in _changes(request, target.num_devices):
+    for changes in memory_changes(request, target.num_devices):
         if len(report["suggestions"]) == tries:
             break
         tried = dataclasses.replace(tried, overrides=tried.overrides | changes)
@@ -62,7 +62,7 @@ def run(request: Request, *, tries: int = 3, use_cache: bool = True, quiet: bool
     return report
 
 
-def _changes(request: Request, devices: int) -> list[dict[str, str]]:
+def memory_changes(request: Request, devices: int) -> list[dict[str, str]]:
     """Changes that save memory, cheapest first; each is tried on top of those before it."""
     from vdm_jax import config as config_lib
 

@@ -13,7 +13,7 @@ MODULES = {
     "curate": "curate",
     "report": "report_data",
 }
-_COMMANDS = {
+COMMANDS = {
     "prepare": "render, or download, a data set",
     "show": "write a picture of a data set's clips and captions",
     "embed": "embed the captions of a data set by a frozen text encoder",
@@ -30,5 +30,5 @@ commands (vdm data COMMAND --help says more):
 
 
 def main(arguments: list[str]) -> int:
-    name, rest = cli.choose("vdm data", arguments, _COMMANDS, _HEAD)
+    name, rest = cli.choose("vdm data", arguments, COMMANDS, _HEAD)
     return importlib.import_module(f"vdm_jax.cli.{MODULES[name]}").main(rest)

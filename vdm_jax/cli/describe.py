@@ -10,6 +10,10 @@ so a network of billions takes seconds. FLOPs count one evaluation of one video.
 With --sharding it lists where every parameter lives on the mesh of the configuration, how many
 bytes of it each device holds, and which parameters could not be sharded as the rules say.
 --devices=N is the number of devices (default 64), --slices=N the number of slices.
+
+With --memory it says whether sampling and training fit the memory of this device, estimated from
+shapes within a factor of 2 and without compiling, and which changes would make them fit. vdm
+compile measures the compiled program.
 """
 
 import collections
@@ -19,7 +23,7 @@ import json
 import math
 import sys
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, describe_memory
 
 
 def main(arguments: list[str]) -> int:
@@ -27,6 +31,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", metavar="CONFIG", help="a configuration: a name or a file")
     parser.add_argument("--json", action="store_true", help="print JSON, with key `parameters`")
     parser.add_argument("--sharding", action="store_true", help="list where parameters live")
+    parser.add_argument(
+        "--memory", action="store_true", help="say whether sampling and training fit this device"
+    )
     number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
     number("--devices", default=64, help="with --sharding: devices of the mesh (default 64)")
     number("--slices", default=1, help="with --sharding: slices of the mesh (default 1)")
@@ -36,7 +43,7 @@ def main(arguments: list[str]) -> int:
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)
     if not options.config:
-        if overrides or options.sharding:
+        if overrides or options.sharding or options.memory:
             parser.error("--config is missing")
         report = inventory()
         print(json.dumps(report, indent=2) if options.json else _listed(report))
@@ -47,6 +54,8 @@ def main(arguments: list[str]) -> int:
             f"--config={options.config} is a cascade; describe one of its stages, which are "
             f"configurations beside it: {', '.join(config.stages)}"
         )
+    if options.memory:
+        return describe_memory.run(options.config, overrides, options.json)
     if options.sharding:
         report = sharding(config, options.devices, options.slices)
         print(json.dumps(report, indent=2)) if options.json else _print_sharding(report)

@@ -35,8 +35,10 @@ JOB is one of
                  section 4.1). Sample it with vdm sample --model=FILE.
 
 Without --input a clip of each prompt is sampled first, and the job's known frames or pixels are
-taken from it. An --input is resized to the job's size (its middle square), brought to the model's
-frame rate by time (interpolate keeps its frames), and needs one --prompt, or one for each video.
+taken from it. An --input is scaled to cover the job's size and cut around its middle, brought to
+the model's frame rate by time (interpolate keeps its frames), and needs one --prompt, or one for
+each video. Jobs that make one clip take the first frames of a longer video, and repeat the last of
+a shorter one. The result keeps the sound of its input. A line says what was done.
 OUT receives the files of vdm sample, and the known pixels as given.gif and given.npz. Every batch
 is written when it is drawn (OUT/samples_parts/NUMBER.npy), and the same command goes on behind the
 last batch after it was interrupted. --method chooses how known pixels guide sampling
@@ -51,6 +53,7 @@ from vdm_jax.cli import (
     common,
     edit_control,
     edit_depth,
+    edit_files,
     edit_inputs,
     edit_invert,
     edit_restructure,
@@ -94,8 +97,7 @@ def main(arguments: list[str]) -> int:
         return _MODULES[options.job].run(options)
     if options.method == "rife":
         return edit_rife.run(options)
-    for flag in ("prompt", "then"):
-        prompts_lib.check(getattr(options, flag), f"--{flag}")
+    prompts_lib.check(options.then, "--then")
     prompts_lib.check([options.negative or ""], "--negative")
     common.setup(options.device, options)
     out = Path(options.out or "edited")
@@ -139,8 +141,9 @@ def main(arguments: list[str]) -> int:
         videos = _run(options, sampler, model.params, key, given, prompts, report)
     if not first:
         return 0
+    attached = edit_files.attached(options)
     prompts = prompts[: len(videos)]
-    outputs.write_samples(out, videos, prompts, found.fps, sampler.parts)
+    outputs.write_samples(out, videos, prompts, found.fps, sampler.parts, attached)
     outputs.write_given(out, _shown(options, given, sampler), videos.shape[2] * 4, found.rate)
     return 0
 
@@ -257,12 +260,15 @@ def _parse(arguments: list[str]):
         "the network: none (default), dots or full",
     )
     common.add_sampler_arguments(parser)
+    common.add_format_argument(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
         "--out", metavar="OUT", help="a directory (default edited/); stylise: a .safetensors file"
     )
     options = parser.parse_args(arguments)
+    options.typed = list(arguments)
     _check(parser, options)
+    options.prompt = prompts_lib.read(options.prompt)
     return options
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdm_jax.cli import common, edit_depth, edit_inputs, outputs, progress
+from vdm_jax.cli import common, edit_depth, edit_files, edit_inputs, outputs, progress
 from vdm_jax.cli import prompts as prompts_lib
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def check(parser, options) -> None:
 
 def run(options) -> int:
     """The job. Raises what reading its inputs raises, before anything is compiled."""
-    prompts_lib.check(options.prompt, "--prompt")
     prompts_lib.check([options.negative or ""], "--negative")
     common.setup(options.device)
     out = outputs.check_folder(options.out or "edited", "--out")
@@ -110,7 +109,7 @@ def run(options) -> int:
     stream = sampler.stream(adapted.model.params, key, prompts, inputs={HINT: hints})
     batches = -(-len(hints) // min(sampler.batch_size, len(hints)))
     made = np.concatenate(list(progress.track(stream, options.job, batches)))
-    outputs.write_samples(out, made, prompts, fps, sampler.parts)
+    outputs.write_samples(out, made, prompts, fps, sampler.parts, edit_files.attached(options))
     outputs.write_given(out, hints, hints.shape[2] * 4, fps)
     return 0
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdm_jax.cli import edit_files
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -140,16 +142,14 @@ def _to_edit(options: argparse.Namespace, sampler: "Sampler", fps: float) -> Inp
         fps, notes = _rate_between(rates, factor, fps)
     else:
         videos, notes = _retimed(videos, rates, fps)
+    if options.job in edit_files.ONE_CLIP:
+        videos, more = edit_files.one_clip(videos, sampler.video_shape[0], fps)
+        notes += more
     _check_lengths(videos, fps)
+    notes += edit_files.cover_notes("input", options.input, size)
     prompts = list(options.prompt)
-    if options.job == "animate" and takes_still(sampler.stage):
-        notes = [
-            f"--input: pictures are scaled to cover {size[0]} x {size[1]} pixels and cut around "
-            "their middle"
-        ]
-        if sampler.stage.text_encoder is None:
-            prompts = prompts or [""]
-    if options.job == "invert":
+    without = options.job == "animate" and takes_still(sampler.stage)
+    if options.job == "invert" or (without and sampler.stage.text_encoder is None):
         prompts = prompts or [""]
     cut = np.stack([source.fit(video, *size) for video in videos])
     return Inputs(
@@ -187,6 +187,7 @@ def _to_refine(options: argparse.Namespace, model: "Model") -> Inputs:
             )
         videos.append(source.fit(video, height, width))
     _check_lengths(videos, wanted)
+    notes += edit_files.cover_notes("input", options.input, (height, width))
     without = all(one.prompt is None for one in found)
     ratio = view.shape[0] / frames
     fps = view.fps or max(one.fps for one in found) * ratio or model.fps
@@ -293,6 +294,8 @@ def first_frames(
     from vdm_jax.data import source
 
     found = _files(flag, names, size, frames)
+    for note in edit_files.cover_notes(flag, names, size):
+        print(note)
     videos = [source.fit(one.video[:frames], *size) for one in found]
     return _alike(flag, videos, found)
 

@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from vdm_jax.cli import common, edit_inputs, outputs, progress
+from vdm_jax.cli import common, edit_files, edit_inputs, outputs, progress
 from vdm_jax.cli import prompts as prompts_lib
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def check(parser, options) -> None:
 
 def run(options) -> int:
     """The job. Raises what reading its inputs raises, before anything is compiled."""
-    for flag in ("prompt", "then"):
-        prompts_lib.check(getattr(options, flag), f"--{flag}")
+    prompts_lib.check(options.then, "--then")
     prompts_lib.check([options.negative or ""], "--negative")
     common.setup(options.device, options)
     out = outputs.check_folder(options.out or "edited", "--out")
@@ -95,7 +94,8 @@ def run(options) -> int:
     print(outputs.save_arrays(out / "z.npz", arrays))
     for prompt, figure in zip(prompts, figures, strict=True):
         print(f"reconstruction of {prompt or 'the video'!r}: PSNR {figure:.2f} dB")
-    outputs.write_samples(out, videos, texts, found.fps, parts)
+    attached = edit_files.attached(options, copies=1 + len(options.then))
+    outputs.write_samples(out, videos, texts, found.fps, parts, attached)
     z_parts.remove()
     outputs.write_given(out, given, given.shape[2] * 4, found.rate)
     return 0

@@ -1,6 +1,6 @@
 """`vdm edit interpolate --method=rife`: new frames by optical flow, without a video model."""
 
-from vdm_jax.cli import common, edit_inputs, outputs, progress
+from vdm_jax.cli import common, edit_files, edit_inputs, outputs, progress
 
 _FPS = 8.0  # of an input without a frame rate
 
@@ -38,6 +38,7 @@ def run(options) -> int:
 
     made = between.interpolate(loaded, given, factor=factor, track=track)
     outputs.save_videos(out / "given.npz", given, prompts, fps)
-    outputs.write_samples(out, made, prompts, fps * factor)
+    attached = edit_files.attached(options)
+    outputs.write_samples(out, made, prompts, fps * factor, attached=attached)
     outputs.write_given(out, given, max(given.shape[2:4]), fps)
     return 0

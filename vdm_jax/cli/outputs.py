@@ -5,6 +5,7 @@ by batch. A picture that cannot be written is a warning, because the samples are
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -15,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,31 @@ _PROBE = 1 << 20  # bytes; less is no room for samples
 _WARNINGS = 5  # pictures that warnings name; the rest is counted
 _SLUG = 60  # characters of a prompt in a file's name
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attached:
+    """What the files of samples are, and what they hold beside pictures.
+
+    Attributes:
+      formats: of a sample's file, of `video_formats.FORMATS`.
+      recipe: how all samples are made again, as text (`data.recipes`).
+      recipes: that of each sample alone; none: that of all.
+      identities: what names each sample's content (`requests.identities`).
+      sounds: for each sample, the file whose sound it gets, or None.
+    """
+
+    formats: Sequence[str] = ("mp4",)
+    recipe: str = ""
+    recipes: Sequence[str] = ()
+    identities: Sequence[str] = ()
+    sounds: Sequence[str | None] = ()
+
+
+class Kept(Protocol):
+    """Samples on disk that are deleted once they are elsewhere."""
+
+    def remove(self) -> None: ...
 
 
 class OutputError(ValueError):
@@ -122,7 +148,7 @@ class Pictures:
         except Exception as error:  # whatever an encoder raises: the samples are not lost by it
             self._failed += 1
             if self._failed <= _WARNINGS:
-                warn(f"{path} could not be written: {_plain(error)}")
+                warn(f"{path} could not be written: {plain(error)}")
             return False
         return True
 
@@ -154,7 +180,7 @@ class Parts:
             self._take_up()
         with _naming(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            _replace(self._note, json.dumps({"identity": self._identity, "count": count}).encode())
+            replace(self._note, json.dumps({"identity": self._identity, "count": count}).encode())
 
     def add(self, videos: "np.ndarray") -> None:
         """Writes the next samples, `n f h w c`. Raises OutputError, saying what is there."""
@@ -166,11 +192,11 @@ class Parts:
         encoded = io.BytesIO()
         np.save(encoded, videos, allow_pickle=False)
         try:
-            _replace(path, encoded.getvalue())
+            replace(path, encoded.getvalue())
         except OSError as error:
             some = "" if self._count is None else f" of {self._count}"
             raise OutputError(
-                f"{path} could not be written: {_plain(error)}. {self.done}{some} samples are in "
+                f"{path} could not be written: {plain(error)}. {self.done}{some} samples are in "
                 f"{self._folder}; the same command goes on behind them"
             ) from error
         self._parts.append(path)
@@ -227,15 +253,23 @@ class Parts:
 
 
 def save_videos(
-    path: Path, videos: "np.ndarray", prompts: Sequence[str], fps: float | None = None
+    path: Path,
+    videos: "np.ndarray",
+    prompts: Sequence[str],
+    fps: float | None = None,
+    attached: Attached | None = None,
 ) -> Path:
-    """Writes `video`, uint8 n f h w c, `prompts`, n texts, and `fps` as an .npz file, whole or not
-    at all. Raises OutputError."""
+    """Writes `video`, uint8 n f h w c, `prompts`, n texts, `fps`, and `recipe` and `identities` of
+    what is attached, as an .npz file, whole or not at all. Raises OutputError."""
     import numpy as np
 
     arrays = {"video": videos, "prompts": np.array(list(prompts), dtype=str)}
     if fps is not None:
         arrays["fps"] = np.float64(fps)
+    if attached is not None and attached.recipe:
+        arrays["recipe"] = np.array(attached.recipe)
+    if attached is not None and attached.identities:
+        arrays["identities"] = np.array(attached.identities)
     return save_arrays(path, arrays)
 
 
@@ -260,20 +294,20 @@ def write_samples(
     videos: "np.ndarray",
     prompts: Sequence[str],
     fps: float,
-    parts: Parts | None = None,
+    parts: "Kept | None" = None,
+    attached: Attached | None = None,
 ) -> None:
     """Writes samples, uint8 `n f h w c`, into the folder `out`, and prints the files' names.
 
-    First samples.npz (see `save_videos`), then pictures: an MP4 a sample, samples.gif and
-    contact_sheet.png; of single frames a PNG a sample and the sheet. A picture that cannot be
-    written is a warning. parts: of these samples; deleted at the end. Raises OutputError.
+    First samples.npz (see `save_videos`), then pictures: a file a sample, in each format (MP4),
+    samples.gif and contact_sheet.png; of single frames a PNG a sample and the sheet. A picture that
+    cannot be written is a warning. parts: of these samples; deleted at the end. Raises OutputError.
     """
-    from PIL import Image
+    from vdm_jax.data import video_formats, video_io
 
-    from vdm_jax.data import video_io
-
+    attached = attached or Attached()
     try:
-        archive = save_videos(out / "samples.npz", videos, prompts, fps)
+        archive = save_videos(out / "samples.npz", videos, prompts, fps, attached)
     except OutputError as error:
         if parts is None:
             raise
@@ -281,28 +315,36 @@ def write_samples(
             f"{error}. All samples are in {out / PARTS}; the same command writes them"
         ) from error
     print(archive)
-    total, written, still = len(videos), 0, videos.shape[1] == 1
-    suffix, kind = ("png", "images") if still else ("mp4", "clips")
-
-    def write(path: Path, video: "np.ndarray") -> None:
-        if still:
-            Image.fromarray(video[0]).save(path)
-        else:
-            video_io.write_mp4(path, video, fps=fps)
+    total, still = len(videos), videos.shape[1] == 1
+    texts = attached.recipes or [attached.recipe] * total
+    sounds = attached.sounds or [None] * total
 
     with Pictures() as pictures:
-        for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
-            path = out / f"{index:04d}{_slug(prompt)}.{suffix}"
-            written += pictures.write(path, lambda: write(path, video))  # noqa: B023
-        print(f"{out}/*.{suffix}: {written} {kind}")
+        for kind in ("png",) if still else attached.formats:
+            written, path = 0, out
+            for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
+                path = out / f"{index:04d}{_slug(prompt)}"
+                sound = sounds[index] if kind in video_formats.WITH_SOUND else None
+                written += pictures.write(
+                    path.with_name(f"{path.name}.{kind}"),
+                    lambda: video_formats.write(path, video, fps, kind, texts[index], sound),  # noqa: B023
+                )
+            ending = "_png/" if kind == "png" and not still else f".{kind}"
+            print(f"{out}/*{ending}: {written} {'images' if still else 'clips'}")
         gif, sheet = out / "samples.gif", out / "contact_sheet.png"
         watchable = video_io.enlarge(videos[:AT_A_GLANCE], _LEAST_SIDE)
         if not still and pictures.write(
-            gif, lambda: video_io.write_gif(gif, video_io.grid(watchable), fps=fps)
+            gif,
+            lambda: video_io.write_gif(
+                gif, video_io.grid(watchable), fps=fps, comment=attached.recipe
+            ),
         ):
             print(f"{gif} (the first {AT_A_GLANCE} of {total})" if total > AT_A_GLANCE else gif)
         numbered = [f"{index:04d} {prompt}" for index, prompt in enumerate(prompts)]
-        if pictures.write(sheet, lambda: video_io.contact_sheet(sheet, videos, numbered)):
+        if pictures.write(
+            sheet,
+            lambda: video_io.contact_sheet(sheet, videos, numbered, comment=attached.recipe),
+        ):
             most = video_io.SHEET_CLIPS
             print(f"{sheet} ({most} of {total}, evenly chosen)" if total > most else sheet)
     if parts is not None:
@@ -329,11 +371,12 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {_plain(error)}") from error
+        raise OutputError(f"{path} could not be written: {plain(error)}") from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file, and its folder, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -353,14 +396,14 @@ def _unused(path: Path) -> Path:
 
 def _refusal(flag: str, path: str | Path, error: Exception) -> str:
     advice = "make room, or give another" if _is_full(error) else "give another"
-    return f"{flag}={path}: cannot be written: {_plain(error)}; {advice} folder"
+    return f"{flag}={path}: cannot be written: {plain(error)}; {advice} folder"
 
 
 def _is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _plain(error: Exception) -> str:
+def plain(error: Exception) -> str:
     """An error's text; of the operating system's with the path that it is about."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

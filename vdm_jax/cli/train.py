@@ -4,7 +4,7 @@
 
 CONFIG is the name of a configuration (vdm describe lists them) or a Python file with get_config().
 Every field can be set by a flag, such as --config.train.steps=500 or --config.model.channels=64;
-default_config() in vdm_jax/systems/vdm.py lists the fields. The embedded data set moving_shapes is
+vdm train --config=CONFIG --help lists the fields. The embedded data set moving_shapes is
 rendered where it is missing. Other data sets have to be there: see vdm data prepare. A folder of
 video files needs nothing. The same command goes on from the last checkpoint in DIR, exactly as if
 it had never stopped. Ctrl-C saves and stops.

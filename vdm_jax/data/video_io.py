@@ -1,9 +1,8 @@
-"""Videos as files: MP4 and GIF writing, contact sheets, reading back.
+"""Videos as files: MP4, WebM and GIF writing, contact sheets, reading back.
 
 Videos here are numpy uint8 arrays: one clip `f h w c`, a list of clips `n f h w c`, c = 3 (RGB).
 """
 
-import fractions
 import math
 import warnings
 from collections.abc import Sequence
@@ -11,11 +10,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from einops import rearrange, repeat
 from PIL import GifImagePlugin, Image, ImageDraw
 
-from vdm_jax.data import video_container, video_indexing, video_reader
+from vdm_jax.data import recipes, video_container, video_encoding, video_indexing, video_reader
 from vdm_jax.data.frames import Geometry, upright
 from vdm_jax.data.lettering import Lettering
 from vdm_jax.data.source import DataError
@@ -27,7 +26,6 @@ SHEET_CLIPS = 32
 _SHEET_FRAMES = 16  # of a clip, on a contact sheet
 _CAPTION_WIDTH = 420  # pixels that a caption may take where the frames below it take less
 _INK, _PAPER = (235, 235, 235), (24, 24, 24)
-_BT709 = 1  # the code of its primaries, its transfer and its matrix (ITU-T H.273)
 _GIF_LEAST = 2  # hundredths of a second: players take a frame of less for one of ten
 _GIF_COLOURS = 255  # of the 256 one is kept for pixels that stay as they are
 
@@ -63,58 +61,59 @@ def grid(
 
 
 def write_mp4(
-    path: str | Path, video: np.ndarray, fps: float = 8, min_size: int = MIN_WATCHABLE
+    path: str | Path,
+    video: np.ndarray,
+    fps: float = 8,
+    min_size: int = MIN_WATCHABLE,
+    *,
+    comment: str = "",
+    sound: str | Path | None = None,
 ) -> Path:
-    """Writes one clip uint8 `f h w c` as H.264 in yuv420p, which every player opens.
-
-    Small clips are enlarged (see `enlarge`); an odd side is completed by repeating its last row
-    or column, because yuv420p stores colour at half resolution. Colours are converted by BT.709's
-    matrix and the file says so; of an untagged file players guess the matrix from its size.
-    """
-    video = enlarge(_check(video, 4), min_size)
-    height, width = video.shape[1:3]
-    video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    """Writes one clip uint8 `f h w c` as H.264, small ones enlarged (`video_encoding.encode`)."""
     path = _parent_made(path)
-    # A file object: FFmpeg takes a name with a colon for a protocol, and wants UTF-8.
-    with path.open("wb") as file, av.open(file, "w", format="mp4") as container:
-        rate = fractions.Fraction(fps).limit_denominator(1000)
-        stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width = video.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        # crf 12: hard pixel edges of small videos stay crisp; the files are tiny all the same.
-        stream.options = {"crf": "12", "preset": "veryfast"}
-        context = stream.codec_context
-        context.color_primaries = context.color_trc = context.colorspace = _BT709
-        context.color_range = ColorRange.MPEG
-        for pixels in video:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = frame.reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation="BICUBIC",
-            )
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    video = enlarge(_check(video, 4), min_size)
+    video_encoding.encode(path, video, fps, video_encoding.MP4, comment, sound)
+    return path
+
+
+def write_webm(
+    path: str | Path,
+    video: np.ndarray,
+    fps: float = 8,
+    min_size: int = MIN_WATCHABLE,
+    *,
+    comment: str = "",
+    sound: str | Path | None = None,
+) -> Path:
+    """Writes one clip uint8 `f h w c` as AV1, small ones enlarged (`video_encoding.encode`)."""
+    path = _parent_made(path)
+    video = enlarge(_check(video, 4), min_size)
+    video_encoding.encode(path, video, fps, video_encoding.WEBM, comment, sound)
     return path
 
 
 def write_gif(
-    path: str | Path, video: np.ndarray, fps: float = 8, min_size: int = MIN_WATCHABLE
+    path: str | Path,
+    video: np.ndarray,
+    fps: float = 8,
+    min_size: int = MIN_WATCHABLE,
+    *,
+    comment: str = "",
 ) -> Path:
     """Writes one clip uint8 `f h w c` as an endless GIF, small ones enlarged; see `encode_gif`."""
     path = _parent_made(path)
-    path.write_bytes(encode_gif(enlarge(_check(video, 4), min_size), fps))
+    path.write_bytes(encode_gif(enlarge(_check(video, 4), min_size), fps, comment))
     return path
 
 
-def encode_gif(video: np.ndarray, fps: float) -> bytes:
+def encode_gif(video: np.ndarray, fps: float, comment: str = "") -> bytes:
     """One clip uint8 `f h w c` as an endless GIF of the clip's duration.
 
     Every frame is a frame of the file, also one that equals the frame before it. A GIF counts time
     in hundredths of a second: the frames' times are rounded, not their durations. Players show no
     frame for less than 20 ms, so above 50 frames a second frames are left out, evenly. Each frame
-    stores the part that changes, in at most 255 colours of its own.
+    stores the part that changes, in at most 255 colours of its own. comment: ASCII text that the
+    file holds.
 
     Raises ValueError where `fps` is not above 0.
     """
@@ -127,6 +126,7 @@ def encode_gif(video: np.ndarray, fps: float) -> bytes:
         image, corner, keep = _gif_part(pixels, before)
         if before is None:
             parts += GifImagePlugin.getheader(image, info={"loop": 0})[0]
+            parts += _gif_comment(comment)
         # As long as the format can say.
         setting = {"duration": min(10 * int(hundredths), 655_350), "disposal": 1}
         if keep is not None:
@@ -134,6 +134,15 @@ def encode_gif(video: np.ndarray, fps: float) -> bytes:
         parts += GifImagePlugin.getdata(image, corner, include_color_table=True, **setting)
         before = pixels
     return b"".join([*parts, b";"])
+
+
+def _gif_comment(text: str) -> list[bytes]:
+    """A comment extension of GIF89a: blocks of at most 255 bytes, the last of them empty."""
+    if not text:
+        return []
+    content = text.encode("ascii")
+    blocks = [content[at : at + 255] for at in range(0, len(content), 255)]
+    return [b"!\xfe", *(bytes([len(block)]) + block for block in blocks), b"\0"]
 
 
 def _gif_times(count: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
@@ -185,6 +194,8 @@ def contact_sheet(
     captions: Sequence[str],
     frame_size: int = 64,
     max_clips: int = SHEET_CLIPS,
+    *,
+    comment: str = "",
 ) -> Path:
     """Writes a PNG that shows clips at a glance: of each its caption and, below, its frames.
 
@@ -194,7 +205,8 @@ def contact_sheet(
     this machine has is written as an escape (see `lettering`).
 
     videos: uint8 `n f h w c`; captions: n texts; frame_size: least shorter side of a frame on the
-    sheet, in pixels; more than twice as much is scaled down to that.
+    sheet, in pixels; more than twice as much is scaled down to that; comment: text that the file
+    holds.
     """
     videos = _check(videos, 5)
     if len(captions) != len(videos):
@@ -241,7 +253,7 @@ def contact_sheet(
     if note:
         lettering.draw(draw, (4, rows * cell_height + 1), note, _INK)
     path = _parent_made(path)
-    sheet.save(path, format="PNG")
+    sheet.save(path, format="PNG", pnginfo=recipes.png_info(comment))
     return path
 
 

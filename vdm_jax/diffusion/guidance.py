@@ -6,6 +6,8 @@ may be taken in both at once: nothing is divided by α or σ, and λ may be ±20
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,7 +74,8 @@ def weighted(denoiser: Denoiser, terms: Sequence[tuple[float, Callable[[Any], An
 
     def guided(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
         def combine(*parts: Array) -> Array:
-            return sum(weight * part for (weight, _), part in zip(kept, parts, strict=True))
+            weighted = [weight * part for (weight, _), part in zip(kept, parts, strict=True)]
+            return functools.reduce(operator.add, weighted)
 
         return _joined(denoiser, z, logsnr, [change(cond) for _, change in kept], combine)
 

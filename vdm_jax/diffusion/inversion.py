@@ -30,8 +30,10 @@ from vdm_jax.diffusion.schedules import alpha_sigma
 from vdm_jax.diffusion.solvers import Denoise, Rule
 
 # Rules without memory: one step is a function of z.
-_ONE_STEP = (DDIM, solvers.DPMPP2S, solvers.Euler)
-_ONE_STEP += (solvers.FlowEuler, solvers.FlowMidpoint, solvers.FlowHeun)
+_ONE_STEP = (
+    *(DDIM, solvers.DPMPP2S, solvers.Euler),
+    *(solvers.FlowEuler, solvers.FlowMidpoint, solvers.FlowHeun),
+)
 # Relative to the mean square of the differences. float32 resolves 1e-7.
 _RIDGE = 1e-6
 

@@ -73,12 +73,14 @@ def ve_to_vp(z_ve: Float[Array, "b ..."], logsnr: Float[Array, "b"]) -> Float[Ar
 
 def vp_to_flow(z: Float[Array, "b ..."], logsnr: Float[Array, "b"]) -> Float[Array, "b ..."]:
     """z = α x + σ ε to z_rf = (1−t) x + t ε at the same λ: division by α + σ."""
-    return z / expand(sum(alpha_sigma(logsnr)), z.ndim)
+    alpha, sigma = alpha_sigma(logsnr)
+    return z / expand(alpha + sigma, z.ndim)
 
 
 def flow_to_vp(z_rf: Float[Array, "b ..."], logsnr: Float[Array, "b"]) -> Float[Array, "b ..."]:
     """z_rf = (1−t) x + t ε to z = α x + σ ε at the same λ: multiplication by α + σ."""
-    return z_rf * expand(sum(alpha_sigma(logsnr)), z_rf.ndim)
+    alpha, sigma = alpha_sigma(logsnr)
+    return z_rf * expand(alpha + sigma, z_rf.ndim)
 
 
 def resolution_shift(reference: int, resolution: int) -> float:

@@ -58,7 +58,7 @@ def window_weights(
         elif weights == "core":
             low = 0 if number == 0 else (starts[number - 1] + size - start) // 2
             high = size if number == len(starts) - 1 else (starts[number + 1] - start + size) // 2
-            inside = (low <= place) & (place < high)
+            inside = ((low <= place) & (place < high)).astype(float)
         elif weights == "fade":
             inside = _fade(place, size, starts, number)
         whole[number, start : start + size] = inside
@@ -137,7 +137,7 @@ def windowed(
             prediction = denoiser(batch[0], jnp.tile(logsnr, len(starts)), batch[1])
             said = [jnp.split(field, len(starts)) for field in (prediction.x, prediction.eps)]
             for number, start in enumerate(starts):
-                total = add(total, start, tuple(f[number] for f in said), share[number])
+                total = add(total, start, (said[0][number], said[1][number]), share[number])
         else:
 
             def body(total, inputs):

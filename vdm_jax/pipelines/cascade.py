@@ -83,8 +83,10 @@ def cascade_config(
     Returns the fields `stages`, `init_from` and `sample`: {stage: {field of its sampler: value}},
     None = as the stage's own configuration.
     """
-    fields = ("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size")
-    fields += ("tile", "tile_overlap", "window", "window_overlap", "shared_noise")
+    fields = (
+        *("steps", "sampler", "guidance", "oscillate_after", "augmentation", "batch_size"),
+        *("tile", "tile_overlap", "window", "window_overlap", "shared_noise"),
+    )
     return ml_collections.ConfigDict(
         {
             "stages": tuple(names),
@@ -182,18 +184,21 @@ class CascadeModel:
         prompts: Sequence[str],
         out: str | Path,
         progress: Progress | None = None,
+        *,
+        first: int = 0,
     ) -> Iterator[StageOutput]:
         """Draws one video a prompt through all stages; yields after each stage.
 
-        Sample i of stage k is drawn with a key of (key, k, i). Several processes all call this
-        alike, with an `out` that all can see; the first writes. Raises ValueError where a stage
-        cannot refine the videos of the one before, and what `pretrained.load` and `Sampler.stream`
-        raise.
+        Sample i of stage k is drawn with a key of (key, k, first + i). Several processes all call
+        this alike, with an `out` that all can see; the first writes. Raises ValueError where a
+        stage cannot refine the videos of the one before, and what `pretrained.load` and
+        `Sampler.stream` raise.
         """
         folder = Path(out) / "stages"
         folder.mkdir(parents=True, exist_ok=True)
         _check_chain(self.steps, prompts)
-        given, before = None, _digest([list(prompts), jax.random.key_data(key).tolist()])
+        drawn = [list(prompts), jax.random.key_data(key).tolist()]
+        given, before = None, _digest([*drawn, first] if first else drawn)
         for number, step in enumerate(self.steps):
             # The videos of a stage depend on all stages before it.
             model = pretrained.digest(step.source)
@@ -201,7 +206,7 @@ class CascadeModel:
             record = _Record(folder / f"{number:02d}_{step.name}", before)
             if record.done < len(prompts):
                 stage_key = jax.random.fold_in(key, number)
-                self._run(step, record, stage_key, prompts, given, progress)
+                self._run(step, record, stage_key, prompts, given, progress, first)
             output = StageOutput(
                 name=step.name,
                 path=record.path,
@@ -211,7 +216,7 @@ class CascadeModel:
             given = output.videos
             yield output
 
-    def _run(self, step, record, key, prompts, given, progress) -> None:
+    def _run(self, step, record, key, prompts, given, progress, offset) -> None:
         """Draws the samples of one stage that are still missing, from those of the stage before."""
         model = pretrained.load(step.source, mesh=self.mesh)
         name = _digest([config_lib.to_dict(model.config), step.name, _plain(step.changes)])
@@ -224,7 +229,7 @@ class CascadeModel:
             key,
             texts[first:],
             inputs=None if condition is None else {condition.name: given[first:]},
-            first=first,
+            first=offset + first,
         )
         started = time.monotonic()
         for videos in stream:

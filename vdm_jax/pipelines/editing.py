@@ -8,6 +8,7 @@ each.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -497,7 +498,7 @@ def _sample(
     inputs: dict[str, Coarse] | None = None,
     first: int = 0,
 ) -> Edited:
-    options = {"inputs": inputs} if inputs else {}
+    options: dict[str, Any] = {"inputs": inputs} if inputs else {}
     options |= {"first": first} if first else {}
     parts: list[np.ndarray] = []
     for part in sampler.stream(params, key, prompts, known=known, start=start, **options):

@@ -193,7 +193,8 @@ def load(
     Raises FileNotFoundError, ValueError, CheckpointError, MeshError.
     """
     path = _find(source)
-    config, changes = read_config(path), {}
+    config = read_config(path)
+    changes: Mapping[str, np.ndarray] = {}
     if loras:
         if systems.adaptation(config):
             raise ValueError(

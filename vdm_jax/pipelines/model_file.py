@@ -79,6 +79,7 @@ def write(
         safetensors.numpy.save_file(dict(tensors), partial, metadata=metadata)
         partial.chmod(mode)
         at = _place(partial, _NO_DIGEST)
+        assert at is not None, "the header was written with a place for the digest"
         digest = _hash(partial, at)
         with partial.open("r+b") as file:
             file.seek(at)

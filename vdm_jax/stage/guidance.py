@@ -67,10 +67,10 @@ class ClassifierFree:
                 condition.check_scale(scale)
 
     def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
-        if self.first not in (None, self.scale):
+        if (first := self.first) is not None and first != self.scale:
 
             def rising(z: Array, logsnr: Array, cond: Any) -> Prediction:
-                scales = jnp.linspace(self.first, self.scale, z.shape[1])[None]
+                scales = jnp.linspace(first, self.scale, z.shape[1])[None]
                 return guided(denoiser, stage, scales)(z, logsnr, cond)
 
             return rising

@@ -331,6 +331,8 @@ class Sampler:
         These are the frozen parameters, the key, the numbers of a batch's samples, their
         condition, where they start (None), and what is known of them: nothing, or frames.
         """
+        if (plan := self.plan) is None:
+            raise ValueError("plan = None: shapes have places on a mesh alone")
         size = self._size(self.batch_size)
         key = jax.eval_shape(lambda: jax.random.key(0))
         indices, known = jax.ShapeDtypeStruct((size,), jnp.uint32), None
@@ -341,9 +343,9 @@ class Sampler:
         batch = (indices, self.stage.abstract_inputs(size), None, known)
         return (
             self.frozen,
-            jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.plan.everywhere),
+            jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=plan.everywhere),
             *jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.plan.batch),
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=plan.batch),
                 batch,
             ),
         )

@@ -17,16 +17,22 @@ from vdm_jax.stage.guidance import ClassifierFree, Guidance, Temporal, Tiles, Wi
 RULE_FIELDS = ("eta", "gamma", "churn", "churn_min", "churn_max", "churn_noise")
 GRID_FIELDS = ("rho", "sigma_min", "sigma_max")
 _SETTINGS = ("augmentation", "fps", "motion_bucket", "structure")
-_OTHERS = ("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile")
-_OTHERS += ("tile_overlap", "window", "window_overlap", "threshold", "method", "weight")
-_OTHERS += ("first_guidance", "shared_noise", "temporal", "reuse")
+_OTHERS = (
+    *("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile"),
+    *("tile_overlap", "window", "window_overlap", "threshold", "method", "weight"),
+    *("first_guidance", "shared_noise", "temporal", "reuse"),
+)
 _DIRECT = ("negative", "batch_size", "num_frames", "height", "width", "remat", "frozen", "plan")
 FIELDS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
 
-_INTEGERS = ("steps", "oscillate_after", "tile", "tile_overlap", "window", "window_overlap")
-_INTEGERS += ("batch_size", "num_frames", "height", "width")
-_NUMBERS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, "corrector", "guidance", "weight")
-_NUMBERS += ("first_guidance", "temporal", "reuse")
+_INTEGERS = (
+    *("steps", "oscillate_after", "tile", "tile_overlap", "window", "window_overlap"),
+    *("batch_size", "num_frames", "height", "width"),
+)
+_NUMBERS = (
+    *(*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS),
+    *("corrector", "guidance", "weight", "first_guidance", "temporal", "reuse"),
+)
 _TEXTS = ("sampler", "threshold", "method", "negative", "remat")
 
 

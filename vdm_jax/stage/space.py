@@ -34,7 +34,8 @@ class PixelSpace:
 
     def z_shape_for(self, data_shape: Sequence[int]) -> tuple[int, int, int, int]:
         """See `Space`."""
-        return tuple(data_shape)
+        frames, height, width, channels = data_shape
+        return frames, height, width, channels
 
     def encode(
         self,
