@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 ONE_CLIP = ("super_resolve", "inpaint", "outpaint", "restyle")
-_OTHER_TIME = ("animate", "cinemagraph")  # of one frame: no time of the input is left
+# No time of one input is left: clips of one frame, and one clip of two.
+_OTHER_TIME = ("animate", "cinemagraph", "join")
 
 
 def cover_notes(flag: str, names: Sequence[str], size: tuple[int, int]) -> list[str]:

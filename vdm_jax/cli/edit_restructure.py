@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from vdm_jax.cli import common, edit_depth, edit_inputs, outputs, progress
+from vdm_jax.cli import common, edit_depth, edit_files, edit_inputs, outputs, progress
 from vdm_jax.cli import prompts as prompts_lib
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(options) -> int:
             mask=mask,
             progress=report,
         )
-    outputs.write_samples(out, made, named, fps, parts)
+    outputs.write_samples(out, made, named, fps, parts, edit_files.attached(options))
     outputs.write_given(out, videos, videos.shape[2] * 4, fps)
     return 0
 
