@@ -3,7 +3,7 @@
 Command: vdm train --config=gen1/tiny/levels --workdir=DIR/levels \\
     --config.train.init_from=DIR/structure
     vdm edit restructure --model=DIR/levels --input=clip.npz --depth=depth.npz --image=style.png
-Hardware: 2 CPU cores, 6 minutes.
+Hardware: 2 CPU cores, about 7 minutes.
 """
 
 from vdm_jax.config import load_recipe
@@ -14,6 +14,6 @@ recipe = load_recipe(__file__, "_recipe.py")
 def get_config():
     config = recipe.with_structure(recipe.tiny_config(frames=8), 7)
     config.data.image_frames = 2
-    config.train.steps = 150
+    config.train.steps = 200
     config.train.batch_size = 4
     return config

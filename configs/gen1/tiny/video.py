@@ -1,7 +1,7 @@
 """Gen-1 on scenes, phase 2: layers over frames, clips of 8 x 64 x 64 with images beside them.
 
 Command: vdm train --config=gen1/tiny/video --workdir=DIR/video --config.train.init_from=DIR/content
-Hardware: 2 CPU cores, 6 minutes.
+Hardware: 2 CPU cores, about 5 minutes.
 """
 
 from vdm_jax.config import load_recipe
