@@ -1,11 +1,11 @@
 """A video transformer on the latents of scenes: 13 frames of 32 x 32 pixels, text by MiniLM.
 
 Command: vdm data embed --config=dit/tiny
-         vdm train --config=dit/tiny
+         vdm train --config=dit/tiny --config.model.autoencoder=VAE
          vdm convert --to=diffusers --model=runs/dit/tiny --out=DIR --dtype=float16
 Hardware: 2 CPU cores.
 
-Latents of 4 x 8 x 8 x 8, of the autoencoder that dit/autoencoder trains, become 64 tokens. One
+Latents of 4 x 8 x 8 x 8, of VAE, the folder of dit/autoencoder, become 64 tokens. One
 network is trained on clips and on images, and on clips of which the beginning, the end or both are
 known, so that it also animates, extends and joins clips.
 """

@@ -102,8 +102,8 @@ def _check_size(
     multiple = autoencoder.factor * network.multiple
     if height % multiple or width % multiple:
         raise ValueError(
-            f"data.image_size = {height}, data.image_width = {width} (or data.part, data.sizes): "
-            f"must be multiples of {multiple}, the pixels of a patch"
+            f"data.image_size = {height}, data.image_width = {width}: must be multiples of "
+            f"{multiple}, the pixels of a patch, and so must those of data.part and data.sizes"
         )
     if network.in_channels != autoencoder.latent_channels:
         raise ValueError(
