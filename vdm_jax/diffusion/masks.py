@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-KINDS = ("none", "first_frame", "first_and_last", "inpaint", "outpaint", "cinemagraph")
-KINDS += ("key_frames", "beginning", "end", "ends")
+KINDS = (
+    *("none", "first_frame", "first_and_last", "inpaint", "outpaint", "cinemagraph"),
+    *("key_frames", "beginning", "end", "ends"),
+)
 _SIDES = (0.25, 0.75)  # of a box, least and greatest, in shares of the frame's
 
 

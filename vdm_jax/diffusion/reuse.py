@@ -79,7 +79,8 @@ class Reuse:
     ) -> tuple[Float[Array, "b ..."], Any]:
         kept, inner = state
         place = jnp.argmin(jnp.where(self.logsnrs >= logsnr_t, self.logsnrs, jnp.inf))
-        computed, found = self.computed[place], []
+        computed = self.computed[place]
+        found: list[Array] = []
 
         def reusing(z: Array, logsnr: Array) -> Prediction:
             if found:

@@ -315,7 +315,7 @@ class _Record:
         self._count = count
         return self.done
 
-    def _file(self, samples: Shaped[np.ndarray, "n f h w c"]) -> np.ndarray:
+    def _file(self, samples: Shaped[np.ndarray, "n f h w c"]) -> np.memmap:
         """The file of before, or a new one for samples like these."""
         if self.done:
             return np.lib.format.open_memmap(self.path, mode="r+")

@@ -53,7 +53,7 @@ def restructure(
         raise ValueError("videos and mask: give both, or neither")
     prompts = [""] * len(depth)
     inputs = {Structure.name: depth, ImageEmbedding.name: content}
-    if mask is not None:
+    if videos is not None and mask is not None:
         return editing.inpaint(
             sampler, params, key, videos, prompts, known=~mask, inputs=inputs, progress=progress
         )

@@ -29,6 +29,7 @@ from vdm_jax.pipelines.model import Model
 from vdm_jax.stage.beside import Beside
 from vdm_jax.stage.conditions.source import SourceVideo
 from vdm_jax.stage.sampler import Sampler
+from vdm_jax.stage.stage import Stage
 from vdm_jax.systems import latent_image, tune_a_video
 from vdm_jax.training import loop, optimizer, step
 
@@ -67,6 +68,7 @@ def configure(
         config.data.update(name="video_folder", fps=float(fps))
     config = model.with_base(config)
     stage = systems.build(config)  # refuses sizes that the autoencoder cannot have
+    assert isinstance(stage, Stage)
     if stage.find(SourceVideo) is not None:
         raise ValueError(f"{str(source)!r} edits by instruction: give a model that makes images")
     multiple = stage.space.multiple * stage.network.multiple
@@ -111,7 +113,7 @@ class Tuner:
     @functools.cached_property
     def train_step(self) -> step.TrainStep:
         """One update; compiled at the first."""
-        tx = optimizer.make_optimizer(self.config.train)
+        tx = optimizer.make_optimizer(self.config.train, self.stage.abstract_params())
         return step.make_train_step(self.stage, tx, self.config, self.plan, self.frozen)
 
     def tune(
@@ -127,12 +129,13 @@ class Tuner:
 
         Raises as `loop.train`.
         """
-        config = config or self.config
+        config, encoder = config or self.config, self.stage.text_encoder
+        assert encoder is not None  # as in every latent image model
         result = loop.train(
             self.stage,
             config,
             workdir,
-            OneClip(clip, config.train.tuning.prompt, self.stage.text_encoder),
+            OneClip(clip, config.train.tuning.prompt, encoder),
             plan=self.plan,
             initial=lambda: self.start,
             frozen=self.frozen,
