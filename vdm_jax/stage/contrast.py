@@ -10,19 +10,17 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from vdm_jax.models import cost
-from vdm_jax.models.layers import Layout
 from vdm_jax.models.text.words import TextEncoder
 from vdm_jax.models.vision.image_text import ImageTextPair
+from vdm_jax.stage.direct import Direct
 from vdm_jax.stage.protocols import Batch, Frozen
 from vdm_jax.stage.space import from_uint8
 from vdm_jax.stage.stage import NO_FROZEN
 from vdm_jax.stage.view import View
-from vdm_jax.stage.window import Reading
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrast:
+class Contrast(Direct):
     """A pair of encoders, trained to find the caption of each image of a batch, and the image of
     each caption (Radford et al. 2021, figure 3).
 
@@ -40,6 +38,7 @@ class Contrast:
     text_encoder: TextEncoder
     new = ""
     wider = ""
+    noun = "an image-text pair"
 
     def __post_init__(self):
         frames, height, width, _ = self.view.shape
@@ -75,26 +74,6 @@ class Contrast:
         """As `Stage.trained`: all of it."""
         return tree
 
-    def network_params(self, params: PyTree, frozen: Frozen) -> PyTree:
-        """As `Stage.network_params`."""
-        del frozen
-        return params
-
-    def with_layout(self, layout: Layout) -> "Contrast":
-        """The same: a mesh only splits the batch."""
-        del layout
-        return self
-
-    @property
-    def reading(self) -> Reading:
-        """What the data's workers read of a clip for one example."""
-        return self.view.reading()
-
-    @property
-    def clip_shape(self) -> tuple[int, int, int, int]:
-        """(f, h, w, c) of the videos of a training batch."""
-        return (*self.reading.video_shape, self.view.data_shape[3])
-
     def abstract_batch(self, batch_size: int, image_frames: int = 0) -> Batch:
         """Shapes and dtypes of a training batch."""
         del image_frames
@@ -104,16 +83,6 @@ class Contrast:
             for name, value in text.items()
         }
         return {"video": jax.ShapeDtypeStruct((batch_size, *self.clip_shape), np.uint8), **shapes}
-
-    def cost(self, image_frames: int = 0) -> list[cost.LevelCost]:
-        """Raises ValueError: operations of a pair are not counted."""
-        del image_frames
-        raise ValueError("this is an image-text pair: its operations are not counted")
-
-    def train_flops(self, image_frames: int = 0) -> int:
-        """0: operations of a pair are not counted."""
-        del image_frames
-        return 0
 
     def loss(
         self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen = NO_FROZEN

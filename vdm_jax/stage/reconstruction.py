@@ -11,15 +11,13 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Key, PyTree, Shaped, UInt8
 
-from vdm_jax.models import cost
 from vdm_jax.models.autoencoder import Autoencoder, Posterior
 from vdm_jax.models.causal_autoencoder import CausalAutoencoder
-from vdm_jax.models.layers import Layout
+from vdm_jax.stage.direct import Direct
 from vdm_jax.stage.protocols import Batch, Frozen
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.stage import NO_FROZEN, matching
 from vdm_jax.stage.view import View
-from vdm_jax.stage.window import Reading
 
 
 class Reconstructed(NamedTuple):
@@ -83,7 +81,7 @@ class Term:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reconstruction:
+class Reconstruction(Direct):
     """An autoencoder, and the loss by which it is trained.
 
     It has the methods of `Stage` that training calls. Each frame of a clip is an example, or each
@@ -105,6 +103,7 @@ class Reconstruction:
     train_only: str = ""
     new: str = ""
     text_encoder = None
+    noun = "an autoencoder"
 
     def __post_init__(self):
         factor, (_, height, width, channels) = self.network.factor, self.view.shape
@@ -134,26 +133,6 @@ class Reconstruction:
         """As `Stage.trained`."""
         return matching(tree, self.train_only)
 
-    def network_params(self, params: PyTree, frozen: Frozen) -> PyTree:
-        """As `Stage.network_params`."""
-        del frozen
-        return params
-
-    def with_layout(self, layout: Layout) -> "Reconstruction":
-        """The same: no layer mixes frames, so a mesh only splits the batch."""
-        del layout
-        return self
-
-    @property
-    def reading(self) -> Reading:
-        """What the data's workers read of a clip for one example."""
-        return self.view.reading()
-
-    @property
-    def clip_shape(self) -> tuple[int, int, int, int]:
-        """(f, h, w, c) of the videos of a training batch."""
-        return (*self.reading.video_shape, self.view.data_shape[3])
-
     def abstract_batch(self, batch_size: int, image_frames: int = 0) -> Batch:
         """Shapes and dtypes of a training batch."""
         del image_frames
@@ -162,16 +141,6 @@ class Reconstruction:
             shape = (batch_size, *self.clip_shape[:3], 1)
             batch["mask"] = jax.ShapeDtypeStruct(shape, np.uint8)
         return batch
-
-    def cost(self, image_frames: int = 0) -> list[cost.LevelCost]:
-        """Raises ValueError: operations of autoencoders are not counted."""
-        del image_frames
-        raise ValueError("this is an autoencoder: its operations are not counted")
-
-    def train_flops(self, image_frames: int = 0) -> int:
-        """0: operations of autoencoders are not counted."""
-        del image_frames
-        return 0
 
     def loss(
         self, params: PyTree, batch: Batch, key: Key[Array, ""], frozen: Frozen = NO_FROZEN
