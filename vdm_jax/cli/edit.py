@@ -187,28 +187,8 @@ def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
     }
 
 
-def _parse(arguments: list[str]):
-    """The flags, checked as far as they can be without the model."""
-    parser = common.parser("vdm edit", __doc__)
-    parser.add_argument("job", metavar="JOB", choices=JOBS, help=", ".join(JOBS))
-    common.add_model_arguments(parser)
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a video, a still image, or samples.npz",
-    )
-    parser.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="one for each video, or one"
-    )
-    parser.add_argument("--then", action="append", default=[], metavar="TEXT", help="see above")
-    parser.add_argument(
-        "--low_res",
-        metavar="FILE",
-        help="a video or samples.npz: the result at a lower resolution, for extend and jobs with "
-        "known pixels",
-    )
+def _add_job_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The group of flags that some jobs have."""
     job = parser.add_argument_group("for some jobs")
     number = {"type": common.positive, "metavar": "N"}
     job.add_argument("--frames", **number, help="extend: in all (default: 4 clips' worth)")
@@ -238,6 +218,32 @@ def _parse(arguments: list[str]):
     job.add_argument(
         "--strength", type=float, metavar="X", help="restyle: above 0, at most 1 (default 0.6)"
     )
+    return job
+
+
+def _parse(arguments: list[str]):
+    """The flags, checked as far as they can be without the model."""
+    parser = common.parser("vdm edit", __doc__)
+    parser.add_argument("job", metavar="JOB", choices=JOBS, help=", ".join(JOBS))
+    common.add_model_arguments(parser)
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video, a still image, or samples.npz",
+    )
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="one for each video, or one"
+    )
+    parser.add_argument("--then", action="append", default=[], metavar="TEXT", help="see above")
+    parser.add_argument(
+        "--low_res",
+        metavar="FILE",
+        help="a video or samples.npz: the result at a lower resolution, for extend and jobs with "
+        "known pixels",
+    )
+    job = _add_job_arguments(parser)
     for module in _MODULES.values():
         module.add_arguments(parser)
     edit_depth.add_arguments(parser)
