@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes launch/constraints.txt: one version of every package that setup.py and its extras, but beam,
-# lead to, for every operating system and every Python from 3.11 on. launch/setup_env.sh installs
-# these.
+# Writes launch/constraints.txt: one version of every package that setup.py and its extras, but beam
+# and studio, lead to, for every operating system and every Python from 3.11 on.
+# launch/setup_env.sh installs these.
 #
 #   bash launch/update_constraints.sh [--upgrade | --check]
 #
@@ -41,10 +41,10 @@ trap 'rm -rf "$scratch"' EXIT
 # uv keeps the versions that its output file holds. It reads the old file without its comments.
 touch "$file"
 sed '/^#/d' "$file" >"$scratch/pins.txt"
-# Without beam: Apache Beam asks for older versions of what everything else uses.
+# Without beam and studio: Apache Beam and Gradio ask for older versions of what everything else uses.
 extras=()
 while read -r extra; do
-  [ "$extra" = beam ] || extras+=(--extra "$extra")
+  [ "$extra" = beam ] || [ "$extra" = studio ] || extras+=(--extra "$extra")
 done < <(sed -n '/extras_require/,/^    },/s/^        "\([a-z0-9]*\)": *\(\[\|[A-Z]\).*/\1/p' setup.py)
 "$scratch/venv/bin/python" -m uv pip compile --quiet setup.py "${extras[@]}" --universal \
   --python-version 3.11 --fork-strategy fewest --no-header --no-annotate \

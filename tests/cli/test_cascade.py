@@ -232,6 +232,6 @@ def test_shipped_cascades_are_whole_and_in_order():
     """What is checked before a sample is drawn; sampling one is the same code as above."""
     for name in pretrained.shipped_cascades():
         model = vdm_jax.load(name)
-        cascade_lib._check_chain(model.steps)
+        cascade_lib._check_chain(model.steps, ["a red circle"])
         assert model.fps == 24.0
     assert {"imagen_video_tiny", "lumiere_tiny"} <= set(pretrained.shipped_cascades())

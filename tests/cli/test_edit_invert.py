@@ -90,6 +90,8 @@ def test_an_interrupted_job_goes_on(run, monkeypatch, tmp_path, capsys):
     assert f"1 clips are in {tmp_path / 'out' / outputs.PARTS}" in capsys.readouterr().out
     for one, other in zip(resumed, whole, strict=True):
         for name, values in one.items():
+            if name == "recipe":  # it names the folder
+                continue
             np.testing.assert_array_equal(values, other[name])
 
 

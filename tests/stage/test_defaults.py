@@ -30,7 +30,7 @@ DEFAULTS = {
     video.MaskedVideo: {"z_shape": None},
     refinement.Plain: {},
     refinement.Refinement: {"fill": "repeat", "acceleration": 0.0, "contrast": 0.0},
-    View: {"data_shape": None, "data_fps": 0.0, "frame_strides": (), "crop": ()},
+    View: {"data_shape": None, "data_fps": 0.0, "frame_strides": (), "crop": (), "part": False},
     window.Reading: {"strides": (), "data_fps": 0.0, "reach": window.AT_THE_PLACE},
     Stage: {
         "conditions": (),

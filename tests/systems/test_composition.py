@@ -189,7 +189,7 @@ SECTIONS = {
     "sample": """
         sampler steps guidance oscillate_after grid corrector threshold augmentation tile
         tile_overlap window window_overlap batch_size eta gamma churn churn_min churn_max
-        churn_noise rho sigma_min sigma_max""",
+        churn_noise rho sigma_min sigma_max shared_noise""",
     "model": """
         channels channel_mult num_res_blocks attention_levels head_dim patch_size out_channels
         norm_groups dropout spatial_attention skips coordinates output_skip output_gate

@@ -72,6 +72,7 @@ class EveryFrame(NamedTuple):
     """Other latents for each frame, as the recording has them."""
 
     key: str = stable_video.STILL
+    ADDED = False
 
     @property
     def keys(self):
