@@ -1,8 +1,6 @@
 """`vdm sample --system=text2video_zero`: an image model samples videos, untrained."""
 
 import argparse
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vdm_jax.cli import common, edit_control, edit_inputs
@@ -204,7 +202,7 @@ def identity(options: argparse.Namespace) -> dict[str, object]:
     files |= {name: getattr(options, name) for name in ("source", "foreground")}
     for name, file in files.items():
         if file not in (None, SCENES):
-            found[f"{name}_file"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            found[f"{name}_file"] = edit_inputs.file_digest(name, file)
     if options.controlnet is not None:
         tensors = published.Tensors(options.controlnet, published.DIFFUSERS)
         found["controlnet"] = tensors.digests.name
