@@ -103,13 +103,20 @@ def test_output_and_gradients_are_those_of_diffusers(recorded, loaded, inputs):
     names = stable_video.name_function(network)
     wanted = {key.removeprefix("gradient/") for key in arrays if key.startswith("gradient/")}
     wanted.remove("sample")
+    sums = [arrays[f"gradient/{name}"] for name in wanted]
+    largest = max(abs(one.item()) for one in sums if one.size == 1)
     for path, gradient in traverse_util.flatten_dict(of_params, sep="/").items():
         (place,) = published.all_places(names(path))
         if place.name in wanted:
             wanted.remove(place.name)
             expected = arrays[f"gradient/{place.name}"]
             found = published.from_ours(np.asarray(gradient), path).reshape(expected.shape)
-            assert_close(found, expected, 1e-3)
+            if expected.size == 1:
+                # A mixing factor's gradient is one sum, which may cancel almost to nothing: its
+                # scale is that of the other factors' sums.
+                assert abs(found.item() - expected.item()) <= 1e-3 * largest
+            else:
+                assert_close(found, expected, 1e-3)
     assert not wanted
 
 
