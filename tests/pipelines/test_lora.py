@@ -117,7 +117,7 @@ def test_a_trained_lora_is_written_and_equals_itself_merged(folder, trained, tmp
     assert np.abs(leaf(merged) - leaf(model.frozen[BASE])).max() > 0.1
     for params in (by_file, by_folder):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, merged)
-    with pytest.raises(ValueError, match="is a LoRA or a ControlNet itself"):
+    with pytest.raises(ValueError, match="is adapted itself"):
         vdm_jax.load(trained, loras={file: 1.0})
 
 
