@@ -206,8 +206,8 @@ def depth_errors(task: Task, videos: np.ndarray) -> np.ndarray:
         # The background is the same in every row, and the object has one depth.
         floor = np.broadcast_to(np.linspace(0, 127, _SIZE)[:, None], depth.shape)
         near = depth[np.abs(depth - floor) > 1]
-        of_object = np.median(near) if near.size else 0.0
-        found.append(np.abs(np.where(there, of_object, floor) - depth).mean() / 255)
+        object_depth = np.median(near) if near.size else 0.0
+        found.append(np.abs(np.where(there, object_depth, floor) - depth).mean() / 255)
     return np.array(found)
 
 

@@ -11,10 +11,10 @@ and is inverted and sampled by each of
   sdedit         the image model on each frame alone, from --strength of the way back
 
 Prompts are captions of the clip's middle frame, because the image model learned captions of frames.
-Of each result are measured: whether the judge of scenes sees what was edited, and whether it sees
-the whole edited caption; the correlation of the object's path with the source's; and for edits of
-object and colour the PSNR outside the source's true mask, grown by 4 pixels. No caption of scenes
-names a style, so none is edited.
+The measures of each result are whether the judge of scenes sees what was edited, and the whole
+edited caption; the correlation of the object's path with the source's; and for edits of object and
+colour the PSNR outside the source's true mask, grown by 4 pixels. No caption of scenes names a
+style, so none is edited.
 
 DIR receives table.md, figures.json, results.npz, a contact sheet, and the runs. The same command
 goes on behind the last clip.

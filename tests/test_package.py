@@ -1,4 +1,4 @@
-"""What a built package says of itself."""
+"""The metadata of a built package."""
 
 import os
 import re

@@ -145,12 +145,12 @@ def test_an_estimator_is_used_for_all_videos(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     videos = np.zeros((2, 3, 8, 8, 3), np.uint8)
     monkeypatch.setattr(depth, "estimate", lambda folder, given: given[..., :1] + 5)
-    assert (edit_depth.of_videos([str(tmp_path)], videos) == 5).all()
-    assert (edit_depth.of_videos([], videos, fallback=str(tmp_path)) == 5).all()
+    assert (edit_depth.read_or_estimate([str(tmp_path)], videos) == 5).all()
+    assert (edit_depth.read_or_estimate([], videos, fallback=str(tmp_path)) == 5).all()
     with pytest.raises(ValueError, match="is an estimator; give it alone"):
-        edit_depth.of_videos([str(tmp_path), "depth.npz"], videos)
+        edit_depth.read_or_estimate([str(tmp_path), "depth.npz"], videos)
     with pytest.raises(ValueError, match="--depth: 1 files, 2 videos: must be as many"):
-        edit_depth.of_videos(["depth.npz"], videos)
+        edit_depth.read_or_estimate(["depth.npz"], videos)
 
 
 @pytest.mark.parametrize(

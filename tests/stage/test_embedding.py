@@ -96,7 +96,7 @@ def test_sampling_takes_embeddings_images_or_the_frames_that_are_known():
     found = condition.begin(cond, 1, KEY, {}, encode)
     wanted = embedded(image / 127.5 - 1)
     np.testing.assert_allclose(found["image_embedding"][:, 0], wanted, rtol=1e-4)
-    # Of a stage of known frames: the first of them, or the null.
+    # A stage with known frames takes the first of them, or the null.
     condition = ImageEmbedding(encoder=ENCODER, video="masked_video")
     assert condition.encode(None, 1) == {} and not condition.of_stage_before
     frames = {"masked_video": jnp.asarray(np.stack([image, 255 - image], axis=1))}

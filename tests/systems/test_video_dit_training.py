@@ -403,7 +403,7 @@ def test_what_is_known_enters_without_noise_and_is_not_learned(masked, params, f
 
     raw, x = run(z, known)
     np.testing.assert_allclose(x[:, 0], 0.5, atol=1e-5)
-    # z has no effect where it is known, and what is known has one elsewhere.
+    # z has no effect at known frames, and known frames have an effect elsewhere.
     other, _ = run(z.at[:, 0].add(3.0), known)
     np.testing.assert_array_equal(other, raw)
     other, _ = run(z, {**known, "masked_video": -half})

@@ -163,7 +163,9 @@ def sharding(config, devices: int, slices: int = 1) -> dict:
             }
         )
     held = sum(row["bytes"] for row in rows)
-    moments = 1.5 if config.train.moment_dtype == "bfloat16" else 2
+    # AdamW's second moment. Muon has one for biases and scales alone, which are few.
+    moments = 0.0 if config.train.optimizer == "muon" else 1.0
+    moments += 0.5 if config.train.moment_dtype == "bfloat16" else 1.0
     return {
         "mesh": sizes,
         "parameters": rows,

@@ -98,7 +98,7 @@ def run(options) -> int:
     )
     sampler = adapted.sampler(**{**common.sampler_changes(options), "num_frames": None})
     model.stage.check_prompts(prompts)
-    source = edit_depth.of_videos(options.depth, videos) if options.depth else videos
+    source = edit_depth.read_or_estimate(options.depth, videos) if options.depth else videos
     hints = control_videos(options.control.kind, source)
     parts = outputs.Parts(out, _identity(options, hints, prompts), len(hints))
     if parts.done:

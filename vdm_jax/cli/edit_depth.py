@@ -21,7 +21,9 @@ def add_arguments(parser) -> None:
     )
 
 
-def of_videos(paths: Sequence[str], videos: "np.ndarray", fallback: str = "") -> "np.ndarray":
+def read_or_estimate(
+    paths: Sequence[str], videos: "np.ndarray", fallback: str = ""
+) -> "np.ndarray":
     """The depth of videos uint8 `n f h w 3`, uint8 `n f h w 1`, by --depth.
 
     fallback: the folder of the estimator that is used without the flag; "" = none. Raises

@@ -74,9 +74,9 @@ def run(options) -> int:
     from vdm_jax.pipelines import restructuring
 
     model = _sized(options, common.load_model(options))
-    of_size = dict.fromkeys(("num_frames", "height", "width"))
+    no_size = dict.fromkeys(("num_frames", "height", "width"))
     sampler = model.sampler(
-        **{**common.sampler_changes(options), **of_size},
+        **{**common.sampler_changes(options), **no_size},
         method="replacement",
         temporal=options.temporal,
         structure=None if options.structure is None else float(options.structure),
@@ -88,7 +88,7 @@ def run(options) -> int:
     texts = [] if images is not None else edit_inputs.one_each(options.prompt, len(videos))
     prior = None if images is not None else _prior(options, model, texts)
     fallback = model.config.model.depth
-    depth = edit_depth.of_videos(options.depth, videos, fallback)
+    depth = edit_depth.read_or_estimate(options.depth, videos, fallback)
     content = images
     if prior is not None:
         content = restructuring.embeddings(prior, model.stage, prior_key, texts)

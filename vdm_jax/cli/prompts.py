@@ -80,7 +80,7 @@ def read_lines(
 def alternatives(text: str) -> list[str]:
     """Every text that `text` stands for: {red|blue} is red in one and blue in the next.
 
-    Of several lists the last changes fastest. Braces without | between them are ordinary letters.
+    The last of several lists changes fastest. Braces without | between them are ordinary letters.
     Raises ValueError where there are too many.
     """
     parts = re.split(r"\{([^{}]*\|[^{}]*)\}", text)

@@ -74,7 +74,7 @@ class Autoencoder(nn.Module):
         return jnp.zeros((1, self.factor, self.factor, self.in_channels))
 
     @property
-    def of_clips(self) -> bool:
+    def encodes_clips(self) -> bool:
         """Whether whole clips, b f h w c, are encoded, or images, n h w c."""
         return False
 

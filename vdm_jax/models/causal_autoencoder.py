@@ -148,7 +148,7 @@ class CausalAutoencoder(nn.Module):
     # --- shapes ---------------------------------------------------------------------------------
 
     @property
-    def of_clips(self) -> bool:
+    def encodes_clips(self) -> bool:
         """See `autoencoder.Autoencoder`."""
         return True
 

@@ -62,14 +62,14 @@ class _SingleFrames(nn.Module):
         def one(x: Array) -> Array:
             return rearrange(x, "b k ... -> (b k) 1 ...")
 
-        def of_images(x: Array) -> Array:
+        def apply_to_images(x: Array) -> Array:
             found = run(one(x), one(vectors[:, clip:]), one(context.tokens[:, 1:]))
             return rearrange(found, "(b k) 1 ... -> b k ...", k=images)
 
-        def of_clip(x: Array) -> Array:
+        def apply_to_frames(x: Array) -> Array:
             return run(x, vectors[:, :clip], context.tokens[:, :1])
 
-        return apply_to_clip(layout, x, frames, images, of_clip, of_images)
+        return apply_to_clip(layout, x, frames, images, apply_to_frames, apply_to_images)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

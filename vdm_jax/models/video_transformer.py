@@ -204,7 +204,7 @@ class VideoTransformer(Network):
         levels: Int[Array, "b n"] | None,
         cond: Cond,
     ) -> tuple[Patches, Float[Array, "b more"], Int[Array, "b n"]]:
-        """Patches, noise levels and the level of each patch, with what is known put in."""
+        """Patches, noise levels and the level of each patch, with the known patches in place."""
         mask = to_patches(jnp.asarray(cond["mask"]), self.patch).min(axis=(2, 3, 4, 5)) != 0
         known = to_patches(jnp.asarray(cond["masked_video"]), self.patch)
         clean = jnp.full((len(patches), 1), jnp.inf, logsnr.dtype)

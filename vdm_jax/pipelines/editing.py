@@ -7,8 +7,7 @@ each.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +17,13 @@ from jaxtyping import Array, Bool, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import grids
 from vdm_jax.diffusion.conditional import ByReconstruction, ByReplacement
-from vdm_jax.diffusion.measurements import Downsample, Mask, MaskedMeans
+from vdm_jax.diffusion.measurements import Downsample
 from vdm_jax.diffusion.samplers import Distilled
+from vdm_jax.pipelines import filling
+from vdm_jax.pipelines.filling import Coarse, Edited, Progress, Videos
 from vdm_jax.stage.conditions.still import Still
 from vdm_jax.stage.conditions.video import LowResVideo
 from vdm_jax.stage.sampler import Known, Sampler
-from vdm_jax.stage.space import from_uint8
-
-Videos = UInt8[np.ndarray, "n f h w c"]
-Edited = UInt8[np.ndarray, "n f2 h2 w2 c"]
-Coarse = UInt8[np.ndarray, "n f3 h3 w3 c"]
-# progress(done, total), of clips that are sampled.
-Progress = Callable[[int, int], None]
 
 
 def extend(
@@ -60,7 +54,7 @@ def extend(
     Raises ValueError for a context that leaves nothing to be made, or that is longer than a video,
     and for a low_res of another shape.
     """
-    _check_videos(sampler, videos, prompts)
+    filling.check_videos(sampler, videos, prompts)
     clip = sampler.video_shape[0]
     if low_res is not None and low_res.shape[:2] != (len(videos), frames):
         raise ValueError(
@@ -82,14 +76,14 @@ def extend(
         given = np.zeros((len(videos), clip, *videos.shape[2:]), np.uint8)
         given[:, known] = videos[:, :context] if backwards else videos[:, -context:]
         texts = [turns[this % len(turns)] for turns in in_turn]
-        report = _part(progress, this, rounds, len(videos))
+        report = filling.progress_of_part(progress, this, rounds, len(videos))
         coarse = None
         if low_res is not None:
             # Beyond the end, which is cut off, its last frame stands still.
             places = np.minimum(videos.shape[1] - context + np.arange(clip), frames - 1)
             coarse = low_res[:, places]
         this_key = jax.random.fold_in(key, this)
-        new = _fill(sampler, params, this_key, given, known, texts, report, coarse)
+        new = filling.fill(sampler, params, this_key, given, known, texts, report, coarse)
         parts = [new[:, ~known], videos] if backwards else [videos, new[:, ~known]]
         videos = np.concatenate(parts, axis=1)
     return videos[:, -frames:] if backwards else videos[:, :frames]
@@ -111,7 +105,7 @@ def interpolate(
     clip of the model holds as many known frames as fit; clips meet in known frames and are sampled
     all at once. Raises ValueError if not even two fit.
     """
-    _check_videos(sampler, videos, prompts)
+    filling.check_videos(sampler, videos, prompts)
     clip, (count, length) = sampler.video_shape[0], videos.shape[:2]
     if not 2 <= factor < clip:
         raise ValueError(f"factor = {factor}: must be from 2 to {clip - 1}, below a clip's frames")
@@ -126,7 +120,7 @@ def interpolate(
     for part, start in zip(given, starts, strict=True):
         part[:, known] = videos[:, start : start + gaps + 1]
     given = rearrange(given, "s n f h w c -> (s n) f h w c")
-    made = _fill(sampler, params, key, given, known, list(prompts) * len(starts), progress)
+    made = filling.fill(sampler, params, key, given, known, list(prompts) * len(starts), progress)
     made = rearrange(made, "(s n) f h w c -> s n f h w c", s=len(starts))
     whole = np.zeros((count, (length - 1) * factor + 1, *videos.shape[2:]), np.uint8)
     for part, start in reversed(list(zip(made, starts, strict=True))):
@@ -162,9 +156,9 @@ def super_resolve(
             f"the video is {frames} frames of {low_channels} channels: the model's clips are "
             f"{clip} of {channels} (num_frames makes them longer)"
         )
-    _check_prompts(videos, prompts)
-    known = Known(measurement=Downsample(space=factor), y=_scaled(videos))
-    return _sample(sampler, params, key, prompts, known, progress)
+    filling.check_prompts(videos, prompts)
+    known = Known(measurement=Downsample(space=factor), y=filling.scaled(videos))
+    return filling.sample(sampler, params, key, prompts, known, progress)
 
 
 def inpaint(
@@ -187,7 +181,7 @@ def inpaint(
     refines videos, as its input. inputs: of the stage's other conditions by name, a row a video.
     Raises ValueError if nothing is known, or everything, and for a low_res that does not fit.
     """
-    _check_videos(sampler, videos, prompts)
+    filling.check_videos(sampler, videos, prompts)
     clip = sampler.video_shape[0]
     if videos.shape[1] != clip:
         raise ValueError(
@@ -198,7 +192,9 @@ def inpaint(
     if known.all() or not known.any():
         raise ValueError(f"known: {'all' if known.all() else 'no'} pixels are, so nothing is to do")
     known = known[..., None]
-    return _fill(sampler, params, key, videos, known, prompts, progress, low_res, others=inputs)
+    return filling.fill(
+        sampler, params, key, videos, known, prompts, progress, low_res, others=inputs
+    )
 
 
 def animate(
@@ -217,8 +213,10 @@ def animate(
     """
     if sampler.stage.find(Still) is None:
         raise ValueError("this model takes no image as a condition; use inpaint")
-    _check_prompts(images, prompts)
-    return _sample(sampler, params, key, prompts, None, progress, inputs={Still.name: images})
+    filling.check_prompts(images, prompts)
+    return filling.sample(
+        sampler, params, key, prompts, None, progress, inputs={Still.name: images}
+    )
 
 
 def predict(
@@ -244,7 +242,7 @@ def predict(
 
     Sample i is drawn with fold_in(key, i). Raises ValueError as `inpaint` does.
     """
-    _check_videos(sampler, videos, prompts)
+    filling.check_videos(sampler, videos, prompts)
     clip, height, width, _ = sampler.video_shape
     if videos.shape[1] != clip or not 1 <= frames < clip:
         raise ValueError(
@@ -268,7 +266,7 @@ def predict(
             means = Downsample(space=low_res).measure(jnp.asarray(given, jnp.float32))
             coarse = np.asarray(jnp.rint(means)).astype(np.uint8)
         texts = [prompts[row] for row in rows]
-        made = _fill(sampler, params, key, given, known, texts, None, coarse, first=at)
+        made = filling.fill(sampler, params, key, given, known, texts, None, coarse, first=at)
         yield made[: total - at]
 
 
@@ -298,7 +296,7 @@ def refine(
             "this model refines no video: choose a super-resolution stage, such as "
             "imagen_video_tiny/ssr_16"
         )
-    _check_prompts(low_res, prompts)
+    filling.check_prompts(low_res, prompts)
     clip, *size = condition.low_res_shape
     length = low_res.shape[1]
     if low_res.dtype != np.uint8 or list(low_res.shape[2:]) != size or length < clip:
@@ -307,7 +305,9 @@ def refine(
             f"{', '.join(map(str, size))}] with f of {clip} or more"
         )
     if length == clip:
-        return _sample(sampler, params, key, prompts, None, progress, inputs={"low_res": low_res})
+        return filling.sample(
+            sampler, params, key, prompts, None, progress, inputs={"low_res": low_res}
+        )
     if not 1 <= context < clip:
         raise ValueError(
             f"context = {context}: must be from 1 to {clip - 1}, below a part's frames"
@@ -321,10 +321,10 @@ def refine(
         before = made[:, start * ratio :]
         given[:, : before.shape[1]] = before
         known = np.arange(clip * ratio) < before.shape[1]
-        report = _part(progress, this, len(starts), len(low_res))
+        report = filling.progress_of_part(progress, this, len(starts), len(low_res))
         this_key = jax.random.fold_in(key, this)
         part = low_res[:, start : start + clip]
-        new = _fill(sampler, params, this_key, given, known, prompts, report, part)
+        new = filling.fill(sampler, params, this_key, given, known, prompts, report, part)
         made = np.concatenate([made, new[:, before.shape[1] :]], axis=1)
     return made
 
@@ -374,8 +374,8 @@ def join(
     follower's first; what is between leads from one to the other. The prompts are those of that
     clip. Raises ValueError for a context with nothing between, or longer than a video.
     """
-    _check_videos(sampler, videos, prompts)
-    _check_videos(sampler, followers, prompts)
+    filling.check_videos(sampler, videos, prompts)
+    filling.check_videos(sampler, followers, prompts)
     clip = sampler.video_shape[0]
     if not 1 <= context <= (clip - 1) // 2:
         raise ValueError(
@@ -389,7 +389,7 @@ def join(
     given[:, :context], given[:, -context:] = videos[:, -context:], followers[:, :context]
     known = np.ones(clip, bool)
     known[context:-context] = False
-    made = _fill(sampler, params, key, given, known, prompts, progress)
+    made = filling.fill(sampler, params, key, given, known, prompts, progress)
     return np.concatenate([videos, made[:, context:-context], followers], axis=1)
 
 
@@ -409,7 +409,7 @@ def restyle(
     strength: the share of the sampler's steps that is gone through, above 0 to 1, which leaves
     nothing. Raises ValueError.
     """
-    _check_videos(sampler, videos, prompts)
+    filling.check_videos(sampler, videos, prompts)
     if videos.shape[1] != sampler.video_shape[0]:
         raise ValueError(
             f"the video has {videos.shape[1]} frames: the model's clips have "
@@ -420,116 +420,4 @@ def restyle(
     steps = max(1, round(strength * sampler.steps))
     levels = tuple(float(level) for level in sampler.logsnrs()[-steps - 1 :])
     sampler = dataclasses.replace(sampler, grid=grids.Explicit(levels=levels))
-    return _sample(sampler, params, key, prompts, None, progress, start=videos)
-
-
-def _fill(
-    sampler: Sampler,
-    params: PyTree,
-    key: Key[Array, ""],
-    given: Videos,
-    known: Bool[np.ndarray, "f"] | Bool[np.ndarray, "f h w 1"],
-    prompts: Sequence[str],
-    progress: Progress | None,
-    low_res: Coarse | None = None,
-    first: int = 0,
-    others: Mapping[str, np.ndarray] | None = None,
-) -> Edited:
-    """Clips of which `known` elements are as given, and that follow `low_res` elsewhere.
-
-    first: number of the first sample. others: what further conditions are given, by name.
-    """
-    mask = known.reshape(-1, 1, 1, 1) if known.ndim == 1 else known
-    rows = np.broadcast_to(mask, (len(given), *mask.shape))
-    what, inputs = _known(sampler, given, rows, low_res)
-    inputs = {**inputs, **(others or {})}
-    made = _sample(sampler, params, key, prompts, what, progress, inputs=inputs, first=first)
-    # Methods that only pull towards what is known do not end in it to the last bit.
-    return np.where(rows, given, made)
-
-
-def _known(
-    sampler: Sampler,
-    given: Videos,
-    rows: Bool[np.ndarray, "n #f #h #w 1"],
-    low_res: Coarse | None,
-) -> tuple[Known | None, dict[str, Coarse]]:
-    """What the conditional method is given of the videos, and what the stage's conditions are."""
-    # y is zero, not black, where nothing is known.
-    y = np.where(rows, _scaled(given), np.float32(0))
-    masked = Known(measurement=Mask(known=rows), y=y)
-    if low_res is None:
-        return masked, {}
-    condition = sampler.stage.find(LowResVideo)
-    if condition is not None:
-        shape = (sampler.video_shape[0] // condition.shape[0] * condition.low_res_shape[0],)
-        shape += tuple(condition.low_res_shape[1:])
-        _check_low_res(low_res, len(given), shape)
-        return (masked if rows.any() else None), {"low_res": low_res}
-    clip, height, width, channels = sampler.video_shape
-    time, space = (max(1, a // b) for a, b in zip((clip, height), low_res.shape[1:3], strict=True))
-    whole = (low_res.shape[1] * time, *(side * space for side in low_res.shape[2:4]), channels)
-    if whole != sampler.video_shape or space == time == 1:
-        raise ValueError(
-            f"low_res {list(low_res.shape)}: the model's {clip} frames of {height} x {width} must "
-            "be whole multiples of it, of height and width the same"
-        )
-    _check_low_res(low_res, len(given), low_res.shape[1:])
-    both = MaskedMeans(known=rows, space=space, time=time)
-    y = np.asarray(both.combine(jnp.asarray(y), jnp.asarray(_scaled(low_res))))
-    return Known(measurement=both, y=y), {}
-
-
-def _check_low_res(low_res: Videos, count: int, shape: Sequence[int]) -> None:
-    if low_res.dtype != np.uint8 or low_res.shape != (count, *shape):
-        raise ValueError(
-            f"low_res {low_res.dtype}{list(low_res.shape)}: must be uint8 {[count, *shape]}"
-        )
-
-
-def _sample(
-    sampler: Sampler,
-    params: PyTree,
-    key: Key[Array, ""],
-    prompts: Sequence[str],
-    known: Known | None,
-    progress: Progress | None,
-    start: Videos | None = None,
-    inputs: dict[str, Coarse] | None = None,
-    first: int = 0,
-) -> Edited:
-    options: dict[str, Any] = {"inputs": inputs} if inputs else {}
-    options |= {"first": first} if first else {}
-    parts: list[np.ndarray] = []
-    for part in sampler.stream(params, key, prompts, known=known, start=start, **options):
-        parts.append(part)
-        if progress is not None:
-            progress(sum(len(part) for part in parts), len(prompts))
-    return np.concatenate(parts)
-
-
-def _part(progress: Progress | None, index: int, parts: int, each: int) -> Progress | None:
-    """Progress of one of several parts alike."""
-    if progress is None:
-        return None
-    return lambda done, _: progress(index * each + done, parts * each)
-
-
-def _scaled(videos: Videos) -> np.ndarray:
-    """float32 in [−1, 1], on the host."""
-    return np.asarray(from_uint8(jnp.asarray(videos)))
-
-
-def _check_prompts(videos: Videos, prompts: Sequence) -> None:
-    if isinstance(prompts, str) or len(prompts) != len(videos):
-        raise ValueError(f"prompts = {prompts!r}: must be {len(videos)}, one for each video")
-
-
-def _check_videos(sampler: Sampler, videos: Videos, prompts: Sequence) -> None:
-    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[2:] != sampler.video_shape[1:]:
-        height, width, channels = sampler.video_shape[1:]
-        raise ValueError(
-            f"video {videos.dtype}{list(videos.shape)}: must be uint8 [n, f, {height}, {width}, "
-            f"{channels}], the model's size"
-        )
-    _check_prompts(videos, prompts)
+    return filling.sample(sampler, params, key, prompts, None, progress, start=videos)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree, UInt8
 
-from vdm_jax.pipelines import editing
+from vdm_jax.pipelines import editing, filling
 from vdm_jax.pipelines.model import Model
 from vdm_jax.stage.conditions.embedding import ImageEmbedding
 from vdm_jax.stage.conditions.structure import Structure
@@ -36,7 +36,7 @@ def restructure(
     *,
     videos: UInt8[np.ndarray, "n f h w 3"] | None = None,
     mask: Bool[np.ndarray, "#f h w"] | None = None,
-    progress: editing.Progress | None = None,
+    progress: filling.Progress | None = None,
 ) -> UInt8[np.ndarray, "n f h w 3"]:
     """Videos with the structure of `depth` and a content.
 

@@ -43,7 +43,7 @@ def configure(
 
     Args:
       source: the image model, as `model.load` takes it.
-      recipe: of this system, for all but the network, the text encoder and the size. Its
+      recipe: of this system; it sets everything except network, text encoder and size. Its
         `data.frame_stride` says which frames of a video the clip has.
       clip: in the size that is tuned on.
       prompt: what the clip shows.

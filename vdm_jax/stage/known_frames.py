@@ -1,4 +1,4 @@
-"""A network that takes what is known of z at t = 0, beside patches of the noise level (masked-frame
+"""A network that takes known frames at t = 0 beside patches at the noise level (masked-frame
 conditioning; Zheng et al. 2024, Open-Sora 1.1)."""
 
 import dataclasses
@@ -13,7 +13,7 @@ from vdm_jax.stage.protocols import Cond
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KnownFrames:
-    """The prediction of what is known is what is known, and its error has no weight in the loss.
+    """The prediction at known frames is their own value, and its error has no weight in the loss.
 
     The network finds it as `cond["masked_video"]` where `cond["mask"]` is 1 (`MaskedVideo`), in the
     place of z and without noise. Without these entries nothing is known.

@@ -116,7 +116,7 @@ class Reconstruction(Direct):
             raise ValueError(
                 f"clips of {channels} channels: the autoencoder has {self.network.in_channels}"
             )
-        if self.network.of_clips:
+        if self.network.encodes_clips:
             self.network.check((1, *self.view.shape))
         if self.view.crop:
             raise ValueError(f"crop = {self.view.crop}: an autoencoder is trained on whole frames")
@@ -170,7 +170,7 @@ class Reconstruction(Direct):
         """Clips encoded to their most likely latents and decoded."""
         latents = self.posterior(params, video).mode()
         decoded = to_uint8(self._apply(params, latents, method="decode"))
-        if self.network.of_clips:
+        if self.network.encodes_clips:
             return decoded
         return rearrange(decoded, "(b f) h w c -> b f h w c", b=len(video))
 
@@ -186,7 +186,7 @@ class Reconstruction(Direct):
 
     def _examples(self, video: Shaped[Array, "b f h w c"]) -> Shaped[Array, "*n h w c"]:
         """Clips as the network takes them."""
-        if self.network.of_clips:
+        if self.network.encodes_clips:
             return video
         return rearrange(video, "b f h w c -> (b f) h w c")
 
@@ -199,6 +199,6 @@ class Reconstruction(Direct):
         return self._examples(self.view.frames(from_uint8(video)))
 
     def _apply(self, params: PyTree, *args: Any, method: str) -> Any:
-        if method == "decode" and not self.network.of_clips:
+        if method == "decode" and not self.network.encodes_clips:
             args = (*args, self.view.shape[0])
         return self.network.apply({"params": params}, *args, method=method)

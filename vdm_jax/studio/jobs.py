@@ -1,6 +1,6 @@
 """Jobs one after the other: each a request, its progress while it is made, and its files.
 
-JAX computes one job at a time. Jobs of several visitors wait in a queue and are told how many are
+JAX computes one job at a time. Jobs of several visitors wait in a queue, which shows how many are
 before them. A job that is cancelled ends within one denoising step.
 """
 

@@ -1,4 +1,4 @@
-"""What the page says of a model before it is loaded, from its configuration alone."""
+"""The description of a model on the page before it is loaded, from its configuration alone."""
 
 import dataclasses
 from pathlib import Path

@@ -11,7 +11,7 @@ from vdm_jax.studio import paint
 
 PORTS = range(7860, 7960)
 MOST_BYTES = 200_000_000  # of an upload
-# Of a page whose width is a telephone's: what lies beside each other on a screen goes below.
+# On a page as narrow as a telephone, columns go below each other.
 _CSS = """
 .pending { opacity: 1 !important; }  /* a page that is looked at again does not fade */
 .gradio-container { max-width: 1180px !important; margin: auto; }

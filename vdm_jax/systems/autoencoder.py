@@ -45,7 +45,7 @@ def build(config: ConfigDict) -> Reconstruction:
     network = _published(values).from_config(values, Path("configuration"))
     network = network.clone(dtype=DTYPES[model.dtype])
     view = clip_view(config.data, network.in_channels)
-    if network.of_clips:  # short ones: all frames at once are the fastest
+    if network.encodes_clips:  # short ones: all frames at once are the fastest
         network = network.clone(at_once=view.shape[0])
     terms = (
         Term(name="l1", function=reconstruction.absolute_error, weight=config.loss.l1),
@@ -102,7 +102,7 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
     """
     stage = build(config)
     mean, square = measure_moments(stage, config, params)
-    if stage.network.of_clips:
+    if stage.network.encodes_clips:
         deviation = np.sqrt(square - mean**2)
         fields = {"latent_mean": tuple(mean.tolist()), "latent_std": tuple(deviation.tolist())}
     else:

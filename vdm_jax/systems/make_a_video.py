@@ -70,7 +70,7 @@ STAGES = ("prior", "decoder", "interpolation", "sr_l", "sr_h")
 ORIGINS = {"decoder": "decoder_image", "interpolation": "decoder", "sr_l": "sr_l_image"}
 SPACES = ("latents", "pixels")
 _RGB = 3
-# Of the parameters: what a model of texts, of images, or of clips lacks.
+# Paths of parameters that a model of texts, of images, or of clips lacks.
 TEMPORAL = "_temporal/|^condition/fps_"
 _EMBEDDING = "^condition/embedding_"
 _KNOWN = "^masked_video_conv/"

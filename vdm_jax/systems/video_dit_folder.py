@@ -21,7 +21,7 @@ from vdm_jax.weights import flow_scheduler, published, scheduler, video_transfor
 
 NAME = video_dit.NAME
 _PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-# Of the published pipeline, with the only values that are computed here: Wan 2.2 has two
+# Settings of the published pipeline with the only values that are computed here: Wan 2.2 has two
 # transformers, or a time for each token.
 _FIXED = {
     "transformer_2": [None, None],

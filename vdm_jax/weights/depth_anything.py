@@ -54,7 +54,7 @@ _BACKBONE_FIXED = {
     "reshape_hidden_states": False,
     "use_swiglu_ffn": False,
 }
-# Of training, or said by out_indices too.
+# Settings of training, and one that out_indices gives too.
 _BACKBONE_IGNORED = {
     *("attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob", "layerscale_value"),
     *("out_features", "stage_names", "use_mask_token"),
@@ -91,7 +91,8 @@ def read_folder(folder: str | Path, dtype: DTypeLike = np.float32) -> Loaded:
     """
     network = read_config(folder, dtype)
     tensors = published.Tensors(folder)
-    # Of DINOv2's training; of the coarsest level, which has no coarser one; and read below.
+    # Tensors of DINOv2's training, of the coarsest level, which adds no coarser one, and those
+    # that are read below.
     unused = ("embeddings.mask_token", "fusion_stage.layers.0.residual_layer1", ".lambda1")
     params = published.read_params(
         tensors,

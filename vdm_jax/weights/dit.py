@@ -41,8 +41,8 @@ _FIXED: Mapping[str, Any] = {
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
 }
-# Of no effect, but for the last: diffusers adds 1e-5 to the variance before an MLP, the original,
-# and this network, 1e-6.
+# The first two have no effect. By the last diffusers adds 1e-5 to the variance before an MLP; the
+# original and this network add 1e-6.
 _IGNORED = frozenset({"norm_num_groups", "upcast_attention", "norm_eps"})
 
 

@@ -46,7 +46,7 @@ def decoder(part: str, frames: int) -> ConfigDict:
     return config
 
 
-def of_clips(config: ConfigDict) -> ConfigDict:
+def on_clips(config: ConfigDict) -> ConfigDict:
     """Makes a decoder's configuration that of D^t or ↑F, which reads clips of 16 frames."""
     config.model.temporal = True
     config.model.train_only = VIDEO

@@ -15,7 +15,7 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = recipe.of_clips(recipe.decoder(make_a_video.DECODER, recipe.GIVEN))
+    config = recipe.on_clips(recipe.decoder(make_a_video.DECODER, recipe.GIVEN))
     config.stage.frame_strides = (recipe.SKIP, 3, 1)  # the first is sampled
     config.train.batch_size = 8
     config.train.steps = 250

@@ -13,7 +13,7 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 def get_config():
     frames = (recipe.GIVEN - 1) * recipe.SKIP + 1
-    config = recipe.of_clips(recipe.decoder(make_a_video.INTERPOLATION, frames))
+    config = recipe.on_clips(recipe.decoder(make_a_video.INTERPOLATION, frames))
     config.model.train_only = f"{recipe.VIDEO}|^masked_video_conv/"
     config.interpolation.update({"given": recipe.GIVEN, "skip": recipe.SKIP})
     config.train.batch_size = 2

@@ -45,7 +45,7 @@ class TimeEmbedding(nn.Module):
         vector = _mlp(h, self.width, jnp.float32, nn.swish)
         for embed in self.embedders:
             rows = embed(self, inputs).vector
-            # The level of what is known is one more, and of the clip.
+            # Known patches have a noise level of their own, with the same condition of the clip.
             more = [rows[:, :1]] * (vector.shape[1] - rows.shape[1])
             vector = vector + jnp.concatenate([rows, *more], axis=1)
         if not self.shared:
