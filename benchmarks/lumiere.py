@@ -184,6 +184,7 @@ def memory(options) -> list[dict]:
 
 def _temporaries(name: str, frames: int, low_frames: int | None) -> float:
     """MiB that the gradient of one clip's loss takes beside its inputs and outputs."""
+    import flax.linen as nn
     import jax
 
     from vdm_jax import config as config_lib
@@ -198,7 +199,7 @@ def _temporaries(name: str, frames: int, low_frames: int | None) -> float:
     if low_frames:
         overrides["stage.low_res"] = f"({low_frames},16,16)"
     stage = systems.build(config_lib.load_config(CONFIGS / f"{name}.py", overrides))
-    params = jax.eval_shape(stage.init, jax.random.key(0))
+    params = nn.meta.unbox(stage.abstract_params())
 
     def gradient(params, batch, key):
         trained = stage.trained(params)

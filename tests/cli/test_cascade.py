@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from tests import cascades, tiny
+from tests import cascades, drawn, tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.cli import cascade as cascade_cli
@@ -73,7 +73,7 @@ def test_a_cascade_is_trained_and_sampled(cascade, tmp_path, capsys):
     config = config_lib.load_config(
         cascade.with_name("tsr_6fps.py"), {"text.vocabulary": "a,red,square"}
     )
-    params = systems.build(config).init(jax.random.key(0))
+    params = drawn.params(systems.build(config))
     pretrained.save_model(workdir / "tsr_6fps.safetensors", params, config)
 
     flags = [f"--model={workdir}", "--prompt=a red square", "--num_samples=2", "--device=cpu"]

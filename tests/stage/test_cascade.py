@@ -439,7 +439,7 @@ def test_a_stage_of_a_cascade_is_distilled_like_any(tmp_path):
     student_config = distillation.round_config(teacher_config, ladder, this, "teacher", "sha256:0")
     teacher = systems.build(student_config)
     stage = distillation.build_round(teacher, student_config, this)
-    params = stage.init(KEY)
+    params = drawn(stage, 0.1)
     loss, _ = jax.jit(stage.loss)(params, batch(), KEY, {"teacher": params})
     assert np.isfinite(loss) and stage.video_shape == (8, 16, 16, 3)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import drawn, tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.stage import guidance
@@ -88,7 +88,7 @@ def guided(teacher):
     """The stage of the first round, its parameters, the teacher's."""
     stage = make_stage(teacher, 0)
     params = stage.init(jax.random.key(0))
-    return stage, params, shaken(stage.teacher.init(jax.random.key(1)), 2)
+    return stage, params, drawn.params(stage.teacher)
 
 
 def batch_of(stage):
@@ -108,18 +108,19 @@ def test_a_student_begins_as_its_teacher_at_any_guidance(guided):
     }
     z = jax.random.normal(jax.random.key(3), (2, *stage.video_shape))
     cond = jax.tree.map(jnp.asarray, stage.encode(["a red square", "blue"]))
-    expected = stage.teacher.denoiser(teacher_params)(z, jnp.zeros(2), cond).x
-    student = jax.jit(
-        lambda scale: guidance.guided(stage.denoiser(both), stage, scale)(z, jnp.zeros(2), cond).x
-    )
+    teacher = jax.jit(lambda params: stage.teacher.denoiser(params)(z, jnp.zeros(2), cond).x)
+    expected = teacher(teacher_params)
+
+    @jax.jit
+    def student(params, scale):
+        denoiser = guidance.guided(stage.denoiser(params), stage, scale)
+        return denoiser(z, jnp.zeros(2), cond).x
+
     for scale in (1.0, 3.0):
-        np.testing.assert_allclose(student(scale), expected, atol=1e-5)
+        np.testing.assert_allclose(student(both, scale), expected, atol=1e-5)
     # Once trained it does hear the scale.
     both["condition"]["guidance_out"] = shaken(both["condition"]["guidance_out"], 4)
-    heard = jax.jit(
-        lambda scale: guidance.guided(stage.denoiser(both), stage, scale)(z, jnp.zeros(2), cond).x
-    )
-    assert np.abs(heard(1.0) - heard(3.0)).max() > 1e-4
+    assert np.abs(student(both, 1.0) - student(both, 3.0)).max() > 1e-4
 
 
 @pytest.mark.parametrize("target", distillation.TARGETS)
@@ -127,7 +128,7 @@ def test_every_target_trains_the_student_and_not_the_teacher(teacher, guided, ta
     index = {"guidance": 0, "progressive": 1, "consistency": -1}[target]
     stage = make_stage(teacher, index)
     assert stage.target == target
-    params = shaken(stage.init(jax.random.key(0)), 5)
+    params = drawn.params(stage, 5)
     teacher_params = guided[2] if target == "guidance" else shaken(params, 6)
 
     def value(params, teacher):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import drawn, tiny
 from tests.models.text import test_minilm
 from vdm_jax import config as config_lib
 from vdm_jax import systems
@@ -148,7 +148,7 @@ def changed(config, **fields):
     return config
 
 
-def drawn(shapes):
+def random_batch(shapes):
     """A batch of random values."""
     rng = np.random.default_rng(0)
 
@@ -163,7 +163,7 @@ def drawn(shapes):
 @pytest.fixture(scope="module")
 def params(config):
     """Parameters whose output is not zero."""
-    return systems.build(config).init(jax.random.key(3))
+    return drawn.params(systems.build(config), 3)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_a_clip_is_not_split_into_images(trained_autoencoder):
 def test_packed_clips_learn_what_each_learns_alone(config, params, drawn_frozen):
     stage = systems.build(changed(config, data_sizes=SIZES, data_packed=True))
     assert isinstance(stage, SizedStage) and stage.z_shape == (3, 4, 4, 4)
-    batch = drawn(stage.abstract_batch(2))
+    batch = random_batch(stage.abstract_batch(2))
     key = jax.random.key(1)
 
     @jax.jit
@@ -343,7 +343,7 @@ def test_predictions_are_reused_where_the_noise_level_hardly_moves(config, param
 
 def test_images_beside_a_clip_are_encoded_and_read_alone(config, params, frozen):
     stage = systems.build(config)
-    batch = drawn(stage.abstract_batch(2, 2))
+    batch = random_batch(stage.abstract_batch(2, 2))
 
     def example(batch):
         return stage.example(batch, jax.random.key(0), frozen)[:2]
@@ -432,7 +432,7 @@ def test_a_clean_frame_is_at_time_zero(masked, params):
 
 
 def test_masks_are_drawn_and_encoded_in_training(masked, params, frozen):
-    batch = drawn(masked.abstract_batch(4))
+    batch = random_batch(masked.abstract_batch(4))
     _, cond, _ = jax.jit(masked.example)(batch, jax.random.key(2), frozen)
     assert cond["mask"].shape == (4, *masked.z_shape[:3], 1)
     known = np.asarray(cond["mask"]).mean(axis=(1, 2, 3, 4))

@@ -177,6 +177,7 @@ def _feeding(config, target, what: str, result: dict) -> dict:
 
 def lower(config, target, what: str):
     """The program of `config` lowered for `target`, and the figures that `estimate` needs."""
+    import flax.linen as nn
     import jax
 
     from vdm_jax import systems
@@ -189,7 +190,7 @@ def lower(config, target, what: str):
     forward = sum(level.flops for level in stage.cost(_images(config) if what == "train" else 0))
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(stage.init, jax.random.key(0)),
+        nn.meta.unbox(stage.abstract_params()),
         plan.params,
     )
     figures = {"parameters": state.count_parameters(params)}

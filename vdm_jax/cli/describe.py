@@ -113,6 +113,7 @@ def describe(config) -> dict:
 
     `parameters` is counted from the shapes of the stage's real initialisation.
     """
+    import flax.linen as nn
     import jax
 
     from vdm_jax import systems
@@ -121,7 +122,7 @@ def describe(config) -> dict:
     jax.config.update("jax_platforms", "cpu")  # evaluating shapes wants no accelerator
     stage = systems.build(config)
     levels = stage.cost()
-    params = jax.eval_shape(stage.init, jax.random.key(0))
+    params = nn.meta.unbox(stage.abstract_params())
     return {
         "parameters": state.count_parameters(params),
         "flops": sum(row.flops for row in levels),
@@ -136,6 +137,7 @@ def sharding(config, devices: int, slices: int = 1) -> dict:
 
     Raises MeshError where the mesh does not fit the devices.
     """
+    import flax.linen as nn
     import jax
 
     from vdm_jax import systems
@@ -148,7 +150,7 @@ def sharding(config, devices: int, slices: int = 1) -> dict:
     rows = []
     for (path, plan), leaf in zip(
         jax.tree_util.tree_leaves_with_path(plans, is_leaf=sharding.is_plan),
-        jax.tree.leaves(jax.eval_shape(stage.init, jax.random.key(0))),
+        jax.tree.leaves(nn.meta.unbox(stage.abstract_params())),
         strict=True,
     ):
         cut = sharding.axes_by_dimension(plan.spec)

@@ -89,6 +89,7 @@ def capacity(device: "jax.Device") -> int:
 
 def need(named: str, overrides: Mapping[str, str], what: str) -> Need:
     """What one device takes for an update (train) or for a batch of samples (sample)."""
+    import flax.linen as nn
     import jax
     import jax.numpy as jnp
 
@@ -122,7 +123,7 @@ def need(named: str, overrides: Mapping[str, str], what: str) -> Need:
         name: part.params for name, part in systems.abstract_frozen(config, one, device).items()
     }
     sampler = sampling.Sampler.from_config(stage, config.sample, frozen=frozen)
-    params = jax.eval_shape(stage.init, jax.random.key(0))
+    params = nn.meta.unbox(stage.abstract_params())
     size = sampler.batch_size
     key = jax.eval_shape(lambda: jax.random.key(0))
     indices = jax.ShapeDtypeStruct((size,), jnp.uint32)

@@ -65,8 +65,7 @@ class Autoencoder(nn.Module):
     @nn.nowrap
     def abstract_params(self) -> PyTree:
         """For each parameter a `layers.Named` of its shape. Nothing is computed."""
-        with layers.shapes_only():
-            return jax.eval_shape(self.init, jax.random.key(0), self.smallest)["params"]
+        return layers.abstract_params(self, self.smallest)
 
     @property
     def smallest(self) -> Float[Array, "1 h w c"]:

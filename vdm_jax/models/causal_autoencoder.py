@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -205,8 +204,7 @@ class CausalAutoencoder(nn.Module):
     @nn.nowrap
     def abstract_params(self) -> PyTree:
         """For each parameter a `layers.Named` of its shape. Nothing is computed."""
-        with layers.shapes_only():
-            return jax.eval_shape(self.init, jax.random.key(0), self.smallest)["params"]
+        return layers.abstract_params(self, self.smallest)
 
     @property
     def smallest(self) -> Float[Array, "1 f h w c"]:

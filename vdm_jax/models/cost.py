@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.models import layers
 from vdm_jax.models.condition import Cond
 from vdm_jax.models.network import Network, Section
 
@@ -77,7 +78,7 @@ def level_table(
 
     def forward(key, z, logsnr, cond):
         images = {"num_images": num_images} if num_images else {}
-        with nn.intercept_methods(count):
+        with layers.shapes_only(), nn.intercept_methods(count):
             return network.init(key, z, logsnr, cond, **images)["params"]
 
     clip = jax.ShapeDtypeStruct((1, *video_shape), jnp.float32)

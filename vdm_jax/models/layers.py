@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Float, Int, PyTree, Real
 
 from vdm_jax.models.ops import attention, convolution, normalisation, product
 
@@ -71,11 +71,20 @@ def named(init: Callable[..., Array], *names: str | None, dtype: DTypeLike = jnp
     dtype: the layer casts the parameter to it before use.
     """
 
-    def boxed(key: Array, shape: Sequence[int], *args, **kwargs) -> Named:
-        drawn = jnp.zeros(shape) if _shapes_only.get() else init(key, shape, *args, **kwargs)
-        return Named(value=drawn, names=names, dtype=dtype)
+    return functools.partial(_boxed, init, names, dtype)
 
-    return boxed
+
+def _boxed(
+    init: Callable[..., Array],
+    names: tuple[str | None, ...],
+    dtype: DTypeLike,
+    key: Array,
+    shape: Sequence[int],
+    *args,
+    **kwargs,
+) -> Named:
+    drawn = jnp.zeros(shape) if _shapes_only.get() else init(key, shape, *args, **kwargs)
+    return Named(value=drawn, names=names, dtype=dtype)
 
 
 _shapes_only = contextvars.ContextVar("shapes_only", default=False)
@@ -93,6 +102,30 @@ def shapes_only(only: bool = True) -> Iterator[None]:
         yield
     finally:
         _shapes_only.reset(token)
+
+
+def init(network: nn.Module, key: Array, *inputs: PyTree) -> PyTree:
+    """A network's parameters, a `Named` each, drawn from `key`.
+
+    Equal networks are traced once for inputs of the same shapes: a run asks for the shapes of its
+    parameters several times before it draws them.
+    """
+    return _init(network, _shapes_only.get(), key, *inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(network: nn.Module, only_shapes: bool, key: Array, *inputs: PyTree) -> PyTree:
+    with shapes_only(only_shapes):
+        return network.init(key, *inputs)["params"]
+
+
+def abstract_params(network: nn.Module, *inputs: PyTree) -> PyTree:
+    """For each parameter of a network a `Named` of its shape. Nothing is computed.
+
+    inputs: arrays or shapes.
+    """
+    with shapes_only():
+        return jax.eval_shape(functools.partial(init, network), jax.random.key(0), *inputs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -32,7 +33,7 @@ def params(
     new = "|".join(f"(?:{part})" for part in (new, stage.new) if part)
     if not new and not stage.wider:
         return model.read_params(source, abstract)
-    theirs = jax.eval_shape(systems.build(model.read_config(source)).init, jax.random.key(0))
+    theirs = nn.meta.unbox(systems.build(model.read_config(source)).abstract_params())
     shapes = {name: leaf.shape for name, leaf in model.named_leaves(theirs)}
     lacking = {name for name, _ in model.named_leaves(abstract) if name not in shapes}
     if bad := sorted(name for name in lacking if not (new and re.search(new, name))):
@@ -51,19 +52,28 @@ def params(
     wanted = jax.tree_util.tree_map_with_path(as_theirs, abstract)
     if not lacking and wanted == abstract:
         return model.read_params(source, abstract)
-    fresh = abstract
-    if lacking:
-        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        fresh = jax.jit(stage.init, out_shardings=places)(jax.random.key(seed))
     read = model.read_params(source, _without(wanted, lacking))
+    fresh = _drawn(stage, abstract, lacking, seed) if lacking else {}
 
     def chosen(path: tuple, leaf: Any) -> jax.Array:
-        if model.path_name(path) in lacking:
-            return leaf
+        name = model.path_name(path)
+        if name in fresh:
+            return fresh[name]
         found = _leaf(read, path)
-        return found if found.shape == leaf.shape else _widened(found, leaf, model.path_name(path))
+        return found if found.shape == leaf.shape else _widened(found, leaf, name)
 
-    return jax.tree_util.tree_map_with_path(chosen, fresh)
+    return jax.tree_util.tree_map_with_path(chosen, abstract)
+
+
+def _drawn(stage, abstract: PyTree, names: set[str], seed: int) -> dict[str, jax.Array]:
+    """Of a stage's fresh parameters those of these names. The others are not drawn: that would take
+    their memory, and most of the time to compile."""
+    places = {name: leaf.sharding for name, leaf in model.named_leaves(abstract) if name in names}
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        return {n: leaf for n, leaf in model.named_leaves(stage.init(key)) if n in names}
+
+    return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
 
 
 def _widened(kernel: jax.Array, like: Any, name: str) -> jax.Array:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -459,7 +460,7 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 def abstract_params(stage, plan: sharding.Plan | None) -> PyTree:
     """The shapes, dtypes and places of a stage's parameters; plan None = on one device."""
-    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    shapes = nn.meta.unbox(stage.abstract_params())
     if plan is None:
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = jax.tree.map(lambda _: one, shapes)

@@ -10,6 +10,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from vdm_jax.models import layers
 from vdm_jax.models.text.words import TextEncoder
 from vdm_jax.models.vision.image_text import ImageTextPair
 from vdm_jax.stage.direct import Direct
@@ -63,12 +64,14 @@ class Contrast(Direct):
 
     def abstract_params(self) -> PyTree:
         """As `Stage.abstract_params`."""
-        return jax.eval_shape(self._boxed_init, jax.random.key(0))
+        with layers.shapes_only():
+            return jax.eval_shape(self._boxed_init, jax.random.key(0))
 
     def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
         text = self.text_encoder.example()
         states, mask = (jnp.asarray(text[name]) for name in ("text_embeddings", "token_mask"))
-        return self.network.init(key, jnp.zeros((1, *self.view.shape[1:])), states, mask)["params"]
+        image = jnp.zeros((1, *self.view.shape[1:]))
+        return layers.init(self.network, key, image, states, mask)
 
     def trained(self, tree: PyTree) -> PyTree:
         """As `Stage.trained`: all of it."""

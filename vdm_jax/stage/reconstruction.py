@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Key, PyTree, Shaped, UInt8
 
+from vdm_jax.models import layers
 from vdm_jax.models.autoencoder import Autoencoder, Posterior
 from vdm_jax.models.causal_autoencoder import CausalAutoencoder
 from vdm_jax.stage.direct import Direct
@@ -123,7 +124,7 @@ class Reconstruction(Direct):
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Parameters (float32), drawn from `key`."""
-        return nn.meta.unbox(self.network.init(key, self.network.smallest)["params"])
+        return nn.meta.unbox(layers.init(self.network, key, self.network.smallest))
 
     def abstract_params(self) -> PyTree:
         """As `Stage.abstract_params`."""

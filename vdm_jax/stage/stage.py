@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion.process import Denoiser, Process
-from vdm_jax.models import cost
+from vdm_jax.models import cost, layers
 from vdm_jax.models.layers import Layout
 from vdm_jax.models.text.words import TextEncoder
 from vdm_jax.stage.conditions.prompt import NEGATIVE, Prompt, Text
@@ -122,7 +122,8 @@ class Stage:
     def abstract_params(self) -> PyTree:
         """For each parameter a `layers.Named`: shape, logical axis names, the dtype that it is
         computed in. Nothing is computed."""
-        return jax.eval_shape(self._boxed_init, jax.random.key(0))
+        with layers.shapes_only():
+            return jax.eval_shape(self._boxed_init, jax.random.key(0))
 
     def trained(self, tree: PyTree) -> PyTree:
         """A tree like the parameters' with None, an empty tree, for each that is not trained."""
@@ -130,7 +131,8 @@ class Stage:
 
     def _boxed_init(self, key: Key[Array, ""]) -> PyTree:
         cond = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), self.cond_shapes(1, 0))
-        return self.network.init(key, jnp.zeros((1, *self.z_shape)), jnp.zeros(1), cond)["params"]
+        z = jnp.zeros((1, *self.z_shape))
+        return layers.init(self.network, key, z, jnp.zeros(1), cond)
 
     # --- shapes and cost ------------------------------------------------------------------------
 

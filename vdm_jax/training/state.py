@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -96,7 +97,7 @@ def abstract_state(stage, tx: optax.GradientTransformation, plan: sharding.Plan)
 
 def state_shardings(stage, tx: optax.GradientTransformation, plan: sharding.Plan) -> TrainState:
     """Where each array of a state is stored."""
-    params = jax.eval_shape(stage.init, jax.random.key(0))
+    params = nn.meta.unbox(stage.abstract_params())
     return _shardings(stage, params, tx, plan)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from vdm_jax.models import layers
 from vdm_jax.models.blocks.encoder import ACTIVATIONS, Transformer
 from vdm_jax.models.clip import CLIP
 from vdm_jax.models.text.clip import OLD_EOS, CLIPTextConfig, CLIPTextEncoder
@@ -189,7 +189,7 @@ def abstract_params(network: Network) -> PyTree:
         config = network.vision if isinstance(network, CLIP) else network.config
         images = jnp.zeros((1, config.image_size, config.image_size, 3))
         inputs = (tokens, images) if isinstance(network, CLIP) else (images,)
-    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    return layers.abstract_params(network, *inputs)
 
 
 def name(network: Network, path: str) -> str | list[str]:

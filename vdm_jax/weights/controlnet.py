@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -92,9 +91,7 @@ def shapes(network: ControlNet) -> PyTree:
     z = jnp.zeros((1, frames, size, size, network.in_channels))
     cond = {network.text: jnp.zeros((1, 1, network.settings.text_width))}
     hint = jnp.zeros((1, frames, hint_size, hint_size, network.hint_channels))
-    with layers.shapes_only():
-        params = jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), cond, hint)
-    return nn.meta.unbox(params["params"])
+    return nn.meta.unbox(layers.abstract_params(network, z, jnp.zeros(1), cond, hint))
 
 
 def name_function(network: ControlNet) -> published.Name:

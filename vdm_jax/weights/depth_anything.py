@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from vdm_jax.models import layers
 from vdm_jax.models.blocks.encoder import Transformer
 from vdm_jax.models.vision.depth_anything import DepthAnything, DepthAnythingConfig, DepthImages
 from vdm_jax.weights import published
@@ -233,7 +233,7 @@ def abstract_params(network: DepthAnything) -> PyTree:
     """For each parameter a `layers.Named` of its shape. Nothing is computed."""
     side = 2 * network.config.patch_size
     images = jnp.zeros((1, side, side, 3))
-    return jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    return layers.abstract_params(network, images)
 
 
 def name(network: DepthAnything, path: str) -> published.Named | list[published.Named]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from vdm_jax.models import layers
 from vdm_jax.models.vision.image_text import ImageTextConfig, ImageTextPair
 from vdm_jax.weights import published
 
@@ -71,7 +71,7 @@ def abstract_params(network: ImageTextPair) -> PyTree:
     sizes = network.config
     images = jnp.zeros((1, sizes.image_size, sizes.image_size, 3))
     inputs = (images, jnp.zeros((1, 1, sizes.text_width)), jnp.ones((1, 1), bool))
-    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    return layers.abstract_params(network, *inputs)
 
 
 def name(path: str) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -196,9 +195,7 @@ def shapes(network: LatentUNet) -> PyTree:
     size = network.multiple
     z = jnp.zeros((1, network.layout.blocks, size, size, network.in_channels))
     cond = {network.text: text}
-    with layers.shapes_only():
-        params = jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), cond)["params"]
-    return nn.meta.unbox(params)
+    return nn.meta.unbox(layers.abstract_params(network, z, jnp.zeros(1), cond))
 
 
 def image_network(network: LatentUNet) -> LatentUNet:

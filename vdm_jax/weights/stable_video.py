@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -239,9 +238,7 @@ def shapes(network: LatentUNet) -> PyTree:
         STILL: jnp.zeros((1, 1, size, size, further)),
         **{number: jnp.zeros(1) for number in NUMBERS},
     }
-    with layers.shapes_only():
-        params = jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), cond)["params"]
-    return nn.meta.unbox(params)
+    return nn.meta.unbox(layers.abstract_params(network, z, jnp.zeros(1), cond))
 
 
 def name_function(network: LatentUNet) -> published.Name:

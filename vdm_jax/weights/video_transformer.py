@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -119,9 +118,7 @@ def shapes(network: VideoTransformer) -> PyTree:
     z = jnp.zeros((1, *network.patch, network.in_channels))
     cond = {network.text: jnp.zeros((1, 1, network.text_width))} if network.text_width else {}
     cond |= {key: jnp.zeros(1, jnp.int32) for one in network.conditions for key in one.keys}
-    with layers.shapes_only():
-        params = jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), cond)["params"]
-    return nn.meta.unbox(params)
+    return nn.meta.unbox(layers.abstract_params(network, z, jnp.zeros(1), cond))
 
 
 # --- configurations -------------------------------------------------------------------------------

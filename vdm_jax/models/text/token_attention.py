@@ -85,7 +85,7 @@ def table(size: int, width: int, *, dtype: DTypeLike, name: str) -> nn.Embed:
 def abstract_params(network: nn.Module) -> PyTree:
     """For each parameter of a text encoder a `layers.Named` of its shape. Nothing is computed."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(network.init, jax.random.key(0), tokens, tokens > 0)["params"]
+    return layers.abstract_params(network, tokens, tokens > 0)
 
 
 def shapes(network: nn.Module) -> PyTree:
