@@ -19,3 +19,5 @@ NETWORK = {  # fields of `config.model`
     "embedding_dim": 16,
     "dtype": "float32",
 }
+# For tests to which it does not matter what the network is: half the time to compile.
+LIGHT = {**NETWORK, "attention_levels": (), "temporal_levels": ()}

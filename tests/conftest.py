@@ -13,6 +13,8 @@ import pytest
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # The older way to compile fused loops takes half the time again.
 _QUICK += " --xla_cpu_use_fusion_emitters=false"
+# Every test process has a core: to compile the parts of a program side by side only adds work.
+_QUICK += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 # libtpu, installed for vdm compile, is not to be loaded by every test that runs JAX.
 if not Path("/dev/nvidia0").exists():

@@ -54,7 +54,7 @@ def cascade(tmp_path):
             name=name,
             shape=shape,
             low_res=low_res,
-            network=cascades.NETWORK,
+            network=cascades.LIGHT,
             videos=str(tmp_path / "videos"),
         )
         (tmp_path / f"{name}.py").write_text(text)
@@ -147,7 +147,7 @@ def get_config():
     config = lumiere.stage_config({name!r}, {shape!r}, fps=8.0)
     config.device = "cpu"
     config.model.update(channels=8, channel_mult=(1, 1), num_res_blocks=(1, 1),
-        attention_levels=(1,), head_dim=4, norm_groups=2, patch_size=2, embedding_dim=16,
+        attention_levels=(), head_dim=4, norm_groups=2, patch_size=2, embedding_dim=16,
         dtype="float32")
     config.text.update(encoder="words", max_length=6, vocabulary_size=8)
     config.data.update(name="video_folder", data_dir={videos!r}, num_frames=4, image_size=8,

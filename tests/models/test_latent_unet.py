@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
+from flax import traverse_util
 
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
 from vdm_jax.models import layers
@@ -76,6 +77,21 @@ def compiled(network, num_images=0):
             {"params": params}, z, logsnr, cond, num_images=num_images
         )
     )
+
+
+def started(network, image):
+    """Parameters of a network as it is initialised, but for those that it has in common with an
+    image network, which are random and not zero. Only the others are drawn."""
+    held = traverse_util.flatten_dict(random_params(image), sep="/")
+
+    @jax.jit
+    def draw():
+        drawn = nn.meta.unbox(network.init(jax.random.key(0), *make_inputs())["params"])
+        drawn = traverse_util.flatten_dict(drawn, sep="/")
+        assert held.keys() < drawn.keys()
+        return {name: leaf for name, leaf in drawn.items() if name not in held}
+
+    return traverse_util.unflatten_dict({**held, **draw()}, sep="/")
 
 
 def apply(inputs, network, params=None, **kwargs):

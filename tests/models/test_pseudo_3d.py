@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from tests.models import test_latent_unet
 from tests.models.test_latent_unet import FRAMES, IMAGES, NETWORK, apply, close, make_inputs
 from tests.models.test_latent_unet import random_params as drawn
 from vdm_jax.models.blocks.slots import Slots
@@ -24,14 +25,10 @@ def flat(params):
 @pytest.fixture(scope="module")
 def started():
     """A network's random image layers with its layers over frames as they are initialised."""
-    fresh = jax.jit(VIDEO.init)(jax.random.key(0), *make_inputs())["params"]
-    fresh = flat(
-        jax.tree.map(lambda leaf: leaf.value, fresh, is_leaf=lambda x: hasattr(x, "names"))
-    )
-    image = flat(drawn(NETWORK))
-    assert image.keys() < fresh.keys()
-    assert all("_temporal/" in name for name in fresh.keys() - image.keys())
-    return traverse_util.unflatten_dict({**fresh, **image}, sep="/")
+    params = test_latent_unet.started(VIDEO, NETWORK)
+    added = flat(params).keys() - flat(drawn(NETWORK)).keys()
+    assert all("_temporal/" in name for name in added)
+    return params
 
 
 def test_a_clip_starts_as_its_images(started):

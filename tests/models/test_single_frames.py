@@ -7,7 +7,15 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from tests.models.test_latent_unet import FRAMES, IMAGES, NETWORK, apply, close, make_inputs
+from tests.models.test_latent_unet import (
+    FRAMES,
+    IMAGES,
+    NETWORK,
+    apply,
+    close,
+    make_inputs,
+    started,
+)
 from tests.models.test_latent_unet import random_params as drawn
 from vdm_jax.models import layers
 from vdm_jax.models.blocks.slots import ClipContext, Place, Slots
@@ -25,14 +33,11 @@ PLACE = Place(name="layer", part="down", level=0, channels=8, heads=2, depth=1)
 
 def test_a_clip_starts_as_its_images():
     inputs = make_inputs()
-    fresh = jax.jit(VIDEO.init)(jax.random.key(0), *inputs)["params"]
-    fresh = traverse_util.flatten_dict(nn.meta.unbox(fresh), sep="/")
-    image = traverse_util.flatten_dict(drawn(NETWORK), sep="/")
-    assert image.keys() < fresh.keys()
-    assert all("temporal" in name for name in fresh.keys() - image.keys())
-    started = traverse_util.unflatten_dict({**fresh, **image}, sep="/")
+    params = started(VIDEO, NETWORK)
+    names, image = (traverse_util.flatten_dict(p, sep="/") for p in (params, drawn(NETWORK)))
+    assert all("temporal" in name for name in names.keys() - image.keys())
     wanted = apply(inputs, NETWORK)
-    close(apply(inputs, VIDEO, started), wanted, atol=1e-5 * np.abs(wanted).max())
+    close(apply(inputs, VIDEO, params), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_an_image_beside_a_clip_is_a_clip_of_one_frame():

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from vdm_jax.models.blocks.settings import BlockSettings
 from vdm_jax.models.condition import Words
@@ -17,7 +18,6 @@ from vdm_jax.models.condition.channels import KNOWN_FRAMES
 from vdm_jax.models.space_time_unet import SpaceTimeUNet
 from vdm_jax.models.unet import UNet
 from vdm_jax.models.video_unet import VideoUNet
-from vdm_jax.training.state import merge
 
 IMAGE = VideoUNet(
     unet=UNet(channels=8, channel_mult=(1, 2), num_res_blocks=1, skips="level"),
@@ -50,11 +50,16 @@ def drawn(network, frames=FRAMES, scale=0.3, cond=None):
 
 def inflated(network, image_params):
     """As initialised, with the image network's parameters in their places."""
-    fresh = nn.meta.unbox(jax.jit(network.init)(jax.random.key(1), VIDEO, LOGSNR, {}))
-    flat = dict(jax.tree_util.tree_leaves_with_path(image_params))
-    assert flat.keys() < dict(jax.tree_util.tree_leaves_with_path(fresh)).keys()
-    placed = jax.tree_util.tree_map_with_path(lambda path, _: flat.get(path), fresh)
-    return merge(placed, fresh)
+    image = traverse_util.flatten_dict(image_params)
+
+    @jax.jit
+    def draw():  # what the image network has not: compiling all would take most of the time
+        drawn = nn.meta.unbox(network.init(jax.random.key(1), VIDEO, LOGSNR, {}))
+        drawn = traverse_util.flatten_dict(drawn)
+        assert image.keys() < drawn.keys()
+        return {path: leaf for path, leaf in drawn.items() if path not in image}
+
+    return traverse_util.unflatten_dict({**image, **draw()})
 
 
 @pytest.fixture(scope="module", params=["level", "block"])

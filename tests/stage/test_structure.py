@@ -134,18 +134,22 @@ def test_an_estimator_stands_in_for_the_datas_depth(frozen):
     condition = Structure(shape=SHAPE, z_shape=SHAPE, most=0, estimator=ESTIMATOR)
     assert condition.batch_shapes(3, 1) == {}
     example = make_example({}, images=2, frozen=frozen)
-    found = jax.jit(lambda: condition.example(example, KEY))()["structure"]
+
+    @jax.jit
+    def learned_from(frozen):
+        return condition.example(make_example({}, images=2, frozen=frozen), KEY)["structure"]
+
+    found, estimate = learned_from(frozen), jax.jit(ESTIMATOR)
     assert found.shape == (3, 4, *SHAPE[1:])
-    clip = np.asarray(ESTIMATOR(example.clip, frozen))
+    clip = np.asarray(estimate(example.clip, frozen))
     assert clip.min() == 0 and clip.max() == 1
     np.testing.assert_allclose(found[:, :2, ..., :1], 2 * clip - 1, atol=1e-5)
     # Images are scaled by themselves, whatever is beside them.
-    alone = ESTIMATOR(example.images[1:2, :1], frozen)
+    alone = estimate(example.images[1:2, :1], frozen)
     np.testing.assert_allclose(found[1, 2, ..., :1], 2 * alone[0, 0] - 1, atol=1e-5)
     # By the formula: the network on the resized frame, resized back, over the clip's range.
-    raw = NETWORK.apply(
-        {"params": frozen[depths.DEPTH_ESTIMATOR]}, ESTIMATOR.prepare(example.clip[0])
-    )
+    params = {"params": frozen[depths.DEPTH_ESTIMATOR]}
+    raw = jax.jit(NETWORK.apply)(params, ESTIMATOR.prepare(example.clip[0]))
     raw = jax.image.resize(raw, (2, *SHAPE[1:3]), "linear")
     np.testing.assert_allclose(
         clip[0, ..., 0], (raw - raw.min()) / (raw.max() - raw.min()), atol=1e-4
