@@ -85,13 +85,13 @@ def started(network, image):
     held = traverse_util.flatten_dict(random_params(image), sep="/")
 
     @jax.jit
-    def draw():
-        drawn = nn.meta.unbox(network.init(jax.random.key(0), *make_inputs())["params"])
+    def draw(*inputs):
+        drawn = nn.meta.unbox(network.init(jax.random.key(0), *inputs)["params"])
         drawn = traverse_util.flatten_dict(drawn, sep="/")
         assert held.keys() < drawn.keys()
         return {name: leaf for name, leaf in drawn.items() if name not in held}
 
-    return traverse_util.unflatten_dict({**held, **draw()}, sep="/")
+    return traverse_util.unflatten_dict({**held, **draw(*make_inputs())}, sep="/")
 
 
 def apply(inputs, network, params=None, **kwargs):

@@ -7,7 +7,7 @@ of the network itself: what a diffusion model is trained on is (latents − shif
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,19 +44,13 @@ class Posterior(NamedTuple):
         return self.mean + jnp.exp(0.5 * self.log_variance) * noise
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(layers.Whole):
     """What the autoencoders have in common.
 
     A subclass has the methods `encode(images) -> Posterior` and `decode(latents, frames)`, which
     returns images, the fields `latent_channels`, `scaling_factor` and `shift_factor`, and `factor`,
     how many rows, and columns, of pixels become one of latents.
     """
-
-    @nn.nowrap
-    def apply(self, variables: PyTree, *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
-        """As for every linen module, without drawing parameters that exist already."""
-        with layers.shapes_only(not mutable):
-            return super().apply(variables, *args, mutable=mutable, **kwargs)
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """The images encoded and decoded, each as a clip of one frame."""

@@ -8,7 +8,6 @@ together equal the whole.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ Frames = tuple[Array, ...]
 """What the layers of a network have kept of a part of a clip, see `blocks.causal.Past`."""
 
 
-class CausalAutoencoder(nn.Module):
+class CausalAutoencoder(layers.Whole):
     """Clips `b f h w c` in [-1, 1] to latents and back. The defaults are Wan 2.1's.
 
     Attributes:
@@ -194,12 +193,6 @@ class CausalAutoencoder(nn.Module):
             )
         if channels != self.in_channels:
             raise ValueError(f"channels = {channels}: the autoencoder has {self.in_channels}")
-
-    @nn.nowrap
-    def apply(self, variables: PyTree, *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
-        """As for every linen module, without drawing parameters that exist already."""
-        with layers.shapes_only(not mutable):
-            return super().apply(variables, *args, mutable=mutable, **kwargs)
 
     @nn.nowrap
     def abstract_params(self) -> PyTree:

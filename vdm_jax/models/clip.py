@@ -13,7 +13,7 @@ from vdm_jax.models.text.clip import CLIPTextConfig, CLIPTextEncoder
 from vdm_jax.models.vision.clip import CLIPVisionConfig, CLIPVisionEncoder
 
 
-class CLIP(nn.Module):
+class CLIP(layers.Whole):
     """Both encoders, and the scale of their similarities.
 
     The parameters of an encoder, params["text"] and params["vision"], are those of the encoder by

@@ -104,6 +104,16 @@ def shapes_only(only: bool = True) -> Iterator[None]:
         _shapes_only.reset(token)
 
 
+class Whole(nn.Module):
+    """A network of its own, no part of another: no parameter is drawn where it is applied."""
+
+    @nn.nowrap
+    def apply(self, variables: PyTree, *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
+        """As for every linen module, without drawing parameters that exist already."""
+        with shapes_only(not mutable):
+            return super().apply(variables, *args, mutable=mutable, **kwargs)
+
+
 def init(network: nn.Module, key: Array, *inputs: PyTree) -> PyTree:
     """A network's parameters, a `Named` each, drawn from `key`.
 

@@ -2,10 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import flax.linen as nn
-from jaxtyping import PyTree
 
 from vdm_jax.models import layers
 
@@ -25,19 +23,13 @@ class Section:
     channels: int = 0
 
 
-class Network(nn.Module):
+class Network(layers.Whole):
     """A linen module `(z, logsnr, cond, *, num_images=0, train=False) -> raw output`.
 
     z is (b, f, h, w, c): the frames of clips and, last, `num_images` independent images. logsnr is
     (b,), cond is a `condition.Cond`. A subclass has the fields `layout` (`layers.Layout`) and
     `remat` (a policy of `layers.remat`), which training and sampling replace by `clone`.
     """
-
-    @nn.nowrap
-    def apply(self, variables: PyTree, *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
-        """As for every linen module, without drawing parameters that exist already."""
-        with layers.shapes_only(not mutable):
-            return super().apply(variables, *args, mutable=mutable, **kwargs)
 
     @property
     def reads(self) -> frozenset[str]:

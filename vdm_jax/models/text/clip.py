@@ -63,7 +63,7 @@ class Encoded(NamedTuple):
     pooled: Float[Array, "b d"]
 
 
-class CLIPTextEncoder(nn.Module):
+class CLIPTextEncoder(layers.Whole):
     """Tokens to the last hidden states, one a token; a token sees itself and those before it.
 
     Attributes:

@@ -22,7 +22,7 @@ from vdm_jax.models.text.subwords import WordPiece, batches
 _EPSILON = 1e-12  # of the normalisations
 
 
-class MiniLM(nn.Module):
+class MiniLM(layers.Whole):
     """Tokens to the last hidden states, one a token. The defaults are all-MiniLM-L6-v2's.
 
     Attributes:

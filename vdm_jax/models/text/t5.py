@@ -59,7 +59,7 @@ UMT5_SIZES = {
 }
 
 
-class T5Encoder(nn.Module):
+class T5Encoder(layers.Whole):
     """Tokens to the last hidden states, one a token.
 
     The layers are one scanned layer, whose parameters are stacked along their first axis.

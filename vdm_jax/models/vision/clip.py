@@ -65,7 +65,7 @@ class Encoded(NamedTuple):
     pooled: Float[Array, "b d"]
 
 
-class CLIPVisionEncoder(nn.Module):
+class CLIPVisionEncoder(layers.Whole):
     """Images, as `Preprocessing` makes them, to states and to one vector each.
 
     Attributes:

@@ -91,7 +91,7 @@ class DepthImages:
         return rounded[0], rounded[1]
 
 
-class DepthAnything(nn.Module):
+class DepthAnything(layers.Whole):
     """Images, as `DepthImages` makes them, to depth.
 
     Attributes:

@@ -44,7 +44,7 @@ class ImageTextConfig:
             )
 
 
-class ConvolutionalEncoder(nn.Module):
+class ConvolutionalEncoder(layers.Whole):
     """Images in [-1, 1] to one vector each: levels of two convolutions, the first of stride 2, and
     a linear map of all positions, so that the vector holds where things are.
 
@@ -77,7 +77,7 @@ class ConvolutionalEncoder(nn.Module):
         return nn.swish(norm(h)).astype(self.dtype)
 
 
-class ImageTextPair(nn.Module):
+class ImageTextPair(layers.Whole):
     """Both encoders, and the scale of their similarities.
 
     params["vision"] are those of `ConvolutionalEncoder` by itself.
