@@ -5,6 +5,7 @@ Compiling JAX's initialisers takes seconds for each network; this takes none.
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -23,7 +24,7 @@ def params(part, seed: int = 0):
             values *= 0.1
         if path[-1].key == "scale":
             values += 1
-        return values.astype(leaf.dtype)
+        return jnp.asarray(values, leaf.dtype)
 
     shapes = nn.meta.unbox(part.abstract_params())
     return jax.tree_util.tree_map_with_path(draw, shapes)
