@@ -11,7 +11,8 @@ Clips and captions of the data's split `held_out`, whose combinations no stage w
            as after the last given one a blend is its copy), and FVD (--fvd), beside bilinear
            pixels or frames blended in time, with the 95% interval of the difference over the
            clips; and PSNR of what one step makes, the mean of all that it could make, which is
-           what PSNR asks for. With --rife beside RIFE's frames too
+           what PSNR asks for (not of distilled students, which are for their own steps). With
+           --rife beside RIFE's frames too
   chain    captions through the whole cascade: what the judge reads at every stage, and the time
   noise    the last stages' outputs by the noise put on what they refine (--noise 0,3,10: α²/σ²)
 
@@ -130,17 +131,16 @@ def alone(steps, options) -> list[dict]:
             )
             return np.concatenate(list(stream))
 
-        videos = sampled(**changes)
+        videos, steps = sampled(**changes), model.sampler(**changes).steps
         reference = np.asarray(to_uint8(fine))
         factor = resize.ratios(stage.video_shape[:3], low_res.low_res_shape[:3])[0]
-        made = {
-            "psnr": videos,
-            "psnr of one step": sampled(**{**changes, "steps": 1}),
-            "baseline psnr": baseline,
-        }
+        made = {"psnr": videos}
+        if steps > 1 and "distill" not in model.config:
+            made["psnr of one step"] = sampled(**{**changes, "steps": 1})
+        made["baseline psnr"] = baseline
         if options.rife and factor > 1:
             made["rife psnr"] = by_flow(coarse, factor)
-        row = {"stage": step.name, "steps": model.sampler(**changes).steps}
+        row = {"stage": step.name, "steps": steps}
         frame = np.arange(len(reference[0]))
         frames = {"": frame >= 0}
         if factor > 1:
