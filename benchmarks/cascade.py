@@ -206,7 +206,7 @@ def noise(steps, captions, levels, out: Path, truth: np.ndarray, fvd: bool) -> l
     rows = []
     model = cascade_sampling.CascadeModel(steps=tuple(steps))
     for level in levels:
-        changed = {name: {"augmentation": level} for name in model.stages}
+        changed = {name: {"augmentation": level} for name in refining(steps)}
         started = time.monotonic()
         key, folder = jax.random.key(0), out / f"noise_{level:g}"
         videos = model.sample(key, prompts=captions, changes=changed, out=folder)
@@ -216,6 +216,13 @@ def noise(steps, captions, levels, out: Path, truth: np.ndarray, fvd: bool) -> l
         print(row, f"{time.monotonic() - started:.0f} s", flush=True)
         rows.append(row)
     return rows
+
+
+def refining(steps) -> list[str]:
+    """The names of the stages that refine a video, all but the base."""
+    from vdm_jax.pipelines import model as pretrained
+
+    return [step.name for step in steps if pretrained.read_config(step.source).stage.low_res]
 
 
 def compared(made: dict[str, np.ndarray], reference: np.ndarray) -> dict:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cascade
+from vdm_jax.pipelines import cascade as cascade_sampling
 
 
 def test_videos_are_compared_clip_by_clip():
@@ -30,3 +31,8 @@ def test_rows_of_unlike_stages_keep_to_their_columns():
         "| ssr | 30.25 | 550 |  |",
         "| tsr |  | 22.9 | 1 |",
     ]
+
+
+def test_noise_is_put_on_what_stages_refine_not_on_the_base():
+    steps = cascade_sampling.load("imagen_video_tiny").steps
+    assert cascade.refining(steps) == [step.name for step in steps[1:]]
