@@ -9,8 +9,10 @@ Clips and captions of the data's split `held_out`, whose combinations no stage w
   alone    each stage that refines is given true coarse clips: PSNR against the true fine ones (of
            a TSR stage, of the frames that it adds, and of those of them between two given ones,
            as after the last given one a blend is its copy), and FVD (--fvd), beside bilinear
-           pixels or frames blended in time; and PSNR of what one step makes, the mean of all that
-           it could make, which is what PSNR asks for. With --rife beside RIFE's frames too
+           pixels or frames blended in time, with the 95% interval of the difference over the
+           clips; and PSNR of what one step makes, the mean of all that it could make, which is
+           what PSNR asks for (not of distilled students, which are for their own steps). With
+           --rife beside RIFE's frames too
   chain    captions through the whole cascade: what the judge reads at every stage, and the time
   noise    the last stages' outputs by the noise put on what they refine (--noise 0,3,10: α²/σ²)
 
@@ -129,29 +131,27 @@ def alone(steps, options) -> list[dict]:
             )
             return np.concatenate(list(stream))
 
-        videos = sampled(**changes)
+        videos, steps = sampled(**changes), model.sampler(**changes).steps
         reference = np.asarray(to_uint8(fine))
         factor = resize.ratios(stage.video_shape[:3], low_res.low_res_shape[:3])[0]
-        made = {
-            "psnr": videos,
-            "psnr of one step": sampled(**{**changes, "steps": 1}),
-            "baseline psnr": baseline,
-        }
+        made = {"psnr": videos}
+        if steps > 1 and "distill" not in model.config:
+            made["psnr of one step"] = sampled(**{**changes, "steps": 1})
+        made["baseline psnr"] = baseline
         if options.rife and factor > 1:
             made["rife psnr"] = by_flow(coarse, factor)
-        row = {"stage": step.name}
-        if factor == 1:
-            row |= {name: psnr(clips, reference) for name, clips in made.items()}
-        else:
-            # Of frames that were given the baseline's copies are exact.
-            frame = np.arange(len(reference[0]))
+        row = {"stage": step.name, "steps": steps}
+        frame = np.arange(len(reference[0]))
+        frames = {"": frame >= 0}
+        if factor > 1:
+            # In given frames the baseline's copies are exact.
             added = frame % factor > 0
-            between = added & (frame < len(frame) - factor)
-            for ending, of in (("", added), (", between", between)):
-                row |= {
-                    name + ending: psnr(clips[:, of], reference[:, of])
-                    for name, clips in made.items()
-                }
+            frames = {"": added, ", between": added & (frame < len(frame) - factor)}
+        for ending, chosen in frames.items():
+            row |= compared(
+                {name + ending: clips[:, chosen] for name, clips in made.items()},
+                reference[:, chosen],
+            )
         if options.fvd:
             row |= {
                 "fvd": frechet(videos, reference),
@@ -206,7 +206,7 @@ def noise(steps, captions, levels, out: Path, truth: np.ndarray, fvd: bool) -> l
     rows = []
     model = cascade_sampling.CascadeModel(steps=tuple(steps))
     for level in levels:
-        changed = {name: {"augmentation": level} for name in model.stages}
+        changed = {name: {"augmentation": level} for name in refining(steps)}
         started = time.monotonic()
         key, folder = jax.random.key(0), out / f"noise_{level:g}"
         videos = model.sample(key, prompts=captions, changes=changed, out=folder)
@@ -218,11 +218,25 @@ def noise(steps, captions, levels, out: Path, truth: np.ndarray, fvd: bool) -> l
     return rows
 
 
-def psnr(videos: np.ndarray, reference: np.ndarray) -> float:
-    """dB, the mean over clips."""
-    from vdm_jax.evaluation import fidelity
+def refining(steps) -> list[str]:
+    """The names of the stages that refine a video, all but the base."""
+    from vdm_jax.pipelines import model as pretrained
 
-    return float(np.mean(fidelity.psnr(videos, reference).clips))
+    return [step.name for step in steps if pretrained.read_config(step.source).stage.low_res]
+
+
+def compared(made: dict[str, np.ndarray], reference: np.ndarray) -> dict:
+    """PSNR of each, dB, the mean over the clips; and how much more the first has than each other,
+    with the 95% interval over the clips."""
+    from vdm_jax.evaluation import fidelity, intervals
+
+    clips = {name: fidelity.psnr(videos, reference).clips for name, videos in made.items()}
+    first, *others = clips
+    row: dict = {name: float(np.mean(values)) for name, values in clips.items()}
+    for name in others:
+        found = intervals.bootstrap(np.mean, (clips[first] - clips[name])[:, None])
+        row[f"{first} - {name}"] = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return row
 
 
 def frechet(videos: np.ndarray, reference: np.ndarray) -> float:
@@ -241,7 +255,7 @@ def table(rows: list[dict]) -> str:
     lines = ["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|"]
     for row in rows:
         values = (row.get(name, "") for name in names)
-        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
+        cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

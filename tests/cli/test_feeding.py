@@ -83,7 +83,7 @@ def test_the_page_has_a_row_for_every_sampler():
     stages = [name for name in PAPER if name.startswith(cascades)]
     assert {row.config for row in rows} >= set(stages)
     assert all(row.what == "sample" for row in rows)
-    for row in rows[1:]:
+    for row in [row for row in rows if row.config in stages]:
         config, stage = load(row.config)
         sampler = sampling.Sampler.from_config(stage, config.sample)
         assert sampler.batch_size == 4 and row.topology == "v5p:2x2x1"  # a clip a chip

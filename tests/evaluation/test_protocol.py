@@ -52,6 +52,8 @@ def test_everything_comes_back_from_json(tmp_path):
     assert Protocol.from_dict(json.loads(json.dumps(FVD.to_dict()))) == FVD
     save(tmp_path / "results.json", results)
     assert load(tmp_path / "results.json") == results
+    # A field a line: people read the file, and compare versions of it.
+    assert '\n  "value": 100.0,\n' in (tmp_path / "results.json").read_text()
     nan = Result.from_dict(result(1.0, extra={"x": float("nan")}).to_dict())
     assert np.isnan(nan.extra["x"])
 
@@ -180,6 +182,11 @@ def test_the_table_of_two_models():
         "| fvd: fvd_infinity | 80 | 90 | +10 | |",
         "| psnr | 30 | 31.5 ± 0.25 | +1.5 |  |",
     ]
+
+
+def test_bars_in_names_do_not_end_a_cell():
+    table = compare([result(1.0, model="a|b")], [result(2.0, model="c")])
+    assert "| metric | a\\|b | c | difference | intervals |" in table.splitlines()
 
 
 @pytest.mark.parametrize(("other", "said"), [(79.9, "apart"), (80.1, "overlap"), (120.1, "apart")])

@@ -44,7 +44,7 @@ NEAR = {
     "vdm_jax/training": ("tests/training/test_step.py", *WIRING),
     "vdm_jax/evaluation": tuple(
         f"tests/evaluation/test_{name}.py"
-        for name in ("figures", "suite", "prediction", "action_text", "protocol")
+        for name in ("figures", "suite", "prediction", "action_text", "protocol", "clips")
     ),
 }
 QUICK = 0.3  # seconds of a test that may always be run

@@ -101,7 +101,10 @@ def requests(effort: str) -> dict[str, list[compiling.Request]]:
             make(config=LARGER, topology="v5e:2x4", overrides={"train.batch_size": "8"}),
         ],
         "Sampling": [
-            make(config=LARGE, topology="v5e:2x4", what="sample"),
+            *(
+                make(config=f"vdm/{name}", topology="v5e:2x4", what="sample")
+                for name in ("bair", "ucf101", "t2v_large")
+            ),
             *(
                 dataclasses.replace(stage, topology=SAMPLING, what="sample")
                 for stage in (*imagen_video, *lumiere)

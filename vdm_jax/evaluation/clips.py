@@ -160,19 +160,15 @@ def from_rendered(
     )
 
 
-def of_data(data: ConfigDict, count: int | None, seed: int, split: str = "") -> Clips:
+def of_data(data: ConfigDict, count: int | None, seed: int) -> Clips:
     """Clips of the data set that a configuration's `data` names: of an embedded one those that are
-    held out, rendered; of another `count` of its split, drawn by `seed`.
-
-    split: another split than the configuration's. Raises DataError.
-    """
+    held out, rendered; of another `count` of its split, drawn by `seed`. Raises DataError."""
     from vdm_jax.data import tfds_source
 
     if tfds_source.is_rendered(data.name):
         frames = tfds_source.single_frames(data.name, data.num_frames)
-        return from_rendered(data.name, data.config, split or "held_out", count, frames=frames)
-    split = split or data.split
-    return from_source(pipeline.make_source(data, split), count, seed, data.name, split)
+        return from_rendered(data.name, data.config, "held_out", count, frames=frames)
+    return from_source(pipeline.make_source(data), count, seed, data.name, data.split)
 
 
 def from_path(

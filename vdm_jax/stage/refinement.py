@@ -166,7 +166,11 @@ def _local_mean(values: Float[Array, "b f h w c"], side: int) -> Float[Array, "b
     """Means over squares of `side` pixels about each, over the pixels that exist."""
     window, strides = (1, 1, side, side, 1), (1, 1, 1, 1, 1)
 
-    def summed(values: Array) -> Array:
-        return jax.lax.reduce_window(values, 0.0, jax.lax.add, window, strides, "SAME")
-
-    return summed(values) / summed(jnp.ones((1, 1, *values.shape[2:])))
+    total = jax.lax.reduce_window(values, 0.0, jax.lax.add, window, strides, "SAME")
+    # Counted here: XLA folds windows' sums of ones one by one, seconds of compilation a stage.
+    at = [np.arange(size) for size in values.shape[2:4]]
+    rows, columns = (
+        np.minimum(along + side // 2 + 1, len(along)) - np.maximum(along - side // 2, 0)
+        for along in at
+    )
+    return total / jnp.asarray(rows[:, None, None] * columns[:, None], values.dtype)
