@@ -76,9 +76,7 @@ class PLMS:
         state = jax.tree.map(lambda new, old: jnp.where(moved, new, old), after, state)
         return jnp.where(moved, z_s, z), state
 
-    def reached(
-        self, logsnr_t: Float[Array, ""], logsnr_s: Float[Array, ""]
-    ) -> Float[Array, ""]:
+    def reached(self, logsnr_t: Float[Array, ""], logsnr_s: Float[Array, ""]) -> Float[Array, ""]:
         """λ that a step leads to, given where it begins and where the next one does."""
         return logsnr_s
 
