@@ -22,6 +22,7 @@ measures a LoRA of the model.
 """
 
 import argparse
+import functools
 import json
 import sys
 from pathlib import Path
@@ -115,6 +116,13 @@ def fid(images: np.ndarray, true: np.ndarray) -> float:
 
 def features(images: np.ndarray) -> np.ndarray:
     """Those of the shipped image-text pair, float32 (n, 128)."""
+    run, params = _pair()
+    return np.concatenate([run(images[i : i + 64, 0], params) for i in range(0, len(images), 64)])
+
+
+@functools.cache
+def _pair() -> tuple[Any, Any]:
+    """The compiled image encoder of the shipped image-text pair, and its parameters."""
     import jax
 
     from vdm_jax.stage.image_encoder import IMAGE_ENCODER
@@ -122,9 +130,8 @@ def features(images: np.ndarray) -> np.ndarray:
     from vdm_jax.systems import image_embedding
 
     encoder = image_embedding.make_image_encoder(FEATURES)
-    frozen = {IMAGE_ENCODER: image_embedding.read_image_encoder(FEATURES).params}
-    run = jax.jit(lambda x: encoder(from_uint8(x), frozen))
-    return np.concatenate([run(images[i : i + 64, 0]) for i in range(0, len(images), 64)])
+    params = jax.device_put(image_embedding.read_image_encoder(FEATURES).params)
+    return jax.jit(lambda x, params: encoder(from_uint8(x), {IMAGE_ENCODER: params})), params
 
 
 def captions(model, count: int, changes: dict[str, Any], out: Path) -> dict[str, Any]:
