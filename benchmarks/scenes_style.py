@@ -32,7 +32,6 @@ _TRAINING = {
     "train.lora.rank": 8,
     "train.optimizer": "adamw",
     "train.learning_rate": 5e-4,
-    "train.warmup_steps": 20,
     "train.ema_decay": 0.98,
     "train.log_every": 20,
 }
@@ -88,6 +87,7 @@ def train(options, out: Path) -> None:
         "data.data_dir": out / "data",
         "train.lora.base": options.model,
         "train.steps": options.updates,
+        "train.warmup_steps": options.updates // 10,
         "checkpoint.every": options.updates,
     }
     fields = [f"--config.{name}={value}" for name, value in settings.items()]
