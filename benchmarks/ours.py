@@ -8,6 +8,7 @@ import dataclasses
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,19 @@ from benchmarks.pairs import PAIRS, Pair
 
 # What Sampler takes where a configuration says nothing: the library's own default.
 DEFAULT_SAMPLER = "DDIM"
+# Whose states have that many features; they are not computed here.
+_ENCODERS = {384: "minilm", 768: "t5_base"}
 
 
-class Ours:
-    """One mirrored network in training and in sampling, on random clips that are on the device.
+class Side:
+    """One network of ours in its works, on random inputs that are on the device.
 
     Everything is built and compiled on first use: a process that measures memory holds only what
-    it needs. Each function is compiled ahead of time, by the same jitted functions that
-    `launch.train` and `launch.sample` call.
+    it needs. Each function is compiled ahead of time. A subclass makes them (`makers`) and says
+    what it is (`describe`).
     """
 
-    def __init__(self, pair: Pair, *, batch: int, dtype: str, device: str, cache: str):
+    def __init__(self, pair: Pair, *, batch: int, device: str, cache: str):
         import jax
 
         from vdm_jax.cli import common
@@ -37,13 +40,6 @@ class Ours:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         self._jax, self._pair, self._batch_size = jax, pair, batch
         self._device = jax.devices()[0]
-
-        from vdm_jax.stage import sampler as sampling
-        from vdm_jax.training import step as _step  # noqa: F401  imported before `idle` is taken
-
-        self._config = make_config(pair, batch, dtype)
-        self._stage = make_stage(pair, self._config)
-        self._sampler = sampling.Sampler(stage=self._stage)
         self._calls: dict[str, Any] = {}
         self._idle = serving.resident()
 
@@ -54,34 +50,20 @@ class Ours:
             "prepare": self.prepare,
             "timed": self.timed,
             "memory": self.memory,
-            "first_clip": self.first_clip,
         }
 
-    def describe(self) -> dict:
-        """What the network is and where it runs; its operations for one clip are counted from the
-        traced function."""
-        from benchmarks.counting import count_flops
-        from vdm_jax.training import state
+    def makers(self) -> dict[str, Callable[[], Callable[[], Any]]]:
+        """By work, what compiles it and returns its function without arguments, which returns when
+        all is done."""
+        raise NotImplementedError
 
-        jax = self._jax
-        params = jax.eval_shape(self._stage.init, jax.random.key(0))
-        clip = jax.ShapeDtypeStruct((1, *self._stage.video_shape), "float32")
-        logsnr = jax.ShapeDtypeStruct((1,), "float32")
-        cond = self._stage.cond_shapes(1, 0)
-        forward = jax.make_jaxpr(
-            lambda params, z, logsnr, cond: self._stage.network.apply(
-                {"params": params}, z, logsnr, cond
-            )
-        )(params, clip, logsnr, cond)
+    def describe(self) -> dict:
+        """What the network is and where it runs."""
         return {
-            "parameters": state.count_parameters(params),
-            "flops": count_flops(forward.jaxpr),
             "threads": len(os.sched_getaffinity(0)),
             "device": self._device.device_kind,
             "versions": {name: _version(name) for name in ("jax", "jaxlib", "flax", "vdm_jax")},
             "python": platform.python_version(),
-            "sampler": DEFAULT_SAMPLER,
-            "steps": self._sampler.steps,
         }
 
     def prepare(self, work: str, warmup: int) -> dict:
@@ -115,17 +97,65 @@ class Ours:
         serving.timed(call, 2)
         return {"peak_bytes": self._device.memory_stats()["peak_bytes_in_use"]}
 
+    def _call(self, work: str):
+        """The compiled function of `work`."""
+        if work not in self._calls:
+            self._calls[work] = self.makers()[work]()
+        return self._calls[work]
+
+    def _entries(self) -> int:
+        return sum(1 for _ in self._cache.iterdir()) if self._cache.is_dir() else 0
+
+
+class Ours(Side):
+    """One mirrored network in training and in sampling, by the same jitted functions that
+    `launch.train` and `launch.sample` call."""
+
+    def __init__(self, pair: Pair, *, batch: int, dtype: str, device: str, cache: str):
+        super().__init__(pair, batch=batch, device=device, cache=cache)
+
+        from vdm_jax.stage import sampler as sampling
+        from vdm_jax.training import step as _step  # noqa: F401  imported before `idle` is taken
+
+        self._config = make_config(pair, batch, dtype)
+        self._stage = make_stage(pair, self._config)
+        self._sampler = sampling.Sampler(stage=self._stage)
+        self._idle = serving.resident()
+
+    def operations(self) -> dict:
+        """See `Side`."""
+        return {**super().operations(), "first_clip": self.first_clip}
+
+    def makers(self) -> dict[str, Callable[[], Callable[[], Any]]]:
+        """See `Side`."""
+        return {"train": self._train, "denoise": self._denoise, "sample": self._sample}
+
+    def describe(self) -> dict:
+        """As `Side`; operations for one clip are counted from the traced function."""
+        from benchmarks.counting import count_flops
+        from vdm_jax.training import state
+
+        jax = self._jax
+        params = jax.eval_shape(self._stage.init, jax.random.key(0))
+        clip = jax.ShapeDtypeStruct((1, *self._stage.video_shape), "float32")
+        logsnr = jax.ShapeDtypeStruct((1,), "float32")
+        cond = self._stage.cond_shapes(1, 0)
+        forward = jax.make_jaxpr(
+            lambda params, z, logsnr, cond: self._stage.network.apply(
+                {"params": params}, z, logsnr, cond
+            )
+        )(params, clip, logsnr, cond)
+        return super().describe() | {
+            "parameters": state.count_parameters(params),
+            "flops": count_flops(forward.jaxpr),
+            "sampler": DEFAULT_SAMPLER,
+            "steps": self._sampler.steps,
+        }
+
     def first_clip(self, budget: float) -> dict:
         """One sample of all steps; the process has just been started."""
         self._call("sample")()
         return {"remaining_s": 0.0, "label": f"{self._sampler.steps} steps of {DEFAULT_SAMPLER}"}
-
-    def _call(self, work: str):
-        """The compiled function of `work`, without arguments; it returns when all is done."""
-        if work not in self._calls:
-            makers = {"train": self._train, "denoise": self._denoise, "sample": self._sample}
-            self._calls[work] = makers[work]()
-        return self._calls[work]
 
     def _batch(self, size: int) -> dict:
         import numpy as np
@@ -193,8 +223,76 @@ class Ours:
         compiled = self._sampler.compiled.lower(*inputs).compile()
         return lambda: np.asarray(compiled(*inputs)[0])
 
-    def _entries(self) -> int:
-        return sum(1 for _ in self._cache.iterdir()) if self._cache.is_dir() else 0
+
+class OurAutoencoder(Side):
+    """A published autoencoder of ours, on random images."""
+
+    def __init__(self, pair: Pair, *, batch: int, dtype: str, device: str, cache: str):
+        super().__init__(pair, batch=batch, device=device, cache=cache)
+
+        from vdm_jax.weights import autoencoder
+
+        network = autoencoder.from_config(pair.network, Path(pair.name))
+        self._network = network.clone(dtype=dtype)
+        self._idle = serving.resident()
+
+    def makers(self) -> dict[str, Callable[[], Callable[[], Any]]]:
+        """See `Side`."""
+        return {"encode": lambda: self._make("encode"), "decode": lambda: self._make("decode")}
+
+    def describe(self) -> dict:
+        """As `Side`; operations of an image and back are counted from the traced functions."""
+        from benchmarks.counting import count_flops
+        from vdm_jax.training import state
+
+        jax, params = self._jax, self._abstract_params()
+        traced = [
+            jax.make_jaxpr(self._function(work))(params, self._shape(work, 1))
+            for work in self.makers()
+        ]
+        return super().describe() | {
+            "parameters": state.count_parameters(params),
+            "flops": sum(count_flops(each.jaxpr) for each in traced),
+        }
+
+    def _make(self, work: str):
+        jax, shape = self._jax, self._shape(work, self._batch_size)
+        params = jax.tree.map(lambda leaf: _noise(leaf.shape, 0.02), self._abstract_params())
+        given = jax.device_put(_noise(shape.shape, 1.0))
+        params = jax.device_put(params)
+        compiled = jax.jit(self._function(work)).lower(params, given).compile()
+        return lambda: jax.block_until_ready(compiled(params, given))
+
+    def _function(self, work: str):
+        network = self._network
+
+        def encode(params, images):
+            return network.apply({"params": params}, images, method="encode").mode()
+
+        def decode(params, latents):
+            return network.apply({"params": params}, latents, method="decode")
+
+        return {"encode": encode, "decode": decode}[work]
+
+    def _shape(self, work: str, images: int):
+        size, network = self._pair.size, self._network
+        small = size // network.factor
+        shapes = {
+            "encode": (images, size, size, network.in_channels),
+            "decode": (images, small, small, network.latent_channels),
+        }
+        return self._jax.ShapeDtypeStruct(shapes[work], "float32")
+
+    def _abstract_params(self):
+        import flax.linen as nn
+
+        return nn.meta.unbox(self._network.abstract_params())
+
+
+def _noise(shape: tuple[int, ...], scale: float):
+    import numpy as np
+
+    return (scale * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
 
 
 def make_config(pair: Pair, batch: int, dtype: str):
@@ -211,7 +309,8 @@ def make_config(pair: Pair, batch: int, dtype: str):
     config.process.update({"prediction": "eps", "loss": "eps_mse"})
     config.data.update({"num_frames": pair.frames, "image_size": pair.size})
     if _is_latent(pair):
-        config.text.update({"encoder": "minilm", "max_length": pair.text_length})
+        encoder = _ENCODERS[pair.text_dim]
+        config.text.update({"encoder": encoder, "max_length": pair.text_length})
     elif pair.text_length:
         words = {"encoder": "words", "max_length": pair.text_length, "vocabulary_size": 8}
         config.text.update({**words, "vocabulary": ("a", "red", "circle", "left")})
@@ -273,9 +372,11 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
     parser.add_argument("--cache", required=True)
     options = parser.parse_args()
+    pair = PAIRS[options.pair]
+    side = OurAutoencoder if "encode" in pair.works else Ours
     serving.serve(
-        lambda: Ours(
-            PAIRS[options.pair],
+        lambda: side(
+            pair,
             batch=options.batch,
             dtype=options.dtype,
             device=options.device,

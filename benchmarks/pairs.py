@@ -30,6 +30,8 @@ class Pair:
         package has none.
       peer_steps: that number.
       train_only: of ours, see `vdm_jax.stage.Stage`; "" = everything is trained.
+      works: what of `benchmarks.run` is done with it.
+      large: whether it is left out of "all", because a training step takes 20 GiB.
       difference: what is not the same, in a sentence.
     """
 
@@ -46,6 +48,8 @@ class Pair:
     peer_sampler: str = ""
     peer_steps: int = 0
     train_only: str = ""
+    works: tuple[str, ...] = ("train", "denoise", "sample")
+    large: bool = False
     difference: str
 
 
@@ -70,6 +74,21 @@ _LATENT = {
     "layers_per_block": 2,
     "attention_head_dim": 8,
     "cross_attention_dim": 384,
+}
+_STABLE_DIFFUSION = {
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+_AUTOENCODER = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
 }
 
 PAIRS: dict[str, Pair] = {
@@ -195,14 +214,40 @@ PAIRS: dict[str, Pair] = {
             peer_steps=50,
             difference="nothing: the U-Net of Stable Diffusion 1 with fewer channels",
         ),
+        Pair(
+            name="latent-unet-sd15",
+            adapter="latent_unet",
+            options=_STABLE_DIFFUSION,
+            frames=1,
+            size=64,
+            channels=4,
+            network={**_STABLE_DIFFUSION, "_class_name": "UNet2DConditionModel"},
+            text_length=77,
+            text_dim=768,
+            peer_sampler="DDIM, without guidance",
+            peer_steps=50,
+            large=True,
+            difference="nothing: the U-Net of Stable Diffusion 1.5",
+        ),
+        Pair(
+            name="autoencoder",
+            adapter="autoencoder",
+            options=_AUTOENCODER,
+            frames=1,
+            size=512,
+            network={**_AUTOENCODER, "_class_name": "AutoencoderKL"},
+            works=("encode", "decode"),
+            difference="nothing: the autoencoder of Stable Diffusion",
+        ),
     )
 }
 
 
 def choose(names: str) -> list[Pair]:
-    """The pairs of a comma-separated list, or "all". Raises ValueError naming what there is."""
+    """The pairs of a comma-separated list, or "all" but the large ones. Raises ValueError naming
+    what there is."""
     if names == "all":
-        return list(PAIRS.values())
+        return [pair for pair in PAIRS.values() if not pair.large]
     wanted = [name for name in names.split(",") if name]
     if unknown := [name for name in wanted if name not in PAIRS]:
         raise ValueError(

@@ -15,6 +15,8 @@ WORKS = {
     "train": "training step",
     "denoise": "denoising step",
     "sample": "one sample",
+    "encode": "encoding",
+    "decode": "decoding",
     "first_clip": "first clip from a cold start",
 }
 

@@ -12,7 +12,9 @@ spell of the machine hits all, and every other round goes backwards. Warm-up is 
   denoise      the network and one step of a sampler, a batch of clips, without guidance
   sample       one clip, by each side's default sampler and number of steps. A peer that would take
                longer than --budget is stepped for that long and extrapolated, and the table says so
-  memory       the peak of training and denoising steps, in fresh processes: above the idle process
+  encode       of the pair `autoencoder`: images to latents
+  decode       and back
+  memory       the peak of every work before but samples, in fresh processes: above the idle process
                on the CPU, of the allocator on a GPU
   first_clip   from starting a process to its first clip, nothing compiled before
   data         clips a second from disk: our pipeline, and the GIF folder of video-diffusion-pytorch
@@ -34,12 +36,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import pairs, report
 from benchmarks.serving import Worker, WorkerError
 
-TIMED = ("train", "denoise", "sample")
+TIMED = ("train", "denoise", "sample", "encode", "decode")
 WORKS = (*TIMED, "memory", "first_clip", "data", "shipped")
 DTYPES = ("float32", "bfloat16")
 MODES = ("eager", "compile")
@@ -49,10 +52,10 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 # Steps of a round, and steps before the first.
-STEPS = {"train": 2, "denoise": 4, "sample": 1}
-WARMUP = {"train": 2, "denoise": 2, "sample": 0}
-GPU_STEPS = {"train": 20, "denoise": 20, "sample": 1}
-GPU_WARMUP = {"train": 5, "denoise": 5, "sample": 0}
+STEPS = {"train": 2, "denoise": 4, "sample": 1, "encode": 1, "decode": 1}
+WARMUP = {"train": 2, "denoise": 2, "sample": 0, "encode": 1, "decode": 1}
+GPU_STEPS = dict.fromkeys(TIMED, 20) | {"sample": 1}
+GPU_WARMUP = dict.fromkeys(TIMED, 5) | {"sample": 0}
 
 
 class Side:
@@ -132,7 +135,7 @@ class Turn:
                 "prepare",
                 limit=ends - time.monotonic(),
                 work=self.work,
-                warmup=1 if options.quick else warmup,
+                warmup=min(warmup, 1) if options.quick or options.steps else warmup,
             )
         except WorkerError as error:
             self.described = self.described or {"error": str(error)}
@@ -150,7 +153,7 @@ class Turn:
                 "timed",
                 limit=options.limit + options.budget,
                 work=self.work,
-                steps=1 if options.quick else steps,
+                steps=1 if options.quick else options.steps or steps,
                 budget=options.budget,
             )
         except WorkerError as error:
@@ -165,13 +168,18 @@ class Turn:
             self._worker.close(kill)
 
 
-def make_turns(sides: list[Side], options) -> dict[tuple[str, str], list[Turn]]:
-    """All sides' turns in each (work, our side), in the order in which they are timed."""
+def make_turns(
+    sides: list[Side], options, works: Sequence[str] = TIMED
+) -> dict[tuple[str, str], list[Turn]]:
+    """All sides' turns in each (work, our side), in the order in which they are timed.
+
+    works: of the pair.
+    """
     return {
         (work, own): [Turn(side, work, options) for side in sides if side.own == own]
         for own in dict.fromkeys(side.own for side in sides)
         for work in options.works
-        if work in TIMED
+        if work in TIMED and work in works
     }
 
 
@@ -200,7 +208,8 @@ def run_pair(pair: pairs.Pair, options, sides: list[Side], turns: dict) -> dict:
             if turn.seconds:
                 seconds.setdefault(work, {})[turn.side.name] = turn.seconds
     if "memory" in options.works:
-        timed = [work for work in options.works if work in TIMED and work != "sample"]
+        measured = [work for work in pair.works if work != "sample"]
+        timed = [work for work in measured if work in options.works] or measured
 
         def measure(job: tuple[str, Side]) -> None:
             work, side = job
@@ -209,11 +218,11 @@ def run_pair(pair: pairs.Pair, options, sides: list[Side], turns: dict) -> dict:
                 row |= _alone(side, "memory", options, {}, "memory_error", work=work)
                 _say(pair, f"memory of {work}, {side.name}", row)
 
-        jobs = list(itertools.product(timed or TIMED[:2], sides))
+        jobs = list(itertools.product(timed, sides))
         # A peak is of one process, so others beside it do not matter.
         with concurrent.futures.ThreadPoolExecutor(max(options.ahead, 1)) as pool:
             list(pool.map(measure, jobs))
-    if "first_clip" in options.works:
+    if "first_clip" in options.works and "sample" in pair.works:
         for side in sides:
             row = _first_clip(side, options)
             notes.setdefault("first_clip", {})[side.name] = row
@@ -312,6 +321,9 @@ def main(arguments: list[str]) -> int:
         "--modes", default=",".join(MODES), metavar="NAMES", help="of PyTorch, default both"
     )
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="of a round, after one before the first"
+    )
     parser.add_argument("--batch", type=int, default=4, help="clips, default 4")
     parser.add_argument("--ours_only", action="store_true", help="no peer is installed or run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write FILE and FILE.md")
@@ -371,7 +383,7 @@ def main(arguments: list[str]) -> int:
         cache = options.cache_dir.resolve() if options.cache_dir else Path(scratch) / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         sides = {pair.name: make_sides(pair, options, python, cache) for pair in chosen}
-        turns = {name: make_turns(each, options) for name, each in sides.items()}
+        turns = {pair.name: make_turns(sides[pair.name], options, pair.works) for pair in chosen}
         every = [turn for each in turns.values() for row in each.values() for turn in row]
         for turn in every:  # the ones that an error or Ctrl-C leaves
             processes.callback(turn.close, kill=True)

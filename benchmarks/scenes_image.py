@@ -5,18 +5,24 @@
 Frames and captions are of the data's split `held_out`: objects of the training split in places and
 before backgrounds that they were not seen in.
 
-  autoencoder  PSNR of reconstructed frames, and the share of which the judge reads what it reads of
-               the frames themselves
-  captions     the share of images in which the judge reads all that their captions say
-  control      of each ControlNet, the folder controlnet_NAME of the model: F1 of the outlines of
-               the foreground in images and in the frames that their hints are of, to within a
-               pixel of half the image's size; and the same without its ControlNet
+  autoencoder  PSNR of reconstructed frames, their rFID, and the share of which the judge reads what
+               it reads of the frames themselves
+  captions     the share of images in which the judge reads all that their captions say, and FID
+  control      of each ControlNet, the folder controlnet_NAME of the model, and of the same captions
+               and noise without it: F1 of the outlines of the foreground in images and in the
+               frames that their hints are of, to within two pixels; and the mean error of depth, of
+               255 levels, where the image's foreground has the depth that the hint gives the object
 
-Prints Markdown, and writes figures and contact sheets to OUT.
+FID is the Fréchet distance of the 128 features of images by the image-text pair that ships in
+scenes_image, which was trained on this data. It is on another scale than FID by Inception v3. As a
+scale, `fid_of_others` is the distance of as many other frames of the split.
+
+Prints Markdown, and writes figures and contact sheets to OUT. `python -m benchmarks.scenes_style`
+measures a LoRA of the model.
 """
 
 import argparse
-import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -26,6 +32,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("autoencoder", "captions", "control")
+FEATURES = "scenes_image/image_text"
 _SHEET = 32  # images of a contact sheet
 
 
@@ -38,6 +45,7 @@ def main() -> None:
     parser.add_argument("--model", default="scenes_image", metavar="MODEL", help="a name or folder")
     parser.add_argument("--out", default="samples/scenes_image", metavar="DIR")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="default 256")
+    parser.add_argument("--frames", type=int, default=1024, metavar="N", help="of rFID; 1024")
     parser.add_argument("--guidance", type=float, metavar="X", help="default: the model's")
     parser.add_argument("--steps", type=int, metavar="N", help="default: the model's")
     parser.add_argument("--parts", default=",".join(PARTS), help="default: all")
@@ -53,7 +61,7 @@ def main() -> None:
     changes = {name: value for name, value in changes.items() if value is not None}
     parts, found = options.parts.split(","), {}
     if "autoencoder" in parts:
-        found["autoencoder"] = autoencoder(model, options.images, out)
+        found["autoencoder"] = autoencoder(model, options.images, options.frames, out)
     if "captions" in parts:
         found["captions"] = captions(model, options.images, changes, out)
     if "control" in parts:
@@ -74,72 +82,85 @@ def held_out(model, count: int) -> tuple[np.ndarray, list[str]]:
     return found.videos, found.captions
 
 
-def autoencoder(model, count: int, out: Path) -> dict[str, Any]:
-    """PSNR and what the judge reads of reconstructions."""
+def autoencoder(model, count: int, frames: int, out: Path) -> dict[str, Any]:
+    """PSNR and FID of reconstructions, and what the judge reads of the first `count`."""
     import jax
 
     from vdm_jax.stage.space import from_uint8, to_uint8
 
-    frames, texts = held_out(model, count)
+    videos, texts = held_out(model, 2 * frames)
+    true, others = videos[:frames], videos[frames:]
     space = model.stage.space
     run = jax.jit(
         lambda x: to_uint8(space.decode(space.encode(from_uint8(x), model.frozen), model.frozen))
     )
-    decoded = np.concatenate([np.asarray(run(frames[i : i + 16])) for i in range(0, count, 16)])
-    sheet(out / "autoencoder", np.concatenate([frames, decoded], axis=2))
-    error = np.square(frames.astype(float) - decoded).mean((1, 2, 3, 4))
+    decoded = np.concatenate([np.asarray(run(true[i : i + 16])) for i in range(0, frames, 16)])
+    sheet(out / "autoencoder", np.concatenate([true, decoded], axis=2))
+    error = np.square(true.astype(float) - decoded).mean((1, 2, 3, 4))
     return {
         "psnr": round(float((10 * np.log10(255**2 / error)).mean()), 2),
         "psnr_of_all": round(float(10 * np.log10(255**2 / error.mean())), 2),
-        **judged(decoded, texts),
+        "rfid": round(fid(decoded, true), 3),
+        "fid_of_others": round(fid(others, true), 3),
+        "frames": frames,
+        **judged(decoded[:count], texts[:count]),
     }
+
+
+def fid(images: np.ndarray, true: np.ndarray) -> float:
+    """The Fréchet distance of the features of two sets of images, uint8 (n, 1, h, w, 3)."""
+    from vdm_jax.evaluation import frechet
+
+    return frechet.frechet_from_features(features(images), features(true))
+
+
+def features(images: np.ndarray) -> np.ndarray:
+    """Those of the shipped image-text pair, float32 (n, 128)."""
+    run, params = _pair()
+    return np.concatenate([run(images[i : i + 64, 0], params) for i in range(0, len(images), 64)])
+
+
+@functools.cache
+def _pair() -> tuple[Any, Any]:
+    """The compiled image encoder of the shipped image-text pair, and its parameters."""
+    import jax
+
+    from vdm_jax.stage.image_encoder import IMAGE_ENCODER
+    from vdm_jax.stage.space import from_uint8
+    from vdm_jax.systems import image_embedding
+
+    encoder = image_embedding.make_image_encoder(FEATURES)
+    params = jax.device_put(image_embedding.read_image_encoder(FEATURES).params)
+    return jax.jit(lambda x, params: encoder(from_uint8(x), {IMAGE_ENCODER: params})), params
 
 
 def captions(model, count: int, changes: dict[str, Any], out: Path) -> dict[str, Any]:
     """What the judge reads of images of held-out captions."""
     import jax
 
-    _, texts = held_out(model, count)
+    frames, texts = held_out(model, count)
     images = model.sample(jax.random.key(0), prompts=texts, **changes)
     sheet(out / "captions", images)
     (out / "captions.txt").write_text("\n".join(texts[:_SHEET]) + "\n")
-    return judged(images, texts)
+    return {**judged(images, texts), "fid": round(fid(images, frames), 3)}
 
 
 def control(model, folder: Path, count: int, changes: dict[str, Any], out: Path) -> dict[str, Any]:
-    """F1 of outlines with a ControlNet, and without."""
+    """Outlines and depth with a ControlNet, and without."""
     import jax
 
-    from vdm_jax.data.scenes.builder import FRAMES, Scenes, clips
-    from vdm_jax.stage.conditions.hint import Hint
-    from vdm_jax.stage.control import ControlStage
-    from vdm_jax.stage.low_rank import BASE
-    from vdm_jax.weights import controlnet
+    from benchmarks import scenes_control
 
-    config = next(c for c in Scenes.BUILDER_CONFIGS if c.name == model.config.data.config)
-    source, rows = folder.name.removeprefix("controlnet_"), []
-    for index, (scene, clip) in enumerate(clips(config, "held_out", count)):
-        at = index * 7 % FRAMES
-        rows.append((clip.video[at], getattr(clip, source)[at], scene.frame_captions[at]))
-    frames, hints, texts = zip(*rows, strict=True)
-    network, params = controlnet.read_folder(folder)
-    network = network.clone(time=model.stage.network.time)
-    hint = Hint(shape=(*model.stage.video_shape[:3], network.hint_channels))
-    stage = ControlStage.add(model.stage, network, hint)
-    plain = model.sampler(**changes)
-    sampler = dataclasses.replace(plain, stage=stage, frozen={**model.frozen, BASE: model.params})
-    hints = np.broadcast_to(np.stack(hints)[:, None], (count, *hint.shape)).copy()
-    (name,) = {one.name for one in stage.network.controls}
-    stream = sampler.stream({name: params}, jax.random.key(0), texts, inputs={"hint": hints})
-    images = np.concatenate(list(stream))
-    sheet(out / folder.name, np.concatenate([hints, images], axis=2))
-    free = np.concatenate(list(plain.stream(model.params, jax.random.key(0), texts)))
-    scores = {
-        key: np.mean([outline_f1(*row) for row in zip(texts, frames, made[:, 0], strict=True)])
-        for key, made in (("f1", images), ("f1_without", free))
-    }
+    rows = scenes_control.make_rows(model, folder.name.removeprefix("controlnet_"), count)
+    key, texts = jax.random.key(0), [row.caption for row in rows]
+    hints, images = scenes_control.sample(model, folder, rows, key, changes)
+    free = model.sample(key, prompts=texts, **changes)
+    sheet(out / folder.name, np.concatenate([hints, images, free], axis=2))
+    frames = np.stack([row.frame[None] for row in rows])
     return {
-        **{key: round(float(value), 3) for key, value in scores.items()},
+        **scenes_control.scores(rows, images),
+        **scenes_control.scores(rows, free, "_without"),
+        "depth_error_of_frames": scenes_control.scores(rows, frames)["depth_error"],
         **judged(images, texts),
     }
 
@@ -153,37 +174,6 @@ def judged(images: np.ndarray, texts: list[str]) -> dict[str, Any]:
     right = intervals.share_interval(round(found["all"] * found["n"]), found["n"])
     ends = f"[{right.low:.3f}, {right.high:.3f}]"
     return {k: v if k == "n" else round(v, 3) for k, v in found.items()} | {"all_interval": ends}
-
-
-def outline_f1(caption: str, true: np.ndarray, made: np.ndarray) -> float:
-    """F1 of the outlines of two frames of a caption, each pixel matched to within one."""
-    first, second = (outline(caption, frame) for frame in (true, made))
-    if not first.any() or not second.any():
-        return float(first.any() == second.any())
-    precision = (second & near(first)).sum() / second.sum()
-    recall = (first & near(second)).sum() / first.sum()
-    return float(2 * precision * recall / max(precision + recall, 1e-9))
-
-
-def outline(caption: str, frame: np.ndarray) -> np.ndarray:
-    """The border of what the caption's background does not explain, at half size."""
-    from vdm_jax.data.scenes.grammar import BACKGROUNDS, parse_caption
-    from vdm_jax.evaluation import scene_matching as matching
-
-    ground = tuple(BACKGROUNDS).index(parse_caption(caption)[0].background)
-    view = matching.make_view(matching.halved(frame[None].astype(np.float32) / 255), ground)
-    margin = matching.MARGIN
-    foreground = view.cost[0, margin:-margin, margin:-margin] > matching.MOST_COST / 2
-    return foreground & near(~foreground)
-
-
-def near(mask: np.ndarray) -> np.ndarray:
-    """The mask and the pixels beside it."""
-    padded = np.pad(mask, 1)
-    rows, columns = mask.shape
-    return np.any(
-        [padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0
-    )
 
 
 def sheet(path: Path, videos: np.ndarray) -> None:

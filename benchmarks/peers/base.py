@@ -14,11 +14,13 @@ class Adapter(abc.ABC):
     """A peer's network on a device, in training and in sampling.
 
     Attributes:
-      network: the module whose forward pass is compiled, if anything is, and counted.
+      network: the module.
+      compiled: its methods that are compiled, if anything is.
       packages: distributions whose versions are reported.
       steps: evaluations of a default sample, 0 where the package has no sampler.
     """
 
+    compiled: tuple[str, ...] = ("forward",)
     packages: tuple[str, ...] = ()
     steps = 0
 

@@ -35,11 +35,18 @@ class Peer:
         self._idle = serving.resident()
         self._peer = module.Adapter(pair, self._device)
         self._network = self._peer.network
-        self._eager = self._network.forward
+        # Methods and not the module, because some packages call them directly.
+        self._eager = {name: getattr(self._network, name) for name in self._peer.compiled}
         if mode == "compile":
-            # The method and not the module, because some packages call it directly.
-            self._network.forward = torch.compile(self._eager)
+            self._replace({name: torch.compile(each) for name, each in self._eager.items()})
         self._optimizer = None
+
+    def _replace(self, methods: dict[str, Any]) -> dict[str, Any]:
+        """Puts methods in the place of the network's, and returns those that were there."""
+        before = {name: getattr(self._network, name) for name in methods}
+        for name, method in methods.items():
+            setattr(self._network, name, method)
+        return before
 
     def operations(self) -> dict:
         """What is served."""
@@ -57,10 +64,10 @@ class Peer:
         torch, nn = self._torch, self._torch.nn
         from torch.utils.flop_counter import FlopCounterMode
 
-        compiled, self._network.forward = self._network.forward, self._eager
+        compiled = self._replace(self._eager)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self._peer.predict(self._noise(1), torch.full((1,), 500, device=self._device))
-        self._network.forward = compiled
+        self._replace(compiled)
         packages = ("torch", *self._peer.packages)
         cuda = self._device.type == "cuda"
         return {
@@ -152,6 +159,15 @@ class Peer:
                 loss.backward()
                 self._optimizer.step()
                 self._optimizer.zero_grad()
+                self._wait()
+
+            return call
+        if work in ("encode", "decode"):
+            z, function = peer.inputs(work, self._batch), getattr(peer, work)
+
+            def call():
+                with torch.inference_mode(), self._autocast:
+                    function(z)
                 self._wait()
 
             return call

@@ -18,3 +18,28 @@ def test_each_work_of_a_pair_runs(tmp_path):
         assert worker.prepare(work, 1)["compile_s"] > 0
         assert len(worker.timed(work, 2, 10.0)["seconds"]) == 2
     assert worker.describe()["parameters"] > 0
+
+
+def test_an_autoencoder_encodes_and_decodes(tmp_path):
+    network = {
+        "_class_name": "AutoencoderKL",
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8),
+        "norm_num_groups": 4,
+    }
+    pair = pairs.Pair(
+        name="tiny",
+        adapter="none",
+        options={},
+        frames=1,
+        size=16,
+        network=network,
+        works=("encode", "decode"),
+        difference="",
+    )
+    worker = ours.OurAutoencoder(pair, batch=1, dtype="float32", device="cpu", cache=str(tmp_path))
+    for work in pair.works:
+        assert worker.prepare(work, 1)["compile_s"] > 0
+        assert len(worker.timed(work, 1, 10.0)["seconds"]) == 1
+    assert worker.describe()["flops"] > 0

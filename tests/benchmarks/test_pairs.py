@@ -10,6 +10,7 @@ PEERS = {
     "make-a-video": (48.24e9, 63_125_669),
     "lumiere": (33.13e9, 27_734_042),
     "latent-unet": (1.62e9, 18_462_148),
+    "latent-unet-sd15": (803.3e9, 859_520_964),
 }
 
 
@@ -24,6 +25,7 @@ def test_mirrored_networks_do_as_much_work_as_their_peers(name):
 
 def test_names_are_chosen_or_refused():
     assert [pair.name for pair in pairs.choose("lumiere,diffusers")] == ["lumiere", "diffusers"]
-    assert len(pairs.choose("all")) == len(pairs.PAIRS)
+    left_out = set(pairs.PAIRS) - {pair.name for pair in pairs.choose("all")}
+    assert left_out == {"latent-unet-sd15"}  # too large for most machines
     with pytest.raises(ValueError, match="imagen unknown; allowed: all, none, video-diffusion"):
         pairs.choose("lumiere,imagen")

@@ -50,6 +50,7 @@ def make(tmp_path):
 
 def options(**changes):
     given = {"device": "cpu", "limit": 60.0, "budget": 0.0, "rounds": 3, "quick": False}
+    given["steps"] = None
     return SimpleNamespace(**{**given, "ends": float("inf"), "works": ["train"], **changes})
 
 
@@ -91,3 +92,9 @@ def test_what_is_not_compiled_in_time_is_left_out(make):
     assert turns[0].row == {"error": "not begun: --total was over"}
     assert turns[0].seconds == []
     assert make.lines() == []
+
+
+def test_a_pair_is_done_the_works_it_has(make):
+    wanted = options(works=["train", "encode", "decode"])
+    turns = run.make_turns([make.side("ours")], wanted, works=("encode", "decode"))
+    assert list(turns) == [("encode", "ours"), ("decode", "ours")]

@@ -123,6 +123,7 @@ def test_round_trips_improve_with_steps_and_fixed_points_are_best():
         solvers.DPMPP2M(),
         solvers.Euler(churn=1.0),
         samplers.make_rule("unipc"),
+        samplers.make_rule("plms"),
         samplers.Corrector(rule=samplers.DDIM()),
     ],
 )

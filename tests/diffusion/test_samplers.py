@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion import samplers, schedules, solvers
+from vdm_jax.diffusion.plms import PLMS
 from vdm_jax.diffusion.predictions import to_prediction
 from vdm_jax.diffusion.samplers import (
     DDIM,
@@ -29,6 +30,7 @@ SOLVERS = [
     solvers.FlowEuler(),
     solvers.FlowHeun(),
     UniPC(),
+    PLMS(),
     Distilled(),
     Consistency(),
     Corrector(rule=DDIM()),

@@ -16,6 +16,9 @@ import vdm_jax
 from tests.weights import drawn_weights
 from vdm_jax import cli
 from vdm_jax.cli import compiling
+from vdm_jax.diffusion.plms import PLMS
+from vdm_jax.diffusion.samplers import DDIM, Corrector
+from vdm_jax.diffusion.solvers import Euler
 from vdm_jax.stage.sampler import Sampler
 from vdm_jax.systems import latent_image
 from vdm_jax.weights import fetch
@@ -116,6 +119,39 @@ def test_the_defaults_are_those_of_the_folder(model):
     np.testing.assert_allclose(timesteps[np.array([0, 1, -2, -1])], [981, 961, 1, 0], atol=1e-3)
     assert model.stage.video_shape == (1, 16, 16, 3)
     assert model.stage.z_shape == (1, 8, 8, 4)
+
+
+def test_flags_of_the_step_rule_hold_for_the_folders_scheduler(model):
+    plain, noisy = model.sampler(), model.sampler(eta=1.0, corrector=0.1)
+    assert plain.rule == DDIM() and noisy.rule == Corrector(rule=DDIM(eta=1.0), delta=0.1)
+    assert noisy.grid == plain.grid
+    with pytest.raises(ValueError, match="sampler 'ddim' has no field churn"):
+        model.sampler(churn=1.0)
+
+
+def test_flags_that_the_folders_scheduler_does_not_have_are_refused(tmp_path):
+    folder = write_folder(tmp_path)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "EulerAncestralDiscreteScheduler"}))
+    model = vdm_jax.load(folder)
+    assert model.sampler().rule == DDIM(eta=1.0)  # which is how it adds noise
+    with pytest.raises(ValueError, match="churn: the published scheduler of this model has no"):
+        model.sampler(churn=1.0)
+    path.write_text(json.dumps({"_class_name": "EulerDiscreteScheduler"}))
+    model = vdm_jax.load(folder)
+    assert model.sampler(churn=5.0, steps=10).rule == Euler(churn=5.0, steps=10)
+    assert model.sampler(shared_noise=True).noise.shared
+
+
+def test_stable_diffusions_own_scheduler_is_sampled_by_its_rule(tmp_path):
+    folder = write_folder(tmp_path)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "PNDMScheduler", "skip_prk_steps": True}))
+    model = vdm_jax.load(folder)
+    assert model.sampler().rule == PLMS(prediction="eps")
+    assert model.sampler().rule_name == model.config.sample.sampler == "plms"
+    image = model.sample(jax.random.key(0), PROMPT, steps=3)
+    assert image.shape == (1, 1, 16, 16, 3) and image.std() > 0
 
 
 @pytest.mark.parametrize(

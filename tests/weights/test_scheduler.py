@@ -10,6 +10,7 @@ import pytest
 import safetensors
 
 from vdm_jax.diffusion import samplers
+from vdm_jax.diffusion.plms import PLMS
 from vdm_jax.diffusion.predictions import to_prediction
 from vdm_jax.weights import scheduler
 
@@ -76,27 +77,48 @@ def test_what_is_not_understood_is_refused_by_name(change, message):
         scheduler.from_config({**CONFIG, **change}, Path("scheduler_config.json"))
 
 
-def test_the_schedule_of_stable_diffusion_is_sampled_by_ddim(tmp_path):
-    config = {
-        "_class_name": "PNDMScheduler",
-        "_diffusers_version": "0.6.0",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "num_train_timesteps": 1000,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "trained_betas": None,
-        "clip_sample": False,
-    }
-    (tmp_path / scheduler.FILE).write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match="PNDMScheduler is not implemented"):
-        published = scheduler.read_folder(tmp_path)
-    grid = published.sampling(50)["grid"]
-    times = published.schedule.timestep(jnp.asarray(grid.levels, jnp.float32))
+STABLE_DIFFUSION = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+
+
+def test_the_scheduler_of_stable_diffusion_is_sampled_by_its_own_rule(tmp_path):
+    (tmp_path / scheduler.FILE).write_text(json.dumps(STABLE_DIFFUSION))
+    published = scheduler.read_folder(tmp_path)
+    sampling = published.sampling(50)
+    assert sampling["rule"] == PLMS(prediction="eps")
+    times = published.schedule.timestep(jnp.asarray(sampling["grid"].levels, jnp.float32))
     np.testing.assert_allclose(times[:3], [981, 961, 941], atol=1e-3)
     np.testing.assert_allclose(times[-2:], [1, 0], atol=1e-3)
     assert not published.clips
+    assert published.sampling(1)["rule"] == samplers.DDIM()  # as the published code, one evaluation
     with pytest.raises(ValueError, match="steps = 1001"):
         published.sampling(1001)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"skip_prk_steps": False}, "skip_prk_steps = False: allowed are"),
+        ({"prediction_type": "sample"}, "prediction_type = 'sample': allowed are"),
+    ],
+)
+def test_what_pndm_does_not_do_here_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        scheduler.from_config({**STABLE_DIFFUSION, **change}, Path("scheduler_config.json"))
+
+
+def test_the_multistep_rule_needs_its_field():
+    config = {k: v for k, v in STABLE_DIFFUSION.items() if k != "skip_prk_steps"}
+    with pytest.raises(ValueError, match="lacks skip_prk_steps"):
+        scheduler.from_config(config, Path("scheduler_config.json"))

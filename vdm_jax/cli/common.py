@@ -322,7 +322,7 @@ def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
         "--sampler",
         metavar="NAME",
         help="ddim, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, heun, flow_euler, "
-        "flow_midpoint, flow_heun, unipc, distilled or consistency*",
+        "flow_midpoint, flow_heun, unipc, plms, distilled or consistency*",
     )
     arguments.add_argument(
         "--grid",

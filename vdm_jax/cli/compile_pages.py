@@ -20,6 +20,7 @@ LARGE, LARGER = "vdm/t2v_large", "vdm/t2v_5b"
 IMAGEN_VIDEO = ("base_40x24", "tsr_6fps", "ssr_80x48", "ssr_320x192", "tsr_12fps", "tsr_24fps")
 IMAGEN_VIDEO += ("ssr_1280x768",)
 LUMIERE = ("t2i_base", "base_80f_128", "t2i_ssr", "ssr_1024")
+LATENT = ("latent_image/sd15", "stable_video/paper/image_to_video_576x1024")
 # One host. Batch, tile and window of each stage's sampler are its configuration's.
 SAMPLING = "v5p:2x2x1"
 
@@ -92,6 +93,9 @@ def requests(effort: str) -> dict[str, list[compiling.Request]]:
         "Training, one slice of 64 chips": training,
         "Imagen Video, each stage on one slice of 64 chips": imagen_video,
         "Lumiere, each model on one slice of 64 chips": lumiere,
+        "Stable Diffusion 1.5 and Stable Video Diffusion, one slice of 64 chips": [
+            make(config=name, topology=topology) for name in LATENT for topology in TOPOLOGIES[:2]
+        ],
         "The large model, parameters cut over 16 chips only; with all activations kept": [
             make(config=LARGE, topology="v5e:8x8", overrides=cut_by_16),
             make(config=LARGE, topology="v5p:4x4x4", overrides=keep_all),

@@ -190,7 +190,9 @@ def lower(config, target, what: str):
     from vdm_jax.training import optimizer, state, step
 
     stage = systems.build(config)
-    plan = sharding.make_plan(stage, config.mesh, target.devices())
+    # Made once: devices that are made twice are different ones, also where they are equal.
+    devices = target.devices()
+    plan = sharding.make_plan(stage, config.mesh, devices)
     forward = sum(level.flops for level in stage.cost(_images(config) if what == "train" else 0))
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -198,7 +200,7 @@ def lower(config, target, what: str):
         plan.params,
     )
     figures = {"parameters": state.count_parameters(params)}
-    frozen = systems.abstract_frozen(config, config.mesh.to_dict(), target.devices())
+    frozen = systems.abstract_frozen(config, config.mesh.to_dict(), devices)
     if what == "train":
         batch_size = config.train.batch_size
         tx = optimizer.make_optimizer(config.train, stage.abstract_params())

@@ -116,7 +116,8 @@ def _samplers(options, model: "Model") -> "tuple[Sampler, Sampler]":
     plain = model.sampler(
         **{**changes, "guidance": unguided, "negative": None, "oscillate_after": 0}
     )
-    if options.sampler is None and not inversions.is_invertible(plain.rule):
+    chosen = options.sampler is not None or options.eta
+    if not chosen and not inversions.is_invertible(plain.rule):
         plain, edited = (dataclasses.replace(part, rule=DDIM()) for part in (plain, edited))
     inversions.check_rule(plain.rule)
     return plain, edited

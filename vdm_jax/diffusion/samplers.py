@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from vdm_jax.diffusion import solvers
 from vdm_jax.diffusion.grids import logsnr_grid as logsnr_grid  # samplers.logsnr_grid
+from vdm_jax.diffusion.plms import PLMS
 from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.diffusion.schedules import alpha_sigma
@@ -250,6 +251,7 @@ RULES: Mapping[str, type] = {
     "flow_midpoint": solvers.FlowMidpoint,
     "flow_heun": solvers.FlowHeun,
     "unipc": UniPC,
+    "plms": PLMS,
     "distilled": Distilled,
     "consistency": Consistency,
 }

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
 
 from vdm_jax.data.scenes.grammar import BACKGROUNDS, PLACES, THINGS, Item, parse_caption, place
 from vdm_jax.evaluation import scene_matching as matching
@@ -176,7 +177,9 @@ def _search(view: View) -> _Found:
         matching.rough_gains(view, frame, weights).reshape(SIDE**2, len(THINGS), -1)
         for frame in chosen
     ]
-    order = _likeliest([gain.max(-1) for gain in gains])
+    order = _likeliest(
+        [(gain.max(-1), _peaks(view, f, gain)) for f, gain in zip(chosen, gains, strict=True)]
+    )
     matches = [[] for _ in chosen]
     for count in _CANDIDATES:
         for row, frame, gain in zip(matches, chosen, gains, strict=True):
@@ -199,25 +202,37 @@ def _search(view: View) -> _Found:
     )
 
 
-def _likeliest(gains: Sequence[Float[np.ndarray, "n things"]]) -> Int[np.ndarray, "things"]:
+def _likeliest(
+    found: Sequence[tuple[Float[np.ndarray, "n things"], Sequence[tuple[int, int]]]],
+) -> Int[np.ndarray, "things"]:
     """Things in the order in which they are compared: the best of each frame first, and so on.
 
-    Gains are ranked near each of a frame's two peaks. What roughly fits another object of the frame
-    would else take the place of what fits this one.
+    found: gains and peaks of each frame. Gains are ranked near each peak. What roughly fits another
+    object of the frame would else take the place of what fits this one.
     """
     ranks = []
-    for gain in gains:
-        for peak in _peaks(gain.max(-1)):
+    for gain, peaks in found:
+        for peak in peaks:
             near = gain[_near(peak).reshape(-1)].max(0)
             ranks.append(np.argsort(np.argsort(-near)))
     return np.argsort(np.min(ranks, axis=0), kind="stable")
 
 
-def _peaks(gains: Float[np.ndarray, "n"]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The window (y, x) with the greatest gain, and the one with the greatest elsewhere."""
+def _peaks(view: View, frame: int, gains: Float[np.ndarray, "n ..."]) -> list[tuple[int, int]]:
+    """The window (y, x) with the greatest gain, and the one with the greatest elsewhere.
+
+    Where an object was taken out, also the window that costs most. A window without pixels that
+    count gains nothing and loses nothing. It may so come before an object of the background's
+    colours, which roughly loses.
+    """
+    gains = gains.reshape(SIDE**2, -1).max(-1)
     first = divmod(int(gains.argmax()), SIDE)
     elsewhere = np.where(_near(first).reshape(-1), -np.inf, gains)
-    return first, divmod(int(elsewhere.argmax()), SIDE)
+    found = [first, divmod(int(elsewhere.argmax()), SIDE)]
+    if (view.weight[frame, MARGIN:-MARGIN, MARGIN:-MARGIN] == 0).any():
+        costs = sliding_window_view(view.cost[frame], (WINDOW, WINDOW)).sum((2, 3))
+        found.append(divmod(int(costs.argmax()), SIDE))
+    return found
 
 
 def _near(window: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
@@ -229,9 +244,9 @@ def _near(window: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
 def _match(
     view: View, frame: int, thing: int, variants: slice, rough: Float[np.ndarray, "n t"]
 ) -> Match:
-    """The match of a thing near the window with the greatest rough gain, or near the next one that
-    is elsewhere: of two red objects each may roughly be the other."""
-    peaks = _peaks(rough.max(-1))
+    """The best match of a thing near one of the peaks of its rough gains: of two red objects each
+    may roughly be the other."""
+    peaks = _peaks(view, frame, rough)
     found = [matching.match(view, frame, thing, variants, peak) for peak in peaks]
     return max(found, key=lambda match: match.gain)
 

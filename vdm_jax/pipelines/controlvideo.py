@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Key, UInt8
 
+from vdm_jax.diffusion.plms import PLMS
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.pipelines.model import Model
 from vdm_jax.stage.sampler import Sampler
@@ -54,6 +55,8 @@ class ControlVideo:
     def _make_sampler(self, given: dict[str, Any]) -> Sampler:
         sampler = self.model.sampler(**{"guidance": GUIDANCE, "batch_size": 1, **given})
         guidance = sampler.guidance
+        if "sampler" not in given and isinstance(sampler.rule, PLMS):
+            sampler = dataclasses.replace(sampler, rule=DDIM())  # as the published code samples
         if self.smoother is not None:
             if sampler.rule != DDIM(eta=0.0):
                 raise ValueError(

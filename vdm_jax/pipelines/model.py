@@ -16,10 +16,10 @@ from jaxtyping import Array, Key, PyTree, UInt8
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.data import frame_rate
-from vdm_jax.diffusion.reuse import Reuse
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage import sampler_fields
 from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
@@ -103,11 +103,8 @@ class Model:
             )
             scheduler = systems.scheduler(self.config)
             if scheduler is not None and not {"sampler", "grid"} & _given(changes):
-                # A published scheduler has a rule and a grid of its own.
                 parts = scheduler.sampling(sampler.steps)
-                if isinstance(sampler.rule, Reuse):
-                    parts["rule"] = dataclasses.replace(sampler.rule, rule=parts["rule"])
-                sampler = dataclasses.replace(sampler, **parts)
+                sampler = sampler_fields.with_published(sampler, parts, _given(changes))
             self._samplers[name] = sampler
         return self._samplers[name]
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Key, UInt8
 
+from vdm_jax.diffusion.plms import PLMS
+from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.pipelines.model import Model
 from vdm_jax.stage.conditions.source import SourceVideo
 from vdm_jax.systems import text2video_zero
@@ -52,6 +54,8 @@ class Adapted:
             raise ValueError("num_frames: is chosen where the model is adapted")
         given = {name: value for name, value in changes.items() if value is not None}
         sampler = self.model.sampler(**{"batch_size": 1, **self.defaults, **given})
+        if "sampler" not in given and isinstance(sampler.rule, PLMS):
+            sampler = dataclasses.replace(sampler, rule=DDIM())  # as the published code samples
         guidance = IMAGE_GUIDANCE if image_guidance is None else image_guidance
         return ZeroShotSampler.of(sampler, self.model.stage, self.zero, guidance)
 

@@ -187,7 +187,8 @@ class Editor:
         changes = {"batch_size": 1, **changes}
         unguided = {"guidance": 1.0, "negative": None, "oscillate_after": 0}
         guided, plain = tuned.sampler(**changes), tuned.sampler(**{**changes, **unguided})
-        if changes.get("sampler") is None and not inversions.is_invertible(plain.rule):
+        chosen = changes.get("sampler") is not None or changes.get("eta")
+        if not chosen and not inversions.is_invertible(plain.rule):
             plain, guided = (dataclasses.replace(part, rule=DDIM()) for part in (plain, guided))
         inversions.check_rule(plain.rule)
         text = tuned.stage.text_encoder.null_text or ""

@@ -1,8 +1,9 @@
 """The section `sample` of a configuration, and flags and arguments of the same names, as the parts
 of a `stage.sampler.Sampler`."""
 
+import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -100,6 +101,35 @@ def read(
         "settings": {name: value for name, value in chosen(_SETTINGS).items() if value},
         **chosen(_DIRECT),
     }
+
+
+def with_published(sampler: Any, parts: Mapping[str, Any], given: Collection[str]) -> Any:
+    """A `Sampler` with the rule, the grid and the first noise of a published scheduler.
+
+    What the sampler's own rule and noise were given holds for the published ones too.
+
+    Args:
+      parts: `weights.scheduler.Scheduler.sampling` of the sampler's steps.
+      given: names of fields that were asked for.
+
+    Raises ValueError where the published rule does not have one of them.
+    """
+    around = isinstance(sampler.rule, Reuse | samplers.Corrector)
+    own, rule = sampler.rule.rule if around else sampler.rule, parts["rule"]
+    shared = set.intersection(
+        {*RULE_FIELDS, "steps"},
+        *({field.name for field in dataclasses.fields(each)} for each in (own, rule)),
+    )
+    if unknown := sorted(set(given) & set(RULE_FIELDS) - shared):
+        raise ValueError(
+            f"{', '.join(unknown)}: the published scheduler of this model has no such field; name "
+            "a step rule too, such as --sampler=ddim"
+        )
+    rule = dataclasses.replace(rule, **{name: getattr(own, name) for name in shared})
+    rule = dataclasses.replace(sampler.rule, rule=rule) if around else rule
+    scale = parts.get("noise", sampler.noise).scale
+    noise = dataclasses.replace(sampler.noise, scale=scale)
+    return dataclasses.replace(sampler, rule=rule, grid=parts["grid"], noise=noise)
 
 
 def _check_types(changes: Mapping[str, Any]) -> None:

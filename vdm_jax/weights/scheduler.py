@@ -1,16 +1,17 @@
 """Published noise schedules and samplers: `scheduler_config.json` of a diffusers folder."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from vdm_jax.diffusion import samplers, schedules, solvers
 from vdm_jax.diffusion.grids import Explicit
+from vdm_jax.diffusion.plms import PLMS
 from vdm_jax.models.latent_unet import NoiseTime, Timestep
 from vdm_jax.weights import published
 
@@ -29,14 +30,15 @@ class Scheduler:
     """A published scheduler.
 
     Attributes:
-      kind: "ddim", "euler" or "dpmpp_2m".
+      kind: "ddim", "plms", "euler" or "dpmpp_2m".
       schedule: of the noise.
       prediction: what the network predicts: "eps", "v" or "x".
       spacing: of the timesteps, one of `SPACINGS` (Lin et al. 2024, table 2).
       offset: added to the timesteps of "leading".
       karras: whether the noise levels are spaced as in Karras et al. 2022, eq. 5.
       sigma_min, sigma_max: the range of "karras" in EDM's σ; None = that of the timesteps.
-      ends_clean: whether the last step of "ddim" returns x̂. Otherwise it returns z at timestep 0.
+      ends_clean: whether the last step of "ddim" and "plms" returns x̂. Otherwise it returns z at
+        timestep 0.
       clips: whether x̂ is clipped to [-1, 1].
       continuous: whether the network takes log σ / 4 in the place of a timestep.
       ancestral: whether the steps of "euler" add noise.
@@ -74,8 +76,8 @@ class Scheduler:
         if not 1 <= steps <= total:
             raise ValueError(f"steps = {steps}: must be between 1 and {total}")
         timesteps = self._timesteps(steps)
-        if self.kind == "ddim":
-            return self._ddim(steps, timesteps)
+        if self.kind in ("ddim", "plms"):
+            return self._discrete(steps, timesteps)
         sigmas = self._sigmas()
         levels = np.interp(timesteps, np.arange(total), sigmas)
         if self.karras:
@@ -96,15 +98,18 @@ class Scheduler:
         rule = samplers.DDIM(eta=1.0) if self.ancestral else solvers.Euler()
         return {"rule": rule, "grid": grid, "noise": samplers.FirstNoise(scale=float(start))}
 
-    def _ddim(self, steps: int, timesteps: np.ndarray) -> dict[str, Any]:
+    def _discrete(self, steps: int, timesteps: np.ndarray) -> dict[str, Any]:
         stride = self.schedule.num_timesteps // steps
         targets = timesteps - stride
-        end = np.inf if self.ends_clean else self._logsnr(np.zeros(1))[0]
-        levels = self._logsnr(timesteps)
-        grid = Explicit(levels=(*levels, end))
-        if np.array_equal(targets[:-1], timesteps[1:]) and targets[-1] < 0:
-            return {"rule": samplers.DDIM(), "grid": grid}
-        rule = Strided(schedule=self.schedule, stride=stride, end=float(end))
+        end = float(np.inf if self.ends_clean else self._logsnr(np.zeros(1))[0])
+        grid = Explicit(levels=(*self._logsnr(timesteps), end))
+        equal = np.array_equal(targets[:-1], timesteps[1:]) and targets[-1] < 0
+        strides = Strides(schedule=self.schedule, stride=stride, end=end)
+        if self.kind == "plms" and steps > 1:  # one step of PLMS is DDIM's
+            kind = self.prediction
+            rule = PLMS(prediction=kind) if equal else StridedPLMS(prediction=kind, strides=strides)
+        else:
+            rule = samplers.DDIM() if equal else StridedDDIM(strides=strides)
         return {"rule": rule, "grid": grid}
 
     def _timesteps(self, steps: int) -> np.ndarray:
@@ -133,8 +138,8 @@ class Scheduler:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Strided(samplers.DDIM):
-    """DDIM that always goes the same number of timesteps down, wherever the next step begins.
+class Strides:
+    """Steps of always the same number of timesteps, wherever the next step begins.
 
     Published code steps so for timesteps that are not equally spaced.
 
@@ -148,13 +153,43 @@ class Strided(samplers.DDIM):
     stride: int
     end: float
 
+    def down(self, logsnr: Float[Array, ""]) -> Float[Array, ""]:
+        """λ a step below a timestep."""
+        target = self.schedule.timestep(logsnr).round() - self.stride
+        return jnp.where(target < 0, self.end, self._level(target))
+
+    def up(self, logsnr: Float[Array, ""]) -> Float[Array, ""]:
+        """λ a step above a timestep."""
+        return self._level(self.schedule.timestep(logsnr).round() + self.stride)
+
+    def _level(self, timestep: Float[Array, ""]) -> Float[Array, ""]:
+        return self.schedule(timestep / (self.schedule.num_timesteps - 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StridedDDIM(samplers.DDIM):
+    """DDIM by `strides`. `logsnr_s` of its steps, where the next step begins, is not used."""
+
+    strides: Strides
+
     def step(self, key, denoise, z, state, logsnr_t, logsnr_s):
-        """See `solvers.Rule`. `logsnr_s`, where the next step begins, is not used."""
-        target = self.schedule.timestep(logsnr_t).round() - self.stride
-        reached = self.schedule(target / (self.schedule.num_timesteps - 1))
-        return super().step(
-            key, denoise, z, state, logsnr_t, jnp.where(target < 0, self.end, reached)
-        )
+        """See `solvers.Rule`."""
+        return super().step(key, denoise, z, state, logsnr_t, self.strides.down(logsnr_t))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StridedPLMS(PLMS):
+    """PLMS by `strides`."""
+
+    strides: Strides
+
+    def reached(self, logsnr_t, logsnr_s):
+        """See `PLMS`."""
+        return self.strides.down(logsnr_t)
+
+    def begun(self, logsnr_t, logsnr_s):
+        """See `PLMS`."""
+        return self.strides.up(logsnr_s)
 
 
 def read_folder(folder: str | Path) -> Scheduler:
@@ -166,15 +201,9 @@ def read_folder(folder: str | Path) -> Scheduler:
 def from_config(config: Mapping[str, Any], path: Path) -> Scheduler:
     """The scheduler that a `scheduler_config.json`, read from `path`, describes.
 
-    PNDM's multistep rule is not implemented: its schedule is sampled by DDIM, with a warning.
     Raises ValueError naming the value that is not known.
     """
     name = published.config_value(config, path, "_class_name", _READERS)
-    if name == "PNDMScheduler":
-        warnings.warn(
-            f"{path}: PNDMScheduler is not implemented; its noise schedule is sampled by DDIM",
-            stacklevel=2,
-        )
     known = {"_class_name", "_diffusers_version", *_IGNORED, *_COMMON, *_FIXED[name]}
     known |= _READ[name].keys()
     if unknown := sorted(set(config) - known):
@@ -185,6 +214,8 @@ def from_config(config: Mapping[str, Any], path: Path) -> Scheduler:
 
     for field, only in _FIXED[name].items():
         value(field, only, [only])
+    if name == _PNDM:  # without it the published code runs Runge and Kutta's steps first
+        published.config_value(config, path, "skip_prk_steps", [True])
     if config.get("trained_betas") is not None:
         raise ValueError(f"{path}: trained_betas: allowed is null")
     read = {field: value(field, default) for field, default in _READ[name].items()}
@@ -195,7 +226,8 @@ def from_config(config: Mapping[str, Any], path: Path) -> Scheduler:
         zero_snr=value("rescale_betas_zero_snr", False, [True, False]),
     )
     continuous = read.get("timestep_type", "discrete") == "continuous"
-    prediction = _PREDICTIONS[value("prediction_type", "epsilon", _PREDICTIONS)]
+    predictions = [kind for kind in _PREDICTIONS if kind != "sample" or name != _PNDM]
+    prediction = _PREDICTIONS[value("prediction_type", "epsilon", predictions)]
     if continuous and prediction != "v":
         raise ValueError(f"{path}: timestep_type = 'continuous': allowed with v_prediction only")
     return Scheduler(
@@ -214,17 +246,17 @@ def from_config(config: Mapping[str, Any], path: Path) -> Scheduler:
     )
 
 
-_ANCESTRAL = "EulerAncestralDiscreteScheduler"
+_ANCESTRAL, _PNDM = "EulerAncestralDiscreteScheduler", "PNDMScheduler"
 _READERS = {
     "DDIMScheduler": "ddim",
-    "PNDMScheduler": "ddim",
+    _PNDM: "plms",
     "EulerDiscreteScheduler": "euler",
     _ANCESTRAL: "euler",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
 _SPACING = {
     "DDIMScheduler": "leading",
-    "PNDMScheduler": "leading",
+    _PNDM: "leading",
     "EulerDiscreteScheduler": "linspace",
     _ANCESTRAL: "linspace",
     "DPMSolverMultistepScheduler": "linspace",
@@ -243,7 +275,7 @@ _COMMON = (
 # What is read beside `_COMMON`, with the default of the class.
 _READ = {
     "DDIMScheduler": {"set_alpha_to_one": True, "clip_sample": True},
-    "PNDMScheduler": {"set_alpha_to_one": False, "clip_sample": False},
+    _PNDM: {"set_alpha_to_one": False},
     "EulerDiscreteScheduler": {
         "use_karras_sigmas": False,
         "sigma_min": None,
@@ -256,7 +288,7 @@ _READ = {
 # What must have one value.
 _FIXED = {
     "DDIMScheduler": {"thresholding": False, "clip_sample_range": 1.0},
-    "PNDMScheduler": {"skip_prk_steps": True},
+    _PNDM: {},
     "EulerDiscreteScheduler": {
         "interpolation_type": "linear",
         "final_sigmas_type": "zero",
