@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vdm_jax.cli import common, compiling
 
@@ -20,7 +20,8 @@ class Need:
 
     Attributes:
       what: train or sample.
-      arguments: parameters, frozen ones, optimiser state and batch.
+      arguments: parameters, frozen ones, optimiser state and batch; without what lies in the
+        host's memory.
       activations: the most that lives beside them.
       changes: fields of the configuration that were changed.
     """
@@ -114,7 +115,7 @@ def need(named: str, overrides: Mapping[str, str], what: str) -> Need:
         # The new state takes the place of the old one.
         return Need(
             what=what,
-            arguments=liveness.array_bytes(kept),
+            arguments=_device_bytes(kept),
             activations=liveness.peak_bytes(program, len(jax.tree.leaves(arguments[0]))),
             changes=overrides,
         )
@@ -130,9 +131,20 @@ def need(named: str, overrides: Mapping[str, str], what: str) -> Need:
     program = jax.make_jaxpr(sampler.compiled)(*inputs)
     return Need(
         what=what,
-        arguments=liveness.array_bytes(inputs),
+        arguments=_device_bytes(inputs),
         activations=liveness.peak_bytes(program),
         changes=overrides,
+    )
+
+
+def _device_bytes(tree: Any) -> int:
+    """The bytes of the arrays of a tree that do not lie in the host's memory."""
+    import jax
+
+    from vdm_jax.parallel import host_memory, liveness
+
+    return liveness.array_bytes(
+        [leaf for leaf in jax.tree.leaves(tree) if not host_memory.is_stored(leaf)]
     )
 
 

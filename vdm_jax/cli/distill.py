@@ -23,13 +23,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs, prepare_data, progress
+from vdm_jax.cli import common, outputs, parsing, prepare_data, progress
 
 _SHOWN = 8  # clips of each model in ladder.gif
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm distill", __doc__)
+    parser = parsing.parser("vdm distill", __doc__)
     parser.add_argument(
         "--config", required=True, metavar="CONFIG", help="a distillation: a name or a file"
     )
@@ -142,7 +142,8 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     before = workdir / this.teacher if this.teacher else source
     teacher = systems.build(pretrained.read_config(before))
     stage = distillation.build_round(teacher, config, this)
-    plan, teacher_plan = (sharding.make_plan(s, config.mesh) for s in (stage, teacher))
+    plan = sharding.make_plan(stage, config.mesh)
+    teacher_plan = systems.frozen_plan(teacher, config, config.mesh.to_dict())
     dtype = jnp.dtype(config.distill.teacher_dtype)
 
     def initial() -> dict:

@@ -16,7 +16,7 @@ from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.data import frame_rate
 from vdm_jax.diffusion.reuse import Reuse
-from vdm_jax.parallel import sharding
+from vdm_jax.parallel import host_memory, sharding
 from vdm_jax.pipelines import cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.contrast import Contrast
@@ -76,7 +76,7 @@ class Model:
     @property
     def denoiser(self) -> Any:
         """The Denoiser `(z, logsnr [b], cond) -> Prediction`, without guidance."""
-        return self.stage.denoiser(self.params, self.frozen)
+        return self.stage.denoiser(self.params, host_memory.on_device(self.frozen, self.frozen))
 
     @property
     def fps(self) -> float:
@@ -181,6 +181,7 @@ def load(
     *,
     mesh: Mapping[str, int] | None = None,
     loras: Mapping[str | Path, float] | None = None,
+    offload: bool = False,
 ) -> Model:
     """Loads a model: a working directory of training, a .safetensors file, the folder of a
     published pipeline, or a shipped name.
@@ -189,6 +190,7 @@ def load(
       mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
         process of the mesh calls this alike. None: the whole model on one device.
       loras: published LoRA files and their scales, which are added to the parameters.
+      offload: as config.mesh.offload of training, whatever that was.
 
     Raises FileNotFoundError, ValueError, CheckpointError, MeshError.
     """
@@ -203,11 +205,22 @@ def load(
             )
         scales = {str(file): float(scale) for file, scale in loras.items()}
         config, changes = systems.read_loras(config, scales)
+    config = _offloaded(config, offload)
     stage = systems.build(config)
     plan = None if mesh is None else sharding.make_plan(stage, mesh)
     params = _added(read_params(path, abstract_params(stage, plan)), changes)
     frozen = {name: part.params for name, part in read_frozen(config, mesh).items()}
     return Model(stage=stage, params=params, config=config, frozen=frozen, plan=plan)
+
+
+def _offloaded(config, offload: bool):
+    """The configuration with mesh.offload as it is asked for."""
+    if systems.is_offloaded(config) == offload:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.mesh.offload = offload
+    return config.lock()
 
 
 def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
@@ -225,7 +238,7 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
             f"train.{adapted}.base = {section.base!r}: is {now}, and this model was trained on "
             f"{section.digest}; put that model back there"
         )
-    plan = systems.frozen_plan(base, mesh)
+    plan = systems.frozen_plan(base, config, mesh)
     params = read_params(section.base, abstract_params(base, plan))
     return {**found, BASE: step.Frozen(params=params, plan=plan)}
 
