@@ -162,6 +162,13 @@ def abstract_frozen(
     return found
 
 
+def has_frozen(config) -> bool:
+    """Whether a configuration's stage uses parameters beside the trained ones. Raises as
+    `abstract_frozen`."""
+    networks = _FROZEN_NETWORKS.get(config.system)
+    return bool(adaptation(config) or (networks is not None and networks(config)))
+
+
 def frozen_plan(
     part,
     config,
