@@ -16,8 +16,6 @@ KINDS = ("pinned_host", "unpinned_host")
 
 def kind(device: jax.Device) -> str:
     """The name of the host's memory as `device` reaches it. Raises ValueError where it cannot."""
-    if not hasattr(device, "client"):  # of a machine that is only compiled for
-        return KINDS[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     for name in KINDS:
         if name in kinds:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Key, Shaped, UInt8
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.data import frame_rate
-from vdm_jax.pipelines import cascade_file
+from vdm_jax.pipelines import arguments, cascade_file
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.conditions.prompt import Prompt
@@ -170,8 +170,8 @@ class CascadeModel:
 
         Raises ValueError, and what `stream` raises.
         """
-        texts = pretrained.as_prompts(prompt, prompts, num_samples)
-        pretrained.check_key(key)
+        texts = arguments.as_prompts(prompt, prompts, num_samples)
+        arguments.check_key(key)
         model = self.replace(changes or {})
         if out is not None:
             return np.array(list(model.stream(key, texts, out, progress))[-1].videos)
