@@ -171,9 +171,8 @@ params = jax.tree.map(
 )
 place = host_memory.places(plan.everywhere)
 frozen = {"autoencoder": {"matrix": jax.ShapeDtypeStruct((12, 12), "float32", sharding=place)}}
-sampler = Sampler(
-    stage=stage, grid=grids.Spaced(steps=2), frozen=frozen, plan=plan, batch_size=1
-)
+settings = {"grid": grids.Spaced(steps=2), "threshold": None, "batch_size": 1}
+sampler = Sampler(stage=stage, frozen=frozen, plan=plan, **settings)
 text = sampler.compiled.lower(params, *sampler.abstract_inputs()).compile().as_text()
 inside, copies = "", []
 for line in text.splitlines():
