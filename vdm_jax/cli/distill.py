@@ -17,6 +17,7 @@ evaluate, measured against clips of the teacher's data set.
 Exit status: as of vdm train.
 """
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -160,7 +161,9 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree),
         out_shardings=teacher_plan.params,
     )
-    teacher_params = cast(initial_lib.params(before, teacher, teacher_plan))
+    # Devices compute on their own memory alone.
+    read_plan = dataclasses.replace(teacher_plan, offload=False)
+    teacher_params = cast(initial_lib.params(before, teacher, read_plan))
     frozen = systems.read_frozen(config, config.mesh.to_dict())
     frozen["teacher"] = step.Frozen(params=teacher_params, plan=teacher_plan)
     tx = optimizer.make_optimizer(config.train, stage.abstract_params())
