@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,16 @@ from vdm_jax.stage.protocols import Frozen, Space
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.stage.watching import Callback, Preview
 
-if TYPE_CHECKING:
-    from vdm_jax.stage.sampler import Known, Sampler
-
 PREVIEWS = 8  # a batch
 
 
 def compile_sampler(
-    sampler: "Sampler", callback: Callback | None = None, preview: Preview | None = None
+    sampler: Any, callback: Callback | None = None, preview: Preview | None = None
 ) -> Callable:
     """(params, frozen, key, numbers of samples, condition, start or None, what is known of them or
     None) -> (samples, whether each is finite), a batch at a time.
 
-    callback, preview: see `Sampler.stream`.
+    sampler: a `stage.sampler.Sampler`. callback, preview: see its `stream`.
     """
     stage, space = sampler.stage, sampler.stage.space
 
@@ -103,8 +100,9 @@ def _decode_late(decode: Callable, frozen: PyTree, stored: PyTree, z: Array) -> 
     return jax.lax.cond(jnp.isfinite(z).any(), finite, not_finite, frozen, z)
 
 
-def _known_in_z(space: Space, known: "Known", frozen: Frozen) -> "Known":
-    """What is known of latents where pixels of a video are known. Raises ValueError."""
+def _known_in_z(space: Space, known: Any, frozen: Frozen) -> Any:
+    """What is known of latents where pixels of a video are known, a `stage.sampler.Known` each.
+    Raises ValueError."""
     mask = known.measurement
     if not isinstance(mask, Mask) or jnp.shape(mask.known)[-1] != 1:
         raise ValueError(
