@@ -4,6 +4,7 @@ The source is the repository, so that links between docs/, benchmarks/ and the R
 here and on a forge.
 """
 
+import os
 import re
 
 from pygments.lexers.special import TextLexer
@@ -23,7 +24,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/*.md", "docs/api/*", "benchmarks/*.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/notebooks/*.md", "docs/api/*", "benchmarks/*.md"]
 html_theme = "sphinx_book_theme"
 html_title = "vdm_jax"
 html_extra_path = ["site"]  # a page at the top that leads to docs/index.html
@@ -31,7 +32,10 @@ html_copy_source = False
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4  # links to headings, as forges have them
-nb_execution_mode = "off"  # notebooks are stored with their output; a test executes them
+# Notebooks are shown with their results where VDM_JAX_NOTEBOOKS=cache. A test executes them.
+nb_execution_mode = os.environ.get("VDM_JAX_NOTEBOOKS", "off")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 900
 
 default_role = "code"  # docstrings write names between single backquotes
 templates_path = ["docs/templates"]

@@ -31,7 +31,7 @@ import sys
 import time
 from pathlib import Path
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, parsing
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "vdm_jax"
@@ -53,7 +53,7 @@ class Stopped(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("bash launch/quickstart.sh", __doc__)
+    parser = parsing.parser("bash launch/quickstart.sh", __doc__)
     parser.add_argument(
         "--minutes",
         type=_minutes,

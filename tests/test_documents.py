@@ -11,7 +11,7 @@ import pytest
 from tests import documents
 from vdm_jax import cli
 from vdm_jax import config as config_lib
-from vdm_jax.cli import common, completion, data
+from vdm_jax.cli import completion, data, parsing
 
 VDM = documents.commands(("vdm",))
 SCRIPTS = documents.commands(("bash",))
@@ -24,12 +24,12 @@ class Parsed(Exception):
 
 def _parse(words, monkeypatch):
     """The options of a vdm command, from its real parser; nothing is run."""
-    original = common.Parser.parse_args
+    original = parsing.Parser.parse_args
 
     def parse_args(self, args=None, namespace=None):
         raise Parsed(original(self, args, namespace))
 
-    monkeypatch.setattr(common.Parser, "parse_args", parse_args)
+    monkeypatch.setattr(parsing.Parser, "parse_args", parse_args)
     name, rest = words[1], list(words[2:])
     module = name
     if name == "data":

@@ -1,9 +1,13 @@
 """Memory estimated from shapes, against closed forms and XLA's analysis of the compiled program."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from vdm_jax import config as config_lib
+from vdm_jax import systems
 from vdm_jax.cli import describe_memory
 from vdm_jax.parallel import liveness
 from vdm_jax.stage.sampler import Sampler
@@ -67,9 +71,6 @@ def test_gradients_are_near_the_compiled_programs_and_remat_takes_less():
 @pytest.fixture(scope="module")
 def compiled(config_file):
     """A real sampler, as small as it can be."""
-    from vdm_jax import config as config_lib
-    from vdm_jax import systems
-
     config = config_lib.load_config(config_file)
     stage = systems.build(config)
     sampler = Sampler.from_config(stage, config.sample)
@@ -91,6 +92,23 @@ def test_a_sampler_takes_what_is_estimated(config_file, compiled):
     assert found.arguments == pytest.approx(real.argument_size_in_bytes, rel=0.01)
     activations = real.temp_size_in_bytes + real.output_size_in_bytes
     assert 0.5 < found.activations / activations < 2
+
+
+def test_frozen_networks_in_the_hosts_memory_are_no_arguments(monkeypatch):
+    named = "latent_image/scenes"
+    found = [describe_memory.need(named, {"mesh.offload": o}, "sample") for o in ("false", "true")]
+    parts = systems.abstract_frozen(
+        config_lib.load_config(named), describe_memory._ONE, jax.devices()[:1]
+    )
+    size = liveness.array_bytes([part.params for part in parts.values()])
+    assert size > 0 and found[0].arguments - found[1].arguments == size
+    # What is copied to the device counts while it is used.
+    assert 0 <= found[1].activations - found[0].activations <= size
+    offload = {"mesh.offload": "true"}
+    assert offload not in describe_memory._changes(named, {}, "sample")  # on a CPU
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform="tpu")])
+    assert describe_memory._changes(named, {}, "sample")[0] == offload
+    assert offload not in describe_memory._changes(named, offload, "sample")
 
 
 def test_training_needs_state_and_more_with_larger_batches(config_file, capsys, monkeypatch):

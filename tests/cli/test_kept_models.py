@@ -4,12 +4,12 @@ import jax
 import pytest
 
 from vdm_jax import pipelines
-from vdm_jax.cli import common, kept_models
+from vdm_jax.cli import common, kept_models, parsing
 from vdm_jax.pipelines import model as pretrained
 
 
 def options(source):
-    parser = common.parser("vdm test", "")
+    parser = parsing.parser("vdm test", "")
     common.add_model_arguments(parser)
     return parser.parse_args([f"--model={source}", "--device=cpu"])
 

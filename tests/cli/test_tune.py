@@ -100,7 +100,10 @@ def test_a_clip_is_tuned_on_and_edited_and_edited_again(quick, run, tmp_path, ca
     assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(loaded.params))
     # The same edit from the file gives the same video.
     again = (f"--tuned={first / 'tuned.safetensors'}", "--edit=a bird")
-    assert run(*again, *SAMPLING, out="again", model=False) == 0
+    assert run(*again, *SAMPLING, "--format=gif,png", out="again", model=False) == 0
+    assert (tmp_path / "again" / "0000_a_bird.gif").is_file()
+    assert (tmp_path / "again" / "0000_a_bird").is_dir()
+    assert not (tmp_path / "again" / "0000_a_bird.mp4").exists()
     assert "another clip" not in capsys.readouterr().err
     np.testing.assert_array_equal(samples(tmp_path / "again")["video"], made["video"][1:])
     assert run(*again, "--first=2", out="again", model=False) == 0

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vdm_jax import stage as stage_rules
-from vdm_jax.stage import guidance, refinement, sampler, sampler_fields, window
+from vdm_jax.stage import guidance, refinement, sampler, sampler_fields, sampler_program, window
 from vdm_jax.stage.conditions import prompt, scalar, video
 from vdm_jax.stage.stage import Stage
 from vdm_jax.stage.view import View
@@ -76,7 +76,7 @@ def test_constants():
         "dynamic": guidance.DynamicThreshold,
     }
     assert (refinement.ACCELERATION_SIDE, refinement.CONTRAST_SIDE) == (7, 5)
-    assert sampler.PREVIEWS == 8
+    assert sampler_program.PREVIEWS == 8
 
 
 def test_the_section_of_a_sampler():

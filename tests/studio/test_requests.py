@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from vdm_jax.cli import common, edit, sample
+from vdm_jax.cli import edit, parsing, sample
 from vdm_jax.studio import requests
 from vdm_jax.studio.requests import JOBS, Request, RequestError
 
@@ -27,6 +27,10 @@ VALUES = {
     "inversion": "first",
     "control": "canny",
     "controlnet": "nets/canny",
+    "image": "",
+    "structure": 3,
+    "temporal": 1.5,
+    "depth": "nets/depth",
 }
 
 
@@ -48,7 +52,9 @@ def test_every_setting_of_every_job_reaches_the_parser(job):
     assert (options.model, options.out, options.device) == ("some model", "studio/0001", "cpu")
     for name in ("prompt", "seed", *requests.SAMPLER, *JOBS[job].flags):
         found = getattr(options, name)
-        if isinstance(found, list):
+        if name in JOBS[job].omits or VALUES[name] == "":
+            assert not found, name
+        elif isinstance(found, list):
             assert found == [VALUES[name]]
         elif name == "seed" and job == "sample":
             assert found == (VALUES[name],)
@@ -56,6 +62,13 @@ def test_every_setting_of_every_job_reaches_the_parser(job):
             assert (found.kind, found.file) == ("canny", "")
         else:
             assert found == VALUES[name], name
+
+
+def test_the_content_is_a_picture_or_the_prompt():
+    values = {"prompt": "a", "input": "a.mp4", "image": "b.png", "negative": "c"}
+    request = Request(job="restructure", model="m", values=values)
+    options = parsed(request.command_line("out"))
+    assert (options.prompt, options.image, options.negative) == ([], ["b.png"], None)
 
 
 def test_fields_that_are_empty_are_left_to_the_model():
@@ -77,6 +90,7 @@ def test_a_cascade_has_the_samplers_of_its_stages():
         ("animate", {"prompt": "a"}, "no file was given"),
         ("inpaint", {"input": "a.mp4"}, "nothing is painted"),
         ("control", {"input": "a.mp4", "control": "canny"}, "folder of the ControlNet"),
+        ("restructure", {"input": "a.mp4", "structure": 8}, "structure = 8: must be from 1 to 7"),
         ("sample", {"steps": 0}, "steps = 0: must be from 1 to 1000"),
         ("sample", {"steps": 2.5}, "steps = 2.5: must be a whole number"),
         ("sample", {"steps": "many"}, "steps = 'many': must be a number"),
@@ -96,7 +110,7 @@ def test_a_request_without_a_model_is_refused():
 
 
 def test_flags_that_do_not_fit_carry_their_words(capsys):
-    with pytest.raises(common.UsageError) as stop:
+    with pytest.raises(parsing.UsageError) as stop:
         requests.run(["edit", "extend"])
     assert stop.value.code == 2  # as argparse ends a process
     assert stop.value.text == "neither --input nor --prompt"

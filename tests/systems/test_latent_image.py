@@ -101,6 +101,22 @@ def test_the_image_equals_the_original(model, recorded, monkeypatch):
     assert np.abs(image[:, 0] - np.round(255 * recorded["image"])).max() <= 1
 
 
+def test_networks_in_the_hosts_memory_give_the_same_image(folder, model):
+    other = vdm_jax.load(folder, offload=True)
+    encoder = other.stage.text_encoder
+    assert encoder is not model.stage.text_encoder
+    changes = {"steps": 2, "guidance": GUIDANCE, "negative": NEGATIVE}
+    images = [one.sample(jax.random.key(0), PROMPT, **changes) for one in (model, other)]
+    np.testing.assert_array_equal(*images)
+    for tree, kind in (
+        (other.frozen, "pinned_host"),
+        (encoder._ready.params, "pinned_host"),
+        (other.params, "device"),
+        (model.frozen, "device"),
+    ):
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)} == {kind}
+
+
 def test_prompts_and_negatives_act(model):
     def sample(prompt, negative):
         changes = {"steps": STEPS, "guidance": GUIDANCE, "negative": negative}

@@ -1,4 +1,4 @@
-"""What the subcommands of `vdm` share: parsers, flags, the start of JAX, and the files they write.
+"""What the subcommands of `vdm` share: flags, the start of JAX, and the files they write.
 
 Heavy imports are inside the functions: `--help` answers at once, and the worker processes of the
 data pipeline start without JAX.
@@ -10,11 +10,11 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from vdm_jax.cli import completion
+from vdm_jax.cli import parsing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,63 +31,6 @@ _CPU_FLAGS = {
     # Operations in the order that holds least memory: a sixth less, for 4% of the time.
     "xla_cpu_enable_concurrency_optimized_scheduler": "false",
 }
-
-
-class UsageError(SystemExit):
-    """Flags that do not fit: ends the process with status 2, as argparse does.
-
-    Attributes:
-      text: what is wrong, for callers that go on.
-    """
-
-    def __init__(self, text: str):
-        super().__init__(2)
-        self.text = text
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that completes a line for a shell, and whose help lists a configuration's fields."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
-        """See `ArgumentParser.parse_args`."""
-        if completion.is_wanted():
-            completion.complete(self)
-        arguments = sys.argv[1:] if args is None else list(args)
-        if "--config" in self._option_string_actions and {"-h", "--help"} & {*arguments}:
-            self.epilog = "\n\n".join(filter(None, [self.epilog, _fields(arguments)]))
-        return super().parse_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
-        raise UsageError(message)
-
-
-def _fields(arguments: Sequence[str]) -> str:
-    """The fields of the configuration that a command line names, with their values."""
-    from vdm_jax import config as config_lib
-
-    if (named := config_lib.named_config(arguments)) is None:
-        return "--config=CONFIG --help lists the fields of a configuration, with their values."
-    try:
-        config = config_lib.load_config(named)
-    except config_lib.ConfigError as error:
-        return str(error)
-    lines = [f"  --config.{field}={value!r}" for field, value in config_lib.flatten(config)]
-    return "\n".join([f"fields of {named}, with their values:", *lines])
-
-
-def parser(program: str, doc: str) -> argparse.ArgumentParser:
-    """A parser that shows `doc` as it is written, and takes no abbreviated flags.
-
-    program: the text that runs it, for the usage line and for errors. It raises UsageError.
-    """
-    return Parser(
-        prog=program,
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def run(main: Callable[[list[str]], int | None], arguments: list[str]) -> None:
@@ -272,6 +215,12 @@ def add_model_arguments(arguments: argparse.ArgumentParser) -> None:
         help="a model that ships with the package (vdm describe lists them), a .safetensors file, "
         "or the working directory of vdm train (default: moving_shapes)",
     )
+    arguments.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep frozen networks (autoencoder, text encoder, base) in the host's memory, each on "
+        "the device only while it is used; config.mesh.offload in training",
+    )
     add_device_arguments(arguments)
 
 
@@ -313,7 +262,7 @@ def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
         "clips computed at once*",
     )
     for name, text in zip(_SAMPLER_NUMBERS, helps, strict=True):
-        arguments.add_argument(f"--{name}", type=positive, metavar="N", help=text)
+        arguments.add_argument(f"--{name}", type=parsing.positive, metavar="N", help=text)
     arguments.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 = none*")
     arguments.add_argument(
         "--negative", metavar="TEXT", help="a prompt that guidance leads away from"
@@ -368,7 +317,10 @@ def add_process_arguments(arguments: argparse.ArgumentParser) -> None:
         "--coordinator", metavar="HOST:PORT", help="process 0 (or VDM_JAX_COORDINATOR)"
     )
     group.add_argument(
-        "--num_processes", type=positive, metavar="N", help="in all (or VDM_JAX_NUM_PROCESSES)"
+        "--num_processes",
+        type=parsing.positive,
+        metavar="N",
+        help="in all (or VDM_JAX_NUM_PROCESSES)",
     )
     group.add_argument(
         "--process_id", type=int, metavar="I", help="0 to N - 1 (or VDM_JAX_PROCESS_ID)"
@@ -385,7 +337,10 @@ def add_server_arguments(arguments: argparse.ArgumentParser) -> None:
         "its network)",
     )
     arguments.add_argument(
-        "--port", type=positive, metavar="N", help="default: the first free one from 7860 on"
+        "--port",
+        type=parsing.positive,
+        metavar="N",
+        help="default: the first free one from 7860 on",
     )
 
 
@@ -447,7 +402,8 @@ def load_any(options: argparse.Namespace, loras: Mapping[str, float] | None = No
     from vdm_jax.cli import kept_models
     from vdm_jax.pipelines import model as pretrained
 
-    return kept_models.load(options.model or pretrained.DEFAULT, options.mesh, loras or None)
+    source = options.model or pretrained.DEFAULT
+    return kept_models.load(source, options.mesh, loras or None, options.offload)
 
 
 def load_model(options: argparse.Namespace):
@@ -468,13 +424,6 @@ def greyed(videos: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
     import numpy as np
 
     return np.where(known[..., None], videos, np.uint8(96))
-
-
-def positive(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
-    return int(text)
 
 
 def expected_errors() -> tuple[type[Exception], ...]:

@@ -8,7 +8,7 @@ collectives, and the least time that a step can take by the peak of the device, 
 network. Where it does not fit, changes are compiled too, and those that fit are printed. No
 accelerator is used: TPUs need the package libtpu (pip install -e ".[compile]").
 
-    vdm compile --pages[=FILE]      writes the tables of docs/pods.md anew
+    vdm compile --pages=pods.md     writes the page of tables docs/pods.md
 
 Results are kept in ~/.cache/vdm_jax/compile by the hash of the lowered program.
 """
@@ -18,7 +18,7 @@ import json
 import sys
 from pathlib import Path
 
-from vdm_jax.cli import common, compile_pages, compiling
+from vdm_jax.cli import compile_pages, compiling, parsing
 
 
 def main(arguments: list[str]) -> int:
@@ -53,14 +53,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = common.parser("vdm compile", __doc__)
+    parser = parsing.parser("vdm compile", __doc__)
     parser.add_argument("--config", metavar="CONFIG", help="a configuration: a name or a file")
     parser.add_argument(
         "--topology", metavar="NAME", help="v5e:16x16, v5p:4x4x4, v6e:16x16, v4:4x4x4, ..."
     )
     parser.add_argument(
         "--slices",
-        type=common.positive,
+        type=parsing.positive,
         default=1,
         metavar="N",
         help="slices of that shape (default 1)",
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--batch_size",
-        type=common.positive,
+        type=parsing.positive,
         metavar="N",
         help="clips (default: the configuration's)",
     )
@@ -106,10 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_cache", action="store_true", help="compile anew")
     parser.add_argument(
         "--pages",
-        nargs="?",
-        const="docs/pods.md",
         metavar="FILE",
-        help="write a page about the paper-scale configurations (default docs/pods.md)",
+        help="write a page about the paper-scale configurations",
     )
     return parser
 

@@ -1,6 +1,6 @@
 """The page docs/pods.md: what the paper-scale configurations take on TPU pods.
 
-`vdm compile --pages` writes it.
+`vdm compile --pages=FILE` writes it.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ Whether a configuration fits a pod, and how fast it can be at best, before payin
 is the real training update (in the last table, the real sampler), compiled by the TPU's compiler
 for every chip of the topology, on a machine without a TPU. Written by
 
-    vdm compile --pages
+    vdm compile --pages=docs/pods.md
 
 and one row, with its collectives, by
 

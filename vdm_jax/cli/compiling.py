@@ -65,9 +65,12 @@ def run(request: Request, *, tries: int = 3, use_cache: bool = True, quiet: bool
 def memory_changes(request: Request, devices: int) -> list[dict[str, str]]:
     """Changes that save memory, cheapest first; each is tried on top of those before it."""
     from vdm_jax import config as config_lib
+    from vdm_jax import systems
 
     config = config_lib.load_config(request.config, request.overrides)
     changes = []
+    if systems.has_frozen(config) and not systems.is_offloaded(config):
+        changes.append({"mesh.offload": "true"})
     shards = config.train.batch_size if request.what == "train" else config.sample.batch_size
     if config.mesh.fsdp != -1 and config.mesh.fsdp < devices and shards % devices == 0:
         changes.append({"mesh.fsdp": "-1", "mesh.data": "1"})

@@ -20,13 +20,13 @@ If MODEL was trained with train.lora, FOLDER receives pytorch_lora_weights.safet
 
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import common, outputs, parsing
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm convert", __doc__)
+    parser = parsing.parser("vdm convert", __doc__)
     parser.add_argument("--to", required=True, choices=("diffusers",), help="the format")
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="a workdir, a file or a folder"

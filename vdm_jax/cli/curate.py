@@ -21,7 +21,7 @@ Exit status: 0; 3 where films could not be used (clips.parquet says why); 1 afte
 
 import sys
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import outputs, parsing
 
 SOME_FAILED = 3
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         return 0
     from vdm_jax import config as config_lib
 
-    parser = common.parser("vdm data curate", __doc__)
+    parser = parsing.parser("vdm data curate", __doc__)
     parser.add_argument("--videos", required=True, metavar="FILMS", help="the folder of films")
     parser.add_argument("--out", required=True, metavar="DIR", help="where results go")
     parser.add_argument("--config", metavar="CONFIG", help="settings: a JSON file")
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         help='of --engine=beam, for example "--runner=DataflowRunner --project=P --region=R"',
     )
     parser.add_argument(
-        "--workers", type=common.positive, metavar="N", help="processes (default: one a core)"
+        "--workers", type=parsing.positive, metavar="N", help="processes (default: one a core)"
     )
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)

@@ -23,18 +23,18 @@ import json
 import math
 import sys
 
-from vdm_jax.cli import common, describe_memory
+from vdm_jax.cli import describe_memory, parsing
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm describe", __doc__)
+    parser = parsing.parser("vdm describe", __doc__)
     parser.add_argument("--config", metavar="CONFIG", help="a configuration: a name or a file")
     parser.add_argument("--json", action="store_true", help="print JSON, with key `parameters`")
     parser.add_argument("--sharding", action="store_true", help="list where parameters live")
     parser.add_argument(
         "--memory", action="store_true", help="say whether sampling and training fit this device"
     )
-    number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
+    number = functools.partial(parser.add_argument, type=parsing.positive, metavar="N")
     number("--devices", default=64, help="with --sharding: devices of the mesh (default 64)")
     number("--slices", default=1, help="with --sharding: slices of the mesh (default 1)")
 

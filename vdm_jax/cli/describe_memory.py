@@ -3,14 +3,17 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vdm_jax.cli import common, compiling
 
 if TYPE_CHECKING:
     import jax
 
+    from vdm_jax.training import step
+
 GIB = 2**30
+_ONE = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
 _ROOM = 1.5  # times the estimate: where less is free, it says that it may not fit
 
 
@@ -20,7 +23,8 @@ class Need:
 
     Attributes:
       what: train or sample.
-      arguments: parameters, frozen ones, optimiser state and batch.
+      arguments: parameters, frozen ones, optimiser state and batch; without what lies in the
+        host's memory.
       activations: the most that lives beside them.
       changes: fields of the configuration that were changed.
     """
@@ -58,11 +62,13 @@ def run(named: str, overrides: Mapping[str, str], as_json: bool) -> int:
             continue
         row = {**dataclasses.asdict(found), "total": found.total}
         row |= {"verdict": found.verdict(limit), "try": []}
-        if row["verdict"] != "fits":
-            row["try"] = [
-                {"changes": dict(one.changes), "total": one.total, "verdict": one.verdict(limit)}
-                for one in smaller(named, overrides, what, limit)
-            ]
+        before = found.total
+        for one in smaller(named, overrides, what, limit) if row["verdict"] != "fits" else ():
+            freed = {"total": one.total, "frees": before - one.total}
+            row["try"].append(
+                {"changes": dict(one.changes), **freed, "verdict": one.verdict(limit)}
+            )
+            before = one.total
         report["needs"].append(row)
     print(json.dumps(report, indent=2) if as_json else _text(report))
     return 2 if any(row.get("verdict") == "does not fit" for row in report["needs"]) else 0
@@ -95,33 +101,23 @@ def need(named: str, overrides: Mapping[str, str], what: str) -> Need:
 
     from vdm_jax import config as config_lib
     from vdm_jax import systems
-    from vdm_jax.parallel import liveness, sharding
+    from vdm_jax.parallel import liveness
     from vdm_jax.stage import sampler as sampling
-    from vdm_jax.training import optimizer, state, step
 
     config = config_lib.load_config(named, overrides)
-    stage = systems.build(config)
-    device = jax.devices()[:1]
-    one = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
     if what == "train":
-        plan = sharding.make_plan(stage, one, device)
-        frozen = systems.abstract_frozen(config, one, device)
-        tx = optimizer.make_optimizer(config.train)
-        update = step.make_train_step(stage, tx, config, plan, frozen)
-        batch = stage.abstract_batch(config.train.batch_size, config.data.image_frames)
-        arguments = (state.abstract_state(stage, tx, plan), batch)
+        update, arguments = training(config)
         program = update.compiled.trace(*arguments, update.frozen).jaxpr
-        kept = [arguments, {name: part.params for name, part in frozen.items()}]
         # The new state takes the place of the old one.
         return Need(
             what=what,
-            arguments=liveness.array_bytes(kept),
+            arguments=_device_bytes([arguments, update.frozen]),
             activations=liveness.peak_bytes(program, len(jax.tree.leaves(arguments[0]))),
             changes=overrides,
         )
-    frozen = {
-        name: part.params for name, part in systems.abstract_frozen(config, one, device).items()
-    }
+    stage = systems.build(config)
+    parts = systems.abstract_frozen(config, _ONE, jax.devices()[:1])
+    frozen = {name: part.params for name, part in parts.items()}
     sampler = sampling.Sampler.from_config(stage, config.sample, frozen=frozen)
     params = nn.meta.unbox(stage.abstract_params())
     size = sampler.batch_size
@@ -131,9 +127,37 @@ def need(named: str, overrides: Mapping[str, str], what: str) -> Need:
     program = jax.make_jaxpr(sampler.compiled)(*inputs)
     return Need(
         what=what,
-        arguments=liveness.array_bytes(inputs),
+        arguments=_device_bytes(inputs),
         activations=liveness.peak_bytes(program),
         changes=overrides,
+    )
+
+
+def training(config) -> "tuple[step.TrainStep, tuple[Any, Any]]":
+    """The update of a configuration on one device, and the shapes of its state and batch."""
+    import jax
+
+    from vdm_jax import systems
+    from vdm_jax.parallel import sharding
+    from vdm_jax.training import optimizer, state, step
+
+    stage, device = systems.build(config), jax.devices()[:1]
+    plan = sharding.make_plan(stage, _ONE, device)
+    tx = optimizer.make_optimizer(config.train)
+    frozen = systems.abstract_frozen(config, _ONE, device)
+    update = step.make_train_step(stage, tx, config, plan, frozen)
+    batch = stage.abstract_batch(config.train.batch_size, config.data.image_frames)
+    return update, (state.abstract_state(stage, tx, plan), batch)
+
+
+def _device_bytes(tree: Any) -> int:
+    """The bytes of the arrays of a tree that do not lie in the host's memory."""
+    import jax
+
+    from vdm_jax.parallel import host_memory, liveness
+
+    return liveness.array_bytes(
+        [leaf for leaf in jax.tree.leaves(tree) if not host_memory.is_stored(leaf)]
     )
 
 
@@ -149,6 +173,8 @@ def smaller(named: str, overrides: Mapping[str, str], what: str, limit: int) -> 
 
 
 def _changes(named: str, overrides: dict[str, str], what: str) -> list[dict[str, str]]:
+    import jax
+
     from vdm_jax import config as config_lib
 
     config = config_lib.load_config(named, overrides)
@@ -158,7 +184,11 @@ def _changes(named: str, overrides: dict[str, str], what: str) -> list[dict[str,
     if what == "sample" and config.model.get("decode_frames", 1) > 1:
         changes.append({"model.decode_frames": "1"})
     request = compiling.Request(config=named, overrides=overrides, topology="", what=what)
-    return changes + compiling.memory_changes(request, devices=1)
+    further = compiling.memory_changes(request, devices=1)
+    # First, since the numbers stay the same, bit for bit. A CPU's memory is the host's already.
+    exact = [change for change in further if "mesh.offload" in change]
+    others = [change for change in further if change not in exact]
+    return [*([] if jax.devices()[0].platform == "cpu" else exact), *changes, *others]
 
 
 def _text(report: dict) -> str:
@@ -177,7 +207,8 @@ def _text(report: dict) -> str:
         )
         for one in row["try"]:
             flags = " ".join(f"--config.{name}={value}" for name, value in one["changes"].items())
-            lines.append(f"  {one['verdict']} with {_gib(one['total'])}: {flags}")
+            freed = f"{_gib(one['total'])}, {_gib(one['frees'])} less"
+            lines.append(f"  {one['verdict']} with {freed}: {flags}")
         if row["verdict"] != "fits" and not any(one["verdict"] == "fits" for one in row["try"]):
             lines.append(
                 "  more devices divide parameters and state: --config.mesh.fsdp=-1 (vdm describe "

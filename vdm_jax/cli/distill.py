@@ -17,19 +17,20 @@ evaluate, measured against clips of the teacher's data set.
 Exit status: as of vdm train.
 """
 
+import dataclasses
 import functools
 import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs, prepare_data, progress
+from vdm_jax.cli import common, outputs, parsing, prepare_data, progress
 
 _SHOWN = 8  # clips of each model in ladder.gif
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm distill", __doc__)
+    parser = parsing.parser("vdm distill", __doc__)
     parser.add_argument(
         "--config", required=True, metavar="CONFIG", help="a distillation: a name or a file"
     )
@@ -142,7 +143,8 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     before = workdir / this.teacher if this.teacher else source
     teacher = systems.build(pretrained.read_config(before))
     stage = distillation.build_round(teacher, config, this)
-    plan, teacher_plan = (sharding.make_plan(s, config.mesh) for s in (stage, teacher))
+    plan = sharding.make_plan(stage, config.mesh)
+    teacher_plan = systems.frozen_plan(teacher, config, config.mesh.to_dict())
     dtype = jnp.dtype(config.distill.teacher_dtype)
 
     def initial() -> dict:
@@ -159,7 +161,9 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree),
         out_shardings=teacher_plan.params,
     )
-    teacher_params = cast(initial_lib.params(before, teacher, teacher_plan))
+    # Devices compute on their own memory alone.
+    read_plan = dataclasses.replace(teacher_plan, offload=False)
+    teacher_params = cast(initial_lib.params(before, teacher, read_plan))
     frozen = systems.read_frozen(config, config.mesh.to_dict())
     frozen["teacher"] = step.Frozen(params=teacher_params, plan=teacher_plan)
     tx = optimizer.make_optimizer(config.train, stage.abstract_params())

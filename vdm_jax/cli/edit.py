@@ -59,6 +59,7 @@ from vdm_jax.cli import (
     edit_restructure,
     edit_rife,
     outputs,
+    parsing,
     progress,
 )
 from vdm_jax.cli import prompts as prompts_lib
@@ -190,7 +191,7 @@ def _identity(options, found: edit_inputs.Inputs) -> dict[str, object]:
 def _add_job_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The group of flags that some jobs have."""
     job = parser.add_argument_group("for some jobs")
-    number = {"type": common.positive, "metavar": "N"}
+    number = {"type": parsing.positive, "metavar": "N"}
     job.add_argument("--frames", **number, help="extend: in all (default: 4 clips' worth)")
     job.add_argument(
         "--context",
@@ -223,7 +224,7 @@ def _add_job_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 def _parse(arguments: list[str]):
     """The flags, checked as far as they can be without the model."""
-    parser = common.parser("vdm edit", __doc__)
+    parser = parsing.parser("vdm edit", __doc__)
     parser.add_argument("job", metavar="JOB", choices=JOBS, help=", ".join(JOBS))
     common.add_model_arguments(parser)
     parser.add_argument(
@@ -307,7 +308,10 @@ def _stylise(options) -> int:
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems import lumiere
 
-    model, style = pretrained.load(options.model), pretrained.load(options.style)
+    model, style = (
+        pretrained.load(source, offload=options.offload)
+        for source in (options.model, options.style)
+    )
     amount = 0.7 if options.amount is None else options.amount
     params = lumiere.stylise(model.params, style.params, amount)
     print(pretrained.save_model(options.out, params, model.config))

@@ -86,7 +86,7 @@ def run(options) -> int:
     from vdm_jax.pipelines import model as pretrained
     from vdm_jax.systems.controlvideo import HINT, Smoother
 
-    model = pretrained.load(options.model)
+    model = pretrained.load(options.model, offload=options.offload)
     videos, prompts, fps = read(options, model)
     adapted = controlvideo.adapt(
         model,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdm_jax.cli import edit_files
+from vdm_jax.cli import edit_files, parsing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,6 @@ class _Read:
 
 def add_still_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `animate` with a model that takes an image as a condition."""
-    from vdm_jax.cli import common
 
     group = parser.add_argument_group("animate, with a model that takes an image as a condition")
     for name, text in (
@@ -63,7 +62,7 @@ def add_still_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", type=float, metavar="X", help=text)
     group.add_argument(
         "--decode_frames",
-        type=common.positive,
+        type=parsing.positive,
         metavar="N",
         help="frames that are decoded at once: fewer take less memory (8)",
     )

@@ -203,7 +203,7 @@ def _prior(options, model: "Model", texts: list[str]) -> "Model":
             "--prompt: this model's content is an image's embedding, and it names no prior that "
             "makes one of a text; give --prior=MODEL, or --image=FILE"
         )
-    prior = pretrained.load(source)
+    prior = pretrained.load(source, offload=options.offload)
     prior.stage.check_prompts(texts)
     return prior
 

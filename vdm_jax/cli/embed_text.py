@@ -13,7 +13,7 @@ import argparse
 import time
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import common, outputs, parsing
 
 
 def main(arguments: list[str]) -> int:
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = common.parser("vdm data embed", __doc__)
+    parser = parsing.parser("vdm data embed", __doc__)
     parser.add_argument(
         "--config",
         required=True,
@@ -88,14 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--batch_size",
-        type=common.positive,
+        type=parsing.positive,
         default=32,
         metavar="N",
         help="captions embedded at once (default 32)",
     )
     parser.add_argument(
         "--captions_per_file",
-        type=common.positive,
+        type=parsing.positive,
         default=1024,
         metavar="N",
         help="what is lost at most when the command is stopped (default 1024)",

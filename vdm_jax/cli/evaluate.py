@@ -38,13 +38,13 @@ import os
 import time
 from pathlib import Path
 
-from vdm_jax.cli import common, evaluating, outputs
+from vdm_jax.cli import common, evaluating, outputs, parsing
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm evaluate", __doc__)
+    parser = parsing.parser("vdm evaluate", __doc__)
     common.add_model_arguments(parser)
-    number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
+    number = functools.partial(parser.add_argument, type=parsing.positive, metavar="N")
     number("--num_samples", help="samples over all captions (default 128)")
     common.add_sampler_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     )
     more.add_argument("--samples", metavar="PATH", help="videos, instead of a model's")
     more.add_argument("--reference", metavar="PATH", help="a directory, an archive or a DATASET")
-    number = functools.partial(more.add_argument, type=common.positive, metavar="N")
+    number = functools.partial(more.add_argument, type=parsing.positive, metavar="N")
     number("--num_references", help="default: as many as samples")
     more.add_argument(
         "--size",
@@ -140,7 +140,7 @@ def _add_prediction_arguments(parser) -> None:
     group.add_argument("--weight", type=float, metavar="X", help="for reconstruction and pigdm")
     group.add_argument(
         "--samples_per_clip",
-        type=common.positive,
+        type=parsing.positive,
         metavar="N",
         help="that go on from one clip (default 1)",
     )

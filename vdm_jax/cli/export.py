@@ -11,11 +11,11 @@ place.
 
 from pathlib import Path
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import common, outputs, parsing
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm export", __doc__)
+    parser = parsing.parser("vdm export", __doc__)
     parser.add_argument("--model", required=True, metavar="MODEL", help="a workdir or a file")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file, .safetensors")
     parser.add_argument("--half", action="store_true", help="store float16")

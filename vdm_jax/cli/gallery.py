@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdm_jax.cli import common, gallery_page, gallery_sections, outputs, progress
+from vdm_jax.cli import common, gallery_page, gallery_sections, outputs, parsing, progress
 from vdm_jax.cli.gallery_page import Section
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _STUDENT = "moving_shapes_8step"
 
 def main(arguments: list[str]) -> int:
     """Writes the page. Returns 1 if a section failed, else 0."""
-    parser = common.parser("vdm gallery", __doc__)
+    parser = parsing.parser("vdm gallery", __doc__)
     parser.add_argument("--out", default="gallery", metavar="OUT", help="default gallery/")
     parser.add_argument("--ladder", metavar="DIR", help="workdir of vdm distill")
     parser.add_argument(
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
         "--num_samples",
-        type=common.positive,
+        type=parsing.positive,
         default=CLIPS,
         metavar="N",
         help=f"columns of a picture (default {CLIPS}); some pictures have at most "

@@ -42,20 +42,20 @@ def keeping(kept: KeptModels) -> Iterator[None]:
         _KEPT.reset(token)
 
 
-def load(source: str, mesh: str, loras: dict[str, float] | None) -> Any:
-    """The model or the cascade of `pipelines.load`, one that is kept where its files, mesh and LoRA
-    files are the same. mesh: as in --mesh. Raises what `pipelines.load` raises."""
+def load(source: str, mesh: str, loras: dict[str, float] | None, offload: bool = False) -> Any:
+    """The model or the cascade of `pipelines.load`, one that is kept where its files, mesh, LoRA
+    files and `offload` are the same. mesh: as in --mesh. Raises what `pipelines.load` raises."""
     from vdm_jax import pipelines
     from vdm_jax.parallel import mesh as mesh_lib
     from vdm_jax.weights import published
 
     def read() -> Any:
-        return pipelines.load(source, mesh=mesh_lib.parse_mesh(mesh), loras=loras)
+        return pipelines.load(source, mesh=mesh_lib.parse_mesh(mesh), loras=loras, offload=offload)
 
     if (kept := _KEPT.get()) is None:
         return read()
     added = tuple((published.file_digest(file), scale) for file, scale in (loras or {}).items())
-    return kept.get((source, _content(source), mesh, added), read)
+    return kept.get((source, _content(source), mesh, added, offload), read)
 
 
 def _content(source: str) -> object:

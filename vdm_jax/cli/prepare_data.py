@@ -16,11 +16,11 @@ keep them. Folders of video files need no preparation (data.name = "video_folder
 
 import time
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import outputs, parsing
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm data prepare", __doc__)
+    parser = parsing.parser("vdm data prepare", __doc__)
     parser.add_argument(
         "--data",
         metavar="NAME[/VARIANT]",

@@ -9,14 +9,14 @@ report shows what they would keep. The table and the shards stay as they are unt
 runs with the same ranges.
 """
 
-from vdm_jax.cli import common
+from vdm_jax.cli import parsing
 from vdm_jax.cli.curate import check_installed
 
 
 def main(arguments: list[str]) -> int:
     from vdm_jax import config as config_lib
 
-    parser = common.parser("vdm data report", __doc__)
+    parser = parsing.parser("vdm data report", __doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="of vdm data curate")
     overrides, arguments = config_lib.split_overrides(arguments)
     options = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ from vdm_jax.cli import prompts as prompts_lib
 
 # Flags that no sample depends on, or that its request holds.
 _APART = ("prompt", "prompts_file", "seed", "num_samples", "like", "out", "format", "preview")
-_APART += ("device", "mesh", "batch_size", "coordinator", "num_processes", "process_id")
+_APART += ("device", "mesh", "offload", "batch_size", "coordinator", "num_processes", "process_id")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

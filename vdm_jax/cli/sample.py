@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.cli import common, outputs, progress, requests, zero_shot
+from vdm_jax.cli import common, outputs, parsing, progress, requests, zero_shot
 from vdm_jax.cli import prompts as prompts_lib
 
 
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = common.parser("vdm sample", __doc__)
+    parser = parsing.parser("vdm sample", __doc__)
     common.add_model_arguments(parser)
     parser.add_argument(
         "--lora",
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num_samples",
-        type=common.positive,
+        type=parsing.positive,
         default=1,
         metavar="N",
         help="samples of each prompt (default 1)",

@@ -11,16 +11,16 @@ data.data_dir = DIR.
 gs:// needs the package gcsfs. Reading needs a local path: a disk, or a bucket that is mounted.
 """
 
-from vdm_jax.cli import common
+from vdm_jax.cli import parsing
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm data shard", __doc__)
+    parser = parsing.parser("vdm data shard", __doc__)
     parser.add_argument("--data_dir", required=True, metavar="DIR", help="the videos")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the shards go")
     parser.add_argument(
         "--shard_mb",
-        type=common.positive,
+        type=parsing.positive,
         default=256,
         metavar="N",
         help="size of a shard in MB (default 256)",

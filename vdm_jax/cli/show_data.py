@@ -12,7 +12,7 @@ train). Clips are evenly chosen from the first to the last. Below a clip are the
 
 import functools
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import outputs, parsing
 
 _FRAMES, _SIZE = 16, 64  # of data sets whose videos differ in length or size
 
@@ -20,14 +20,14 @@ _FRAMES, _SIZE = 16, 64  # of data sets whose videos differ in length or size
 def main(arguments: list[str]) -> int:
     from vdm_jax import config as config_lib
 
-    parser = common.parser("vdm data show", __doc__)
+    parser = parsing.parser("vdm data show", __doc__)
     parser.add_argument("--data", metavar="NAME[/VARIANT][:SPLIT]", help="a data set")
     parser.add_argument(
         "--data_dir", metavar="DIR", help="where data sets are kept (default: data)"
     )
     parser.add_argument("--config", metavar="CONFIG", help="instead: the data of a configuration")
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture, a PNG")
-    number = functools.partial(parser.add_argument, type=common.positive, metavar="N")
+    number = functools.partial(parser.add_argument, type=parsing.positive, metavar="N")
     number("--num_clips", default=16, help="default 16")
     number("--num_frames", help="of a clip, with --data (default: the data set's)")
     number("--image_size", help="in pixels, with --data (default: the data set's)")

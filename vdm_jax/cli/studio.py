@@ -12,11 +12,11 @@ Only this machine reaches it, unless --host says otherwise; then visitors can ch
 the list alone.
 """
 
-from vdm_jax.cli import common, outputs
+from vdm_jax.cli import common, outputs, parsing
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm studio", __doc__)
+    parser = parsing.parser("vdm studio", __doc__)
     parser.add_argument(
         "--model",
         metavar="MODEL",

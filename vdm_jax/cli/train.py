@@ -30,11 +30,11 @@ import argparse
 import functools
 from pathlib import Path
 
-from vdm_jax.cli import cascade, common, outputs, prepare_data
+from vdm_jax.cli import cascade, common, outputs, parsing, prepare_data
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm train", __doc__)
+    parser = parsing.parser("vdm train", __doc__)
     parser.add_argument(
         "--config", required=True, metavar="CONFIG", help="a configuration: a name or a file"
     )
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--profiler_port",
-        type=common.positive,
+        type=parsing.positive,
         metavar="PORT",
         help="serve XProf and TensorBoard, which capture a trace of this process when asked to",
     )
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     )
     group.add_argument(
         "--jobs",
-        type=common.positive,
+        type=parsing.positive,
         metavar="N",
         help="stages that train at once, on one machine's devices (default 1)",
     )

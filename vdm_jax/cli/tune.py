@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdm_jax.cli import common, edit_inputs, outputs, progress
+from vdm_jax.cli import common, edit_inputs, outputs, parsing, progress
 from vdm_jax.cli import prompts as prompts_lib
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
-    parser = common.parser("vdm tune", __doc__)
+    parser = parsing.parser("vdm tune", __doc__)
     several = {"action": "append", "default": []}
     parser.add_argument("--input", **several, metavar="FILE", help="the video")
     parser.add_argument("--prompt", **several, metavar="TEXT", help="what the video shows")
@@ -91,7 +91,7 @@ def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
     )
     parser.add_argument("--config", metavar="CONFIG", help="see above")
     parser.add_argument("--out", default="tuned", metavar="OUT", help="a directory (default tuned)")
-    number = {"type": common.positive, "metavar": "N"}
+    number = {"type": parsing.positive, "metavar": "N"}
     clip = parser.add_argument_group("the clip")
     clip.add_argument("--num_frames", **number, help="of the clip: 24 (8)")
     clip.add_argument("--stride", **number, help="every N-th frame is taken: 2 (1)")
@@ -132,6 +132,7 @@ def _parse(arguments: list[str], overridden: bool) -> argparse.Namespace:
         help="first (default), second or fixed_point, see vdm edit invert",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    common.add_format_argument(parser)
     common.add_device_arguments(parser)
     options = parser.parse_args(arguments)
     for name in ("input", "prompt"):  # lists in other commands
@@ -276,7 +277,8 @@ def _edit(options: argparse.Namespace, out: Path, tuned: "Model", clip: "np.ndar
     start = np.repeat(z, len(options.edit), axis=0)
     stream = kept.stream(tuned.params, jax.random.key(options.seed), options.edit, start=start)
     videos = np.concatenate(list(progress.track(stream, "edit", len(options.edit))))
-    outputs.write_samples(out, videos, options.edit, fps, parts)
+    attached = outputs.Attached(formats=options.format)
+    outputs.write_samples(out, videos, options.edit, fps, parts, attached)
     z_parts.remove()
     _write_side_by_side(out, np.concatenate([clip[None], videos]), fps)
     return 0

@@ -12,11 +12,11 @@ Only this machine reaches it, unless --host says otherwise.
 
 from pathlib import Path
 
-from vdm_jax.cli import common
+from vdm_jax.cli import common, parsing
 
 
 def main(arguments: list[str]) -> int:
-    parser = common.parser("vdm watch", __doc__)
+    parser = parsing.parser("vdm watch", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a working directory of vdm train")
     common.add_server_arguments(parser)
     options = parser.parse_args(arguments)

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdm_jax.cli import common, edit_control, edit_inputs
+from vdm_jax.cli import common, edit_control, edit_inputs, parsing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "first_and_previous, all (default of edit)",
     )
     group.add_argument(
-        "--chunk", type=common.positive, metavar="N", help="frames denoised together (default 8)"
+        "--chunk", type=parsing.positive, metavar="N", help="frames denoised together (default 8)"
     )
     group.add_argument(
         "--control",

@@ -19,4 +19,5 @@ RULES = {
     **{f"mesh.{axis}": _Axis(low=1) for axis in ("data", "fsdp", "tensor", "context")},
     **{f"mesh.dcn_{axis}": _Axis(low=1) for axis in ("data", "fsdp", "tensor", "context")},
     "mesh.min_fsdp_size": rules.COUNT,
+    "mesh.offload": rules.Choice((False, True)),
 }

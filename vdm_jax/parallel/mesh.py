@@ -101,7 +101,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 _FIELDS = (*AXES, *(f"dcn_{axis}" for axis in AXES))
-_OTHER_FIELDS = ("min_fsdp_size",)  # of a configuration's `mesh`, and no axis
+_OTHER_FIELDS = ("min_fsdp_size", "offload")  # of a configuration's `mesh`, and no axis
 
 
 def _fill(config: Mapping[str, Any], prefix: str, count: int, of_what: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from jaxtyping import Array, PyTree
 
 from vdm_jax.models import layers
 from vdm_jax.models.ops import attention
-from vdm_jax.parallel import context
+from vdm_jax.parallel import context, host_memory
 from vdm_jax.parallel.mesh import MeshError, make_mesh
 
 # Logical names of a parameter's axes, and the mesh axis that may cut them up. A mesh axis cuts one
@@ -237,10 +237,12 @@ class Plan:
     Attributes:
       mesh: see `mesh.make_mesh`.
       parameters: a `ParameterPlan` for each parameter.
+      offload: whether they are stored in the host's memory, as frozen parameters may be.
     """
 
     mesh: Mesh
     parameters: PyTree
+    offload: bool = False
 
     @property
     def batch_shards(self) -> int:
@@ -259,10 +261,11 @@ class Plan:
 
     @property
     def params(self) -> PyTree:
-        """Where each parameter is stored."""
-        return jax.tree.map(
+        """Where each parameter is stored. Raises ValueError where `offload` cannot be."""
+        places = jax.tree.map(
             lambda plan: NamedSharding(self.mesh, plan.spec), self.parameters, is_leaf=is_plan
         )
+        return host_memory.places(places) if self.offload else places
 
     def opt_state(self, tx: optax.GradientTransformation, params: PyTree) -> PyTree:
         """Where an optimiser's state for `params` (arrays or shapes) is stored.

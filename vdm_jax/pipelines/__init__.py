@@ -13,6 +13,7 @@ def load(
     *,
     mesh: Mapping[str, int] | None = None,
     loras: Mapping[str | Path, float] | None = None,
+    offload: bool = False,
 ) -> Model | CascadeModel:
     """Loads a trained model or cascade.
 
@@ -21,11 +22,13 @@ def load(
       mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
         process of the mesh calls this alike. None: the whole model on one device.
       loras: published LoRA files and their scales, which are added to a model's parameters.
+      offload: keep frozen networks (autoencoder, text encoder, base of an adapted model) in the
+        host's memory, and each on the device only while it is used.
 
     Raises FileNotFoundError, ValueError, CheckpointError, MeshError.
     """
     if model.find_cascade(source) is not None:
         if loras:
             raise ValueError(f"loras: {str(source)!r} is a cascade, and one model is needed here")
-        return cascade.load(source, mesh=mesh)
-    return model.load(source, mesh=mesh, loras=loras)
+        return cascade.load(source, mesh=mesh, offload=offload)
+    return model.load(source, mesh=mesh, loras=loras, offload=offload)

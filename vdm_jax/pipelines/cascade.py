@@ -26,7 +26,7 @@ from jaxtyping import Array, Key, Shaped, UInt8
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.data import frame_rate
-from vdm_jax.pipelines import cascade_file
+from vdm_jax.pipelines import arguments, cascade_file
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.conditions.prompt import Prompt
@@ -103,11 +103,13 @@ class CascadeModel:
     Attributes:
       steps: the stages in order.
       mesh: sizes of the mesh's axes for every stage, None = one device.
+      offload: keep the stages' frozen networks in the host's memory.
       _samplers: of the stages that were sampled, without parameters; compiled once.
     """
 
     steps: tuple[CascadeStep, ...]
     mesh: Mapping[str, int] | None = None
+    offload: bool = False
     _samplers: dict[str, sampling.Sampler] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
@@ -168,8 +170,8 @@ class CascadeModel:
 
         Raises ValueError, and what `stream` raises.
         """
-        texts = pretrained.as_prompts(prompt, prompts, num_samples)
-        pretrained.check_key(key)
+        texts = arguments.as_prompts(prompt, prompts, num_samples)
+        arguments.check_key(key)
         model = self.replace(changes or {})
         if out is not None:
             return np.array(list(model.stream(key, texts, out, progress))[-1].videos)
@@ -218,7 +220,7 @@ class CascadeModel:
 
     def _run(self, step, record, key, prompts, given, progress, offset) -> None:
         """Draws the samples of one stage that are still missing, from those of the stage before."""
-        model = pretrained.load(step.source, mesh=self.mesh)
+        model = pretrained.load(step.source, mesh=self.mesh, offload=self.offload)
         name = _digest([config_lib.to_dict(model.config), step.name, _plain(step.changes)])
         sampler = self._samplers.setdefault(name, model.sampler(**step.changes))
         first, condition = record.open(len(prompts)), model.stage.of_stage_before
@@ -246,10 +248,12 @@ class CascadeModel:
         return self.stages.index(stage)
 
 
-def load(source: str | Path, *, mesh: Mapping[str, int] | None = None) -> CascadeModel:
+def load(
+    source: str | Path, *, mesh: Mapping[str, int] | None = None, offload: bool = False
+) -> CascadeModel:
     """Loads a cascade: a directory with `cascade.json`, or a shipped name.
 
-    mesh: as in `pretrained.load`. Raises FileNotFoundError and ValueError.
+    mesh, offload: as in `pretrained.load`. Raises FileNotFoundError and ValueError.
     """
     folder = pretrained.find_cascade(source)
     if folder is None:
@@ -258,7 +262,8 @@ def load(source: str | Path, *, mesh: Mapping[str, int] | None = None) -> Cascad
             f"package, which has {', '.join(pretrained.shipped_cascades())}"
         )
     saved = cascade_file.read(folder)
-    return _from_folder(folder, saved.stages, saved.sample, mesh)
+    cascade = _from_folder(folder, saved.stages, saved.sample, mesh)
+    return dataclasses.replace(cascade, offload=offload)
 
 
 def from_config(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from vdm_jax import systems
-from vdm_jax.parallel import sharding
+from vdm_jax.parallel import host_memory, sharding
 from vdm_jax.pipelines import model
 from vdm_jax.stage.beside import Beside
 from vdm_jax.stage.control import ControlStage
@@ -93,7 +93,8 @@ def _widened(kernel: jax.Array, like: Any, name: str) -> jax.Array:
 def adapted(stage: ControlStage | Beside, config, plan: sharding.Plan, frozen: Frozen) -> PyTree:
     """What the training of a stage with a frozen base starts from, where `plan` stores it."""
     start = jax.jit(stage.start, out_shardings=plan.params)
-    return start(jax.random.key(config.train.seed), frozen[BASE])
+    base = host_memory.on_device(frozen, frozen)[BASE]
+    return start(jax.random.key(config.train.seed), base)
 
 
 def _leaf(tree: PyTree, path: tuple) -> Any:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vdm_jax.diffusion import inversion as inversions
 from vdm_jax.diffusion.inversion import Inversion
+from vdm_jax.parallel import host_memory
 from vdm_jax.stage.sampler import Sampler
 from vdm_jax.stage.space import from_uint8
 
@@ -98,7 +99,11 @@ def _compile(sampler: Sampler, inversion: Inversion) -> Callable:
         x = stage.space.encode(from_uint8(video), frozen)
         return inversions.invert(denoiser, inversion, rule, sampler.logsnrs(), x, cond)[0]
 
-    return jax.jit(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0)))
+    def batch(params, frozen, *rest):
+        frozen = host_memory.on_device(frozen, sampler.frozen)
+        return jax.vmap(one, in_axes=(None, None, None, 0, 0, 0))(params, frozen, *rest)
+
+    return jax.jit(batch)
 
 
 def _check(sampler: Sampler, videos: UInt8[np.ndarray, "n f h w c"], prompts: Sequence[str]):

@@ -9,15 +9,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree, UInt8
 
 from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.data import frame_rate
-from vdm_jax.parallel import sharding
-from vdm_jax.pipelines import cascade_file, model_file
+from vdm_jax.parallel import host_memory, sharding
+from vdm_jax.pipelines import arguments, cascade_file, model_file
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage import sampler_fields
 from vdm_jax.stage.contrast import Contrast
@@ -77,7 +76,7 @@ class Model:
     @property
     def denoiser(self) -> Any:
         """The Denoiser `(z, logsnr [b], cond) -> Prediction`, without guidance."""
-        return self.stage.denoiser(self.params, self.frozen)
+        return self.stage.denoiser(self.params, host_memory.on_device(self.frozen, self.frozen))
 
     @property
     def fps(self) -> float:
@@ -131,8 +130,8 @@ class Model:
         called as sampling goes on, preview(step, steps, videos) now and then with the current
         estimates. The same key and arguments give the same videos.
         """
-        repeated = as_prompts(prompt, prompts, num_samples)
-        check_key(key)
+        repeated = arguments.as_prompts(prompt, prompts, num_samples)
+        arguments.check_key(key)
         sampler = self.sampler(
             steps=steps, guidance=guidance, num_frames=num_frames, negative=negative, **changes
         )
@@ -151,34 +150,12 @@ def _given(changes: Mapping[str, Any]) -> set[str]:
     return {name for name, value in changes.items() if value is not None}
 
 
-def as_prompts(prompt: Any, prompts: Any, num_samples: Any) -> list[str]:
-    """The prompt of each sample, in order. Raises ValueError."""
-    if (prompt is None) == (prompts is None):
-        raise ValueError("give either prompt (one text) or prompts (a list of texts)")
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples = {num_samples!r}: must be an integer of at least 1")
-    if prompts is None and not isinstance(prompt, str):
-        raise ValueError(f"prompt = {prompt!r}: must be one text; a list of texts is prompts")
-    texts = [prompt] if prompts is None else prompts
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"prompts = {texts!r}: must be a list of one text or more")
-    return [text for text in texts for _ in range(num_samples)]
-
-
-def check_key(key: Any) -> None:
-    """Raises ValueError where `key` is not one key of JAX."""
-    is_new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    is_old = isinstance(key, jax.Array) and key.dtype == np.uint32 and key.ndim == 1
-    if not (is_old or (is_new and key.ndim == 0)):
-        shown = repr(key) if isinstance(key, int) else type(key).__name__
-        raise ValueError(f"key = {shown}: must be one key of JAX, such as jax.random.key(0)")
-
-
 def load(
     source: str | Path = DEFAULT,
     *,
     mesh: Mapping[str, int] | None = None,
     loras: Mapping[str | Path, float] | None = None,
+    offload: bool = False,
 ) -> Model:
     """Loads a model: a working directory of training, a .safetensors file, the folder of a
     published pipeline, or a shipped name.
@@ -187,6 +164,7 @@ def load(
       mesh: sizes of the axes of `parallel.mesh.AXES`, such as {"fsdp": 4}, over all devices; every
         process of the mesh calls this alike. None: the whole model on one device.
       loras: published LoRA files and their scales, which are added to the parameters.
+      offload: as config.mesh.offload of training, whatever that was.
 
     Raises FileNotFoundError, ValueError, CheckpointError, MeshError.
     """
@@ -201,11 +179,22 @@ def load(
             )
         scales = {str(file): float(scale) for file, scale in loras.items()}
         config, changes = systems.read_loras(config, scales)
+    config = _offloaded(config, offload)
     stage = systems.build(config)
     plan = None if mesh is None else sharding.make_plan(stage, mesh)
     params = _added(read_params(path, abstract_params(stage, plan)), changes)
     frozen = {name: part.params for name, part in read_frozen(config, mesh).items()}
     return Model(stage=stage, params=params, config=config, frozen=frozen, plan=plan)
+
+
+def _offloaded(config, offload: bool):
+    """The configuration with mesh.offload as it is asked for."""
+    if systems.is_offloaded(config) == offload:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.mesh.offload = offload
+    return config.lock()
 
 
 def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
@@ -223,7 +212,7 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
             f"train.{adapted}.base = {section.base!r}: is {now}, and this model was trained on "
             f"{section.digest}; put that model back there"
         )
-    plan = systems.frozen_plan(base, mesh)
+    plan = systems.frozen_plan(base, config, mesh)
     params = read_params(section.base, abstract_params(base, plan))
     return {**found, BASE: step.Frozen(params=params, plan=plan)}
 

@@ -20,12 +20,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
 from vdm_jax.models.text import clip, t5
 from vdm_jax.models.text import token_attention as transformer
 from vdm_jax.models.text.minilm import MiniLM
 from vdm_jax.models.text.subwords import batches, plain
+from vdm_jax.parallel import host_memory
 from vdm_jax.weights import clip as clip_weights
 from vdm_jax.weights import clip_inputs, fetch
 from vdm_jax.weights import minilm as minilm_weights
@@ -109,10 +111,13 @@ ENCODERS = ("minilm", *_FAMILIES, *_SIZED)
 _MADE: weakref.WeakValueDictionary[tuple, "FrozenTextEncoder"] = weakref.WeakValueDictionary()
 
 
-def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "FrozenTextEncoder":
+def make_frozen_text_encoder(
+    text: Mapping[str, Any], *, own: bool = False, offload: bool = False
+) -> "FrozenTextEncoder":
     """The encoder that a configuration's section `text` names.
 
     own: one of the caller's own, who may `place` it; else stages of equal `text` share one.
+    offload: keep the weights in the host's memory (`parallel.host_memory`).
 
     `encoder`: minilm; t5_small, t5_base, t5_large, t5_xl, t5_xxl; umt5_xxl, Wan's; clip_l, clip_h,
     Stable Diffusion 1's and 2's; or t5, umt5 or clip, which are of the size that the folder's
@@ -140,7 +145,7 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
     null_text = text.get("null_text", None if family is None else family.null_text)
     # The stages of a cascade share one encoder, as long as any of them lives.
     length, identity = text["max_length"], text.get("identity", "")
-    shared = (name, str(weights), length, dtype, identity, loras, null_text)
+    shared = (name, str(weights), length, dtype, identity, loras, null_text, offload)
     if shared in _MADE and not own:
         return _MADE[shared]
     load: Callable[[], Any]
@@ -168,6 +173,7 @@ def make_frozen_text_encoder(text: Mapping[str, Any], *, own: bool = False) -> "
         states=DTYPE if family is None else family.states,
         clean=None if family is None else family.clean,
         expected=identity,
+        offload=offload,
     )
     if not own:
         _MADE[shared] = encoder
@@ -220,9 +226,11 @@ class FrozenTextEncoder:
         clean: Callable[[str], str] | None = None,
         expected: str = "",
         batch_size: int = 32,
+        offload: bool = False,
     ):
         """load: gives network, parameters and tokeniser; the network must equal `network`. states:
-        the type of the embeddings. clean: changes captions before they are tokenised."""
+        the type of the embeddings. clean: changes captions before they are tokenised. offload: keep
+        the parameters in the host's memory."""
         if max_length < 3:
             raise ValueError(f"text.max_length = {max_length}: {name} needs at least 3")
         longest = getattr(network, "max_positions", max_length)
@@ -233,6 +241,7 @@ class FrozenTextEncoder:
         self.null_text, self.batch_size, self.expected = null_text, batch_size, expected
         self._load, self._states, self._clean = load, np.dtype(states), clean
         self._plan: Any = None
+        self._offload = offload
 
     @property
     def identity(self) -> str:
@@ -289,7 +298,10 @@ class FrozenTextEncoder:
 
     @functools.cached_property
     def _apply(self) -> Callable[..., Any]:
+        stored = {self.name: self._ready.params}
+
         def apply(params, tokens, mask):
+            params = host_memory.on_device({self.name: params}, stored)[self.name]
             hidden = self.network.apply({"params": params}, tokens, mask)
             hidden = jnp.where(mask[..., None], hidden, 0).astype(self._states)
             return hidden, jnp.isfinite(hidden).all()
@@ -310,5 +322,9 @@ class FrozenTextEncoder:
                 f"text.identity = {self.expected!r}: text.encoder = {self.name!r} with the weights "
                 f"that are here is {identity}; the model was trained with another one"
             )
-        places = jax.local_devices()[0] if self._plan is None else self._plan.params
+        places: Any = SingleDeviceSharding(jax.local_devices()[0])
+        if self._plan is not None:
+            places = self._plan.params
+        if self._offload:
+            places = host_memory.places(places)
         return _Ready(jax.device_put(params, places), tokenizer, identity)

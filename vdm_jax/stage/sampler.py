@@ -21,7 +21,7 @@ from vdm_jax.diffusion.measurements import Mask, Measurement
 from vdm_jax.diffusion.process import Denoiser
 from vdm_jax.diffusion.reuse import Reuse
 from vdm_jax.parallel import heap, sharding
-from vdm_jax.stage import sampler_fields, watching
+from vdm_jax.stage import sampler_fields, sampler_program, watching
 from vdm_jax.stage.conditions.video import MaskedVideo
 from vdm_jax.stage.guidance import (
     ClassifierFree,
@@ -31,12 +31,10 @@ from vdm_jax.stage.guidance import (
     UsesFrozen,
     Windows,
 )
-from vdm_jax.stage.protocols import Frozen, Space
-from vdm_jax.stage.space import from_uint8, to_uint8
+from vdm_jax.stage.protocols import Frozen
 from vdm_jax.stage.stage import NO_FROZEN, Stage
 from vdm_jax.stage.watching import Callback, Preview
 
-PREVIEWS = 8  # a batch
 # Videos, or z of samples.
 Start = UInt8[np.ndarray, "n f h w c"] | Float[np.ndarray, "n f2 h2 w2 c2"]
 
@@ -359,7 +357,7 @@ class Sampler:
     def compiled(self) -> Callable:
         """(params, frozen, key, numbers of samples, condition, start or None, what is known of them
         or None) -> (samples, whether each is finite)."""
-        return self._compile(None, None)
+        return sampler_program.compile_sampler(self)
 
     @functools.cached_property
     def reporting(self) -> dict[tuple, Callable]:
@@ -372,7 +370,7 @@ class Sampler:
             return self.compiled
         if calls not in self.reporting:
             self.reporting.clear()
-            self.reporting[calls] = self._compile(callback, preview)
+            self.reporting[calls] = sampler_program.compile_sampler(self, callback, preview)
         return self.reporting[calls]
 
     @functools.cached_property
@@ -380,102 +378,3 @@ class Sampler:
         """Once, at the first use: hands back the memory that compiling left."""
         heap.trim()
         return True
-
-    def _compile(self, callback: Callback | None, preview: Preview | None) -> Callable:
-        space = self.stage.space
-
-        def one(
-            params: PyTree,
-            frozen: PyTree,
-            key: Key[Array, ""],
-            index: Array,
-            cond: PyTree,
-            start: PyTree,
-            known: PyTree,
-        ) -> tuple[Array, Array]:
-            key = jax.random.fold_in(key, index)
-            start_key, steps_key = jax.random.split(key)
-            cond, start, known = jax.tree.map(lambda leaf: leaf[None], (cond, start, known))
-            if start is not None and jnp.issubdtype(start.dtype, jnp.floating):
-                z = start
-            elif start is not None:
-                clean = space.encode(from_uint8(start), frozen)
-                z = dataclasses.replace(self.noise, scale=1.0).draw(start_key, clean.shape)
-                z = self.stage.process.add_noise(clean, z, self.logsnrs()[:1])
-            else:
-                z = self.noise.draw(start_key, (1, *self.z_shape))
-            cond = self.stage.begin(cond, 1, jax.random.fold_in(key, 2), self.settings, frozen)
-            if known is not None and not space.pixels:
-                known = _known_in_z(space, known, frozen)
-            denoiser, rule = self.denoiser_and_rule(params, known, frozen)
-            watch = None
-            if preview is not None:
-                watch = _watch(preview, self.steps, self.plan, space, frozen)
-            z = self.run(steps_key, denoiser, rule, z, cond, callback, watch)
-            video = space.decode(z, frozen)[0]
-            return self.stage.samples(video), jnp.all(jnp.isfinite(video))
-
-        axes = (None, None, None, 0, 0, 0, 0)
-        if self.plan is None:
-            return jax.jit(jax.vmap(one, in_axes=axes))
-        plan = self.plan
-        batch = (plan.batch,) * 4
-        return jax.jit(
-            jax.vmap(one, in_axes=axes, spmd_axis_name=sharding.BATCH_AXES),
-            in_shardings=(plan.params, None, plan.everywhere, *batch),
-            # Whole on every process: whichever writes files has what it needs.
-            out_shardings=plan.everywhere,
-            compiler_options=sharding.compiler_options(plan.mesh),
-        )
-
-
-def _known_in_z(space: Space, known: Known, frozen: Frozen) -> Known:
-    """What is known of latents where pixels of a video are known. Raises ValueError."""
-    mask = known.measurement
-    if not isinstance(mask, Mask) or jnp.shape(mask.known)[-1] != 1:
-        raise ValueError(
-            f"known: a {type(mask).__name__}: this stage's z are latents, of which only masks of "
-            "whole pixels or frames can be known"
-        )
-    pixels = jnp.broadcast_to(jnp.asarray(mask.known) != 0, (*known.y.shape[:-1], 1))
-    in_z = space.encode_mask(pixels.astype(jnp.float32)) != 0
-    z = space.encode(jnp.where(pixels, known.y, 0.0), frozen)
-    return Known(measurement=Mask(known=in_z), y=jnp.where(in_z, z, 0.0))
-
-
-def _watch(
-    preview: Preview,
-    steps: int,
-    plan: sharding.Plan | None,
-    space: Space,
-    frozen: Frozen,
-) -> Callable[[Array, Array], None]:
-    """What `samplers.sample` calls to have `preview` called."""
-    every = -(-steps // PREVIEWS)
-
-    def tell(step: Array, z: Array, frozen: Frozen) -> None:
-        pixels = to_uint8(space.preview(z, frozen))
-        if plan is not None:
-            pixels = jax.lax.with_sharding_constraint(pixels, plan.everywhere)
-        jax.debug.callback(
-            lambda step, pixels: preview(int(step), steps, np.asarray(pixels)), step, pixels
-        )
-
-    # Samples are mapped over; a callback that is mapped is called for each, this for all at once.
-    # The frozen parameters are an argument: a function with its own mapping cannot capture them.
-    @jax.custom_batching.custom_vmap
-    def report(step: Array, x: Array, frozen: Frozen) -> Array:
-        tell(step, x, frozen)
-        return step
-
-    @report.def_vmap
-    def report_all(
-        size: int, batched: Any, step: Array, x: Array, frozen: Frozen
-    ) -> tuple[Array, bool]:
-        tell(step, x[:, 0], frozen)
-        return step, False
-
-    def watch(step: Array, x: Array) -> None:
-        jax.lax.cond(step % every == 0, report, lambda step, *_: step, step, x, frozen)
-
-    return watch

@@ -13,9 +13,11 @@ from vdm_jax.studio.requests import RequestError
 _EDITOR_SIDE = 320  # pixels of the shorter side of the picture that is painted on
 
 
-def keep(upload: str | Path, folder: Path) -> Path:
-    """A copy of an upload in the folder of a job. Raises RequestError for a file that holds no
-    video and no picture."""
+def keep(upload: str | Path, folder: Path, *, name: str = "input") -> Path:
+    """A copy of an upload in the folder of a job, called `name`.
+
+    Raises RequestError for a file that holds no video and no picture.
+    """
     from vdm_jax.data import video_io
 
     upload = Path(upload)
@@ -23,7 +25,7 @@ def keep(upload: str | Path, folder: Path) -> Path:
         raise RequestError("the uploaded file is gone: upload it again")
     if upload.suffix != ".npz":
         _readable(lambda: video_io.read_video(upload, frames=1), upload)
-    return Path(shutil.copyfile(upload, folder / f"input{upload.suffix.lower()}"))
+    return Path(shutil.copyfile(upload, folder / f"{name}{upload.suffix.lower()}"))
 
 
 def keep_clip(upload: str | Path, folder: Path, card: Card) -> Path:

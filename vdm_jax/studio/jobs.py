@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.cli import common, kept_models, progress
+from vdm_jax.cli import common, kept_models, parsing, progress
 from vdm_jax.stage import watching
 from vdm_jax.studio import requests
 from vdm_jax.studio.requests import Request
@@ -250,7 +250,7 @@ class Runner:
                 progress.heard(lambda _, done, total: job.advanced(done, total)),
             ):
                 requests.run(arguments)
-        except common.UsageError as error:
+        except parsing.UsageError as error:
             return _failed(job, error.text)
         except common.expected_errors() as error:
             return _cancelled(job) if job.cancelled else _failed(job, str(error))

@@ -16,7 +16,7 @@ from vdm_jax.cli import edit, sample
 # Flags of the sampler that the page offers; a cascade has its stages' own in their place.
 SAMPLER = ("steps", "guidance", "sampler", "negative")
 SAMPLE = "sample"
-MOST = {"num_samples": 16, "frames": 512, "steps": 1000, "factor": 16}
+MOST = {"num_samples": 16, "frames": 512, "steps": 1000, "factor": 16, "structure": 7}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Offer:
       flags: that it has beside the prompt, the seed and the sampler's.
       needs: of those, the ones that must be set.
       whole_clip: whether an input is cut to one clip of the model.
+      omits: fields of every job that this one does not take.
+      local: whether it names files and folders of the server's machine.
     """
 
     label: str
@@ -36,6 +38,8 @@ class Offer:
     flags: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     whole_clip: bool = False
+    omits: tuple[str, ...] = ()
+    local: bool = False
 
 
 JOBS: Mapping[str, Offer] = {
@@ -88,6 +92,16 @@ JOBS: Mapping[str, Offer] = {
         "model and its ControlNet, both folders.",
         flags=("input", "control", "controlnet"),
         needs=("input", "control", "controlnet", "prompt"),
+        local=True,
+    ),
+    "restructure": Offer(
+        label="Restructure",
+        text="Makes a video with the depth of another, and with the content of a picture or of the "
+        "prompt. It needs a model of Gen-1, a folder.",
+        flags=("input", "image", "structure", "temporal", "depth"),
+        needs=("input",),
+        omits=("negative",),
+        local=True,
     ),
 }
 
@@ -136,7 +150,7 @@ class Request:
     def _check_numbers(self) -> None:
         for name, value in self.values.items():
             whole = name in MOST or name in ("seed", "context")
-            if not self._set(name) or not (whole or name in ("guidance", "strength")):
+            if not self._set(name) or not (whole or name in ("guidance", "strength", "temporal")):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise RequestError(f"{name} = {value!r}: must be a number")
@@ -155,8 +169,9 @@ class Request:
         found = {"model": self.model.strip()}
         if self.device != "any":
             found["device"] = self.device
+        omitted = {*JOBS[self.job].omits, *(["prompt"] if self._set("image") else [])}
         for name in names:
-            if self._set(name):
+            if self._set(name) and name not in omitted:
                 value = self.values[name]
                 whole = isinstance(value, float) and value == int(value)
                 found[name] = str(int(value) if whole else value)
@@ -176,14 +191,14 @@ class Request:
 def run(arguments: list[str]) -> int:
     """Runs `vdm ARGUMENTS`, of `Request.arguments`, in this process. Returns the exit status.
 
-    Raises what the command raises, and common.UsageError for flags that do not fit.
+    Raises what the command raises, and parsing.UsageError for flags that do not fit.
     """
     main = {SAMPLE: sample.main, "edit": edit.main}[arguments[0]]
     return main(arguments[1:])
 
 
 # A page's number is never without a value: these stand for the command's default.
-_DEFAULTS = {"frames": 0, "context": 0, "num_samples": 1}
+_DEFAULTS = {"frames": 0, "context": 0, "num_samples": 1, "structure": 0}
 _MISSING = {
     "input": "no file was given: upload a video or a picture first",
     "mask": "nothing is painted: upload a video, then paint over the part to make anew",

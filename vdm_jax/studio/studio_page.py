@@ -52,8 +52,8 @@ class Studio:
         """What a visitor asks for. Raises RequestError."""
         card = self.card(values["model"])
         own = {"steps": card.steps, "guidance": card.guidance, "sampler": card.rule}
-        if job == "control" and not self.any_model:
-            raise RequestError("control needs a folder of this machine: start vdm studio on it")
+        if JOBS[job].local and not self.any_model:
+            raise RequestError(f"{job} needs a folder of this machine: start vdm studio on it")
         settings = {
             name: value
             for name, value in values.items()
@@ -72,8 +72,9 @@ class Studio:
         """The command of the settings, with names for files that no job has kept yet; "" where
         they do not fit yet."""
         shown = dict(values)
-        if shown.get("input"):
-            shown["input"] = Path(shown["input"]).name
+        for name in ("input", "image"):
+            if shown.get(name):
+                shown[name] = Path(shown[name]).name
         if shown.get("mask"):
             shown["mask"] = "mask.png"
         shown |= {name: name.upper() for name in JOBS[job].needs if not shown.get(name)}
@@ -92,6 +93,8 @@ class Studio:
                 keep = inputs.keep_clip if JOBS[job].whole_clip else inputs.keep
                 extra = (card,) if JOBS[job].whole_clip else ()
                 kept["input"] = str(keep(values["input"], folder, *extra))
+            if values.get("image"):
+                kept["image"] = str(inputs.keep(values["image"], folder, name="image"))
             if values.get("mask"):
                 kept["mask"] = str(inputs.keep_mask(values["mask"], folder))
             request, _ = self.request(job, kept)
@@ -215,6 +218,18 @@ def _job_fields(gradio: Any, name: str) -> dict[str, Any]:
         ),
         "control": lambda: gradio.Dropdown(list(_CONTROLS), value="canny", label="It follows"),
         "controlnet": lambda: gradio.Textbox(label="Folder of the ControlNet"),
+        "image": lambda: gradio.File(
+            label="Picture of the content, in the place of the prompt",
+            file_types=["image"],
+            height=110,
+        ),
+        "structure": lambda: gradio.Slider(0, 7, 0, step=1, label="Freedom from the depth"),
+        "temporal": lambda: gradio.Number(
+            None, label="Guidance over time (empty: the model's own)", min_width=120
+        ),
+        "depth": lambda: gradio.Textbox(
+            label="Depth: a file, or the folder of an estimator (empty: the model's own)"
+        ),
     }
     return {flag: makers[flag]() for flag in JOBS[name].flags}
 

@@ -1,5 +1,6 @@
 """The systems of the field, one file each, composed of the library's parts."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from vdm_jax.systems import (
     video_dit_folder,
     video_ldm,
 )
+from vdm_jax.systems.network import is_offloaded
 from vdm_jax.training import step
 from vdm_jax.weights import published
 from vdm_jax.weights.flow_scheduler import FlowScheduler
@@ -130,7 +132,7 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
     read = _FROZEN.get(config.system)
     found = {}
     for name, part in {} if read is None else read(config).items():
-        plan = frozen_plan(part, mesh)
+        plan = frozen_plan(part, config, mesh)
         found[name] = step.Frozen(params=jax.device_put(part.params, plan.params), plan=plan)
     return found
 
@@ -149,7 +151,7 @@ def abstract_frozen(
         parts[BASE] = build_base(config)
     found = {}
     for name, part in parts.items():
-        plan = sharding.make_plan(part, mesh, devices)
+        plan = frozen_plan(part, config, mesh, devices)
         shapes = nn.meta.unbox(part.abstract_params())
         params = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -160,11 +162,29 @@ def abstract_frozen(
     return found
 
 
-def frozen_plan(part, mesh: Mapping[str, int] | None = None) -> sharding.Plan:
-    """How a part that has `abstract_params` lies on a mesh; None = on one device. Raises
-    MeshError."""
-    devices = None if mesh is not None else jax.local_devices()[:1]
-    return sharding.make_plan(part, {"data": 1} if mesh is None else mesh, devices)
+def has_frozen(config) -> bool:
+    """Whether a configuration's stage uses parameters beside the trained ones. Raises as
+    `abstract_frozen`."""
+    networks = _FROZEN_NETWORKS.get(config.system)
+    return bool(adaptation(config) or (networks is not None and networks(config)))
+
+
+def frozen_plan(
+    part,
+    config,
+    mesh: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> sharding.Plan:
+    """How a frozen part of a configuration's model lies on a mesh, or beside it in the host's
+    memory (config.mesh.offload).
+
+    part: has `abstract_params`. mesh: None = one device. devices: of the mesh, all unless given.
+    Raises MeshError.
+    """
+    if mesh is None:
+        mesh, devices = {"data": 1}, jax.local_devices()[:1]
+    plan = sharding.make_plan(part, mesh, devices)
+    return dataclasses.replace(plan, offload=is_offloaded(config))
 
 
 def scheduler(config) -> Scheduler | FlowScheduler | None:

@@ -31,7 +31,7 @@ def build(config: ConfigDict) -> Contrast:
     if model.dtype not in DTYPES:
         raise ValueError(f"model.dtype = {model.dtype!r}: allowed are {', '.join(DTYPES)}")
     network = weights.from_config(model.pair.to_dict(), Path("configuration"))
-    encoder = make_text_encoder(config.text)
+    encoder = make_text_encoder(config)
     if encoder is None or not encoder.embedding_width:
         raise ValueError(
             f"text.encoder = {config.text.encoder!r}: a pair takes a frozen text encoder, such as "

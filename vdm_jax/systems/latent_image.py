@@ -63,7 +63,7 @@ def build(config: ConfigDict) -> Stage:
     size, frames = config.data.image_size, config.data.num_frames
     network, process = make_network(config), make_process(config)
     autoencoder = make_autoencoder(config)
-    encoder = make_text_encoder(config.text)
+    encoder = make_text_encoder(config)
     if encoder is None or encoder.embedding_width != network.settings.text_width:
         raise ValueError(
             f"text.encoder = {config.text.encoder!r}: model.unet.cross_attention_dim = "

@@ -97,7 +97,7 @@ def _prior(config: ConfigDict) -> EmbeddingStage:
     model, data = config.model, config.data
     if model.dtype not in DTYPES:
         raise ValueError(f"model.dtype = {model.dtype!r}: allowed are {', '.join(DTYPES)}")
-    encoder = make_text_encoder(config.text)
+    encoder = make_text_encoder(config)
     if encoder is None or not encoder.embedding_width:
         raise ValueError(
             f"text.encoder = {config.text.encoder!r}: a prior takes a frozen text encoder"

@@ -89,7 +89,7 @@ def make_network(
     if unknown := [name for name in config.model if name not in fields]:
         raise ValueError(f"model.{unknown[0]}: unknown; allowed are {', '.join(fields)}")
     model = ConfigDict(fields | config.model.to_dict())
-    text_encoder = make_text_encoder(config.text)
+    text_encoder = make_text_encoder(config)
     conditions = [
         *([vector.GUIDANCE] if model.guidance_embedding else []),
         *([vector.LOW_RES_NOISE] if low_res else []),
@@ -127,12 +127,18 @@ def make_network(
     return network, text_encoder
 
 
-def make_text_encoder(text: ConfigDict) -> TextEncoder | None:
+def is_offloaded(config: ConfigDict) -> bool:
+    """Whether frozen parameters lie in the host's memory. Earlier configurations lack the field."""
+    return bool(config.get("mesh", {}).get("offload", False))
+
+
+def make_text_encoder(config: ConfigDict) -> TextEncoder | None:
     """The text encoder of `config.text`; None if there is none. Raises ValueError."""
+    text = config.text
     if text.encoder == "none":
         return None
     if text.encoder in frozen_text.ENCODERS:
-        return frozen_text.make_frozen_text_encoder(text.to_dict())
+        return frozen_text.make_frozen_text_encoder(text.to_dict(), offload=is_offloaded(config))
     if text.encoder != "words":
         allowed = ", ".join(("none", "words", *frozen_text.ENCODERS))
         raise ValueError(f"text.encoder = {text.encoder!r}: allowed are {allowed}")

@@ -127,7 +127,7 @@ def _conditions(
     found: list[Condition] = []
     embed = None
     if model.context == "text":
-        encoder = make_text_encoder(config.text)
+        encoder = make_text_encoder(config)
         width = 0 if encoder is None else encoder.embedding_width
         found.append(TextOrNull(encoder=encoder, drop=drop))
     else:

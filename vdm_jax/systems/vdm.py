@@ -50,6 +50,8 @@ def default_config() -> ConfigDict:
                 "dcn_tensor": 1,
                 "dcn_context": 1,
                 "min_fsdp_size": 2**16,
+                # Whether frozen parameters lie in the host's memory (`parallel.host_memory`).
+                "offload": False,
             },
             "model": default_model(),
             "process": {

@@ -56,7 +56,7 @@ def build(config: ConfigDict) -> Stage:
         remat=model.remat,
     )
     autoencoder = _autoencoder(config)
-    encoder = make_text_encoder(config.text)
+    encoder = make_text_encoder(config)
     if encoder is None or encoder.embedding_width != network.text_width:
         raise ValueError(
             f"text.encoder = {config.text.encoder!r}: model.transformer.text_dim = "

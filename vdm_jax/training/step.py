@@ -10,7 +10,7 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, PyTree
 
-from vdm_jax.parallel import sharding
+from vdm_jax.parallel import host_memory, sharding
 from vdm_jax.training import optimizer, state
 
 Metrics = dict[str, Array]
@@ -85,11 +85,13 @@ def make_train_step(
     stage = stage.with_layout(plan.layout())
 
     frozen = dict(frozen or {})
+    stored = {name: part.params for name, part in frozen.items()}
 
     def stage_loss(
         params: PyTree, batch: PyTree, key: jax.Array, fixed: Mapping[str, PyTree]
     ) -> tuple[Array, Metrics]:
-        gathered = {name: part.plan.gather(fixed[name]) for name, part in frozen.items()}
+        here = host_memory.on_device(fixed, stored)
+        gathered = {name: part.plan.gather(here[name]) for name, part in frozen.items()}
         return stage.loss(plan.gather(params), batch, key, gathered)
 
     def train_step(
@@ -125,7 +127,7 @@ def make_train_step(
         out_shardings=(places, plan.everywhere),
         compiler_options=sharding.compiler_options(plan.mesh),
     )
-    return TrainStep(compiled=compiled, frozen={name: part.params for name, part in frozen.items()})
+    return TrainStep(compiled=compiled, frozen=stored)
 
 
 def _gradients(
