@@ -1,6 +1,7 @@
 """ControlVideo against calculations of its own, frame by frame, on drawn weights."""
 
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
@@ -11,12 +12,15 @@ from einops import rearrange
 
 import vdm_jax
 from tests.systems.test_latent_image import write_folder
+from vdm_jax.diffusion.plms import PLMS
+from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import alpha_sigma
 from vdm_jax.models import rife
 from vdm_jax.models.blocks.slots import Slots
 from vdm_jax.models.blocks.transformer import SelfAttention
 from vdm_jax.models.controlnet import ControlNet
 from vdm_jax.pipelines import controlvideo as pipeline
+from vdm_jax.pipelines import text2video_zero
 from vdm_jax.systems import controlvideo
 from vdm_jax.weights import controlnet as controlnet_weights
 from vdm_jax.weights import fetch
@@ -260,6 +264,7 @@ def test_what_does_not_fit_is_refused(model, controlnet, change, options, messag
             {"sampler": "ancestral"},
             r"sampler = 'ancestral': the smoother is made for 'ddim' with eta = 0",
         ),
+        ({"eta": 0.5}, r"sampler = 'ddim': the smoother is made for 'ddim' with eta = 0"),
         ({"steps": 2}, r"acts with 3 steps left: must be from 1 to 2"),
         ({"num_frames": 7}, r"num_frames = 7: ControlVideo has the control video's frames"),
     ],
@@ -267,6 +272,20 @@ def test_what_does_not_fit_is_refused(model, controlnet, change, options, messag
 def test_samplers_that_do_not_fit_are_refused(smoothing, changes, message):
     with pytest.raises(ValueError, match=message):
         smoothing.sampler(**changes)
+
+
+def test_stable_diffusions_own_scheduler_gives_way_to_ddim(tmp_path, controlnet):
+    folder = write_folder(tmp_path)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "PNDMScheduler", "skip_prk_steps": True}))
+    model = vdm_jax.load(folder)
+    for adapted in (
+        pipeline.adapt(model, controlnet, FRAMES, smoother=None),
+        text2video_zero.adapt(model),
+    ):
+        chosen = adapted.sampler(sampler="plms").rule
+        assert (adapted.sampler().rule, chosen) == (DDIM(), PLMS())
+        assert adapted.sampler().grid == model.sampler().grid
 
 
 def test_two_frames_have_none_between_two_others(model, controlnet, interpolator):

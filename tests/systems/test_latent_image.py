@@ -262,8 +262,10 @@ def test_with_another_text_encoder_the_index_says_what_it_is(model, tmp_path):
 def test_a_program_is_lowered_without_weights(model, what):
     config = model.config.copy_and_resolve_references()
     config.train.batch_size = 2
-    target = types.SimpleNamespace(devices=lambda: jax.devices()[:1])
+    made = []  # a topology makes other devices each time, which no program may mix
+    target = types.SimpleNamespace(devices=lambda: made.append(jax.devices()[:1]) or made[-1])
     lowered, figures = compiling.lower(config, target, what)
+    assert len(made) == 1
     frozen = jax.tree.leaves(lowered.args_info[0][2 if what == "train" else 1])
     wanted = jax.tree.leaves(model.frozen)
     assert [leaf.shape for leaf in frozen] == [leaf.shape for leaf in wanted]

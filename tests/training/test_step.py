@@ -147,6 +147,18 @@ def test_decay_spares_biases_and_clipping_bounds_the_gradient(make_config):
     assert optax.global_norm(mu) == pytest.approx(0.1 * (1 - 0.9), rel=1e-4)
 
 
+@pytest.mark.parametrize("largest", [0.1, 5.0, 100.0])
+def test_gradients_are_clipped_by_the_norm_of_all(largest):
+    grads = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.full(4, -2.0, jnp.bfloat16)}
+    ours, theirs = optimizer.clip_by_norm(largest), optax.clip_by_global_norm(largest)
+    found, wanted = (tx.update(grads, tx.init(grads))[0] for tx in (ours, theirs))
+    for name, leaf in found.items():
+        assert leaf.dtype == grads[name].dtype
+        np.testing.assert_allclose(leaf, wanted[name], rtol=1e-2 if name == "b" else 1e-6)
+    zero = jax.tree.map(jnp.zeros_like, grads)
+    assert all(jnp.all(leaf == 0) for leaf in ours.update(zero, optax.EmptyState())[0].values())
+
+
 def test_fingerprint_sees_every_change():
     tree = {
         "a": jnp.arange(12.0).reshape(3, 4),

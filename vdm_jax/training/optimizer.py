@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers
@@ -55,7 +56,7 @@ def make_optimizer(train, abstract_params: PyTree = None) -> optax.GradientTrans
 
     Raises ValueError for muon without them.
     """
-    clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
+    clip = clip_by_norm(train.clip_norm) if train.clip_norm else optax.identity()
     rate = make_schedule(train)
     moments = {"mu_dtype": train.moment_dtype, "weight_decay": train.weight_decay}
     if train.optimizer == "adamw":
@@ -78,6 +79,17 @@ def make_optimizer(train, abstract_params: PyTree = None) -> optax.GradientTrans
         **moments,
     )
     return optax.chain(clip, muon)
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, with one factor for all gradients in the place of a division of
+    each: on a CPU that takes XLA a program of its own a parameter, a tenth of its time."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        scale = jnp.minimum(1.0, largest / optax.global_norm(updates))
+        return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _matrices(abstract_params: PyTree) -> Callable[[PyTree], PyTree]:
