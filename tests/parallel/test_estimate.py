@@ -32,6 +32,7 @@ def read(flops=50.0, traffic=20.0, arguments=100, outputs=90, reused=80, tempora
         output_size_in_bytes=outputs,
         alias_size_in_bytes=reused,
         temp_size_in_bytes=temporaries,
+        host_argument_size_in_bytes=5,
     )
     compiled = types.SimpleNamespace(
         memory_analysis=lambda: memory,
@@ -50,7 +51,7 @@ def test_the_largest_term_bounds_the_step():
     assert (found.bound, found.step_seconds) == ("network", found.network_seconds)
     assert found.clips_per_second == pytest.approx(16 / 28)
     assert found.mfu == pytest.approx(600 / (8 * 100 * 28))
-    assert (found.outputs, found.memory) == (10, 410)
+    assert (found.outputs, found.memory, found.host_arguments) == (10, 410, 5)
     assert estimate.Estimate.from_dict(found.to_dict()) == found
 
 

@@ -166,6 +166,7 @@ def _print(report: dict) -> None:
         ("memory of a device", f"{_gib(found['memory'])} of {_gib(found['capacity'])}"),
         ("  arguments", _gib(found["arguments"])),
         ("  temporaries", _gib(found["temporaries"])),
+        *([("in the host's memory", _gib(host))] if (host := found["host_arguments"]) else []),
         ("roofline: compute", _seconds(found["compute_seconds"])),
         ("roofline: memory", _seconds(found["memory_seconds"]) if traffic else "unknown for GPUs"),
         ("roofline: network", _seconds(found["network_seconds"])),

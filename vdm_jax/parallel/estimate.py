@@ -44,6 +44,7 @@ class Estimate:
       network_bytes: that a device sends, in rings.
       compute_seconds, memory_seconds, network_seconds: the three terms of the roofline.
       compile_seconds: what compiling took here.
+      host_arguments: bytes of arguments in the host's memory (`host_memory`), not in `memory`.
     """
 
     devices: int
@@ -62,6 +63,7 @@ class Estimate:
     memory_seconds: float
     network_seconds: float
     compile_seconds: float
+    host_arguments: int = 0
 
     @property
     def memory(self) -> int:
@@ -161,6 +163,7 @@ def estimate(
         memory_seconds=traffic / chip.hbm_bandwidth,
         network_seconds=wire["ici"] / chip.ici_bandwidth + wire["dcn"] / chip.dcn_bandwidth,
         compile_seconds=compile_seconds,
+        host_arguments=memory.host_argument_size_in_bytes,
     )
 
 
