@@ -77,7 +77,7 @@ def frame_convolution(
     stride: over frames.
     """
     names = (None, None, None, layers.IN, layers.OUT)
-    return nn.Conv(
+    return layers.Conv(
         features,
         (_KERNEL, size, size),
         strides=(stride, 1, 1),

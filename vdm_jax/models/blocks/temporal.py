@@ -139,7 +139,7 @@ class FrameConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w _"]:
         axes = layers.IN, None, layers.OUT
-        taps = nn.DenseGeneral(
+        taps = layers.DenseGeneral(
             (3, self.features),
             use_bias=False,
             dtype=self.dtype,
