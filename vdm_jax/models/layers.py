@@ -124,26 +124,26 @@ class GivenParams:
 
 
 class Dense(GivenParams, nn.Dense):
-    """`nn.Dense`."""
+    """`nn.Dense` with `GivenParams`."""
 
 
 class DenseGeneral(GivenParams, nn.DenseGeneral):
-    """`nn.DenseGeneral`."""
+    """`nn.DenseGeneral` with `GivenParams`."""
 
 
 class Conv(GivenParams, nn.Conv):
-    """`nn.Conv`."""
+    """`nn.Conv` with `GivenParams`."""
 
 
 class LayerNorm(GivenParams, nn.LayerNorm):
-    """`nn.LayerNorm`."""
+    """`nn.LayerNorm` with `GivenParams`."""
 
 
 class Embed(GivenParams, nn.Embed):
-    """`nn.Embed`."""
+    """`nn.Embed` with `GivenParams`."""
 
 
-class Whole(nn.Module):
+class Whole(GivenParams, nn.Module):
     """A network of its own, no part of another: no parameter is drawn where it is applied."""
 
     @nn.nowrap

@@ -89,7 +89,7 @@ def frame_convolution(
     )
 
 
-class PixelNorm(nn.Module):
+class PixelNorm(layers.GivenParams, nn.Module):
     """Each pixel over the root mean square of its channels, times a scale a channel, in float32
     (Zhang & Sennrich 2019)."""
 

@@ -245,7 +245,7 @@ def merged(h: Heads, features: int, dtype: DTypeLike) -> Tokens:
     )(h)
 
 
-class HeadNorm(nn.Module):
+class HeadNorm(layers.GivenParams, nn.Module):
     """Heads over the root mean square of their features, or of all heads' together, times a scale
     a feature, in float32 (Zhang & Sennrich 2019; Dehghani et al. 2023, section 2).
 

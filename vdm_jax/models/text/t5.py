@@ -112,7 +112,7 @@ def _position_bias(config: T5Config, length: int) -> Float[Array, "heads l l"]:
     return jnp.transpose(table(jnp.asarray(buckets)), (2, 0, 1))
 
 
-class _RMSNorm(nn.Module):
+class _RMSNorm(layers.GivenParams, nn.Module):
     """x over its root mean square, times a scale, in float32 (Zhang & Sennrich 2019)."""
 
     epsilon: float
