@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, no_type_check
 
 import flax.linen as nn
 import jax
@@ -123,22 +123,28 @@ class GivenParams:
         return value if unbox else boxed
 
 
+# Some of linen's annotations cannot be checked at run time, as our own are in the tests.
+@no_type_check
 class Dense(GivenParams, nn.Dense):
     """`nn.Dense` with `GivenParams`."""
 
 
+@no_type_check
 class DenseGeneral(GivenParams, nn.DenseGeneral):
     """`nn.DenseGeneral` with `GivenParams`."""
 
 
+@no_type_check
 class Conv(GivenParams, nn.Conv):
     """`nn.Conv` with `GivenParams`."""
 
 
+@no_type_check
 class LayerNorm(GivenParams, nn.LayerNorm):
     """`nn.LayerNorm` with `GivenParams`."""
 
 
+@no_type_check
 class Embed(GivenParams, nn.Embed):
     """`nn.Embed` with `GivenParams`."""
 
