@@ -65,8 +65,9 @@ def write_parts(folder, side):
     pair_weights.write_folder(folder / "pair", pair, params)
 
 
-def make_configs(folder, side):
-    """Of each stage, as small as can be, with the parts of `write_parts`."""
+def make_configs(folder, side, refiner=cascades.NETWORK):
+    """Of each stage, as small as can be, with the parts of `write_parts`; refiner: the network of
+    super-resolution, fields of `config.model`."""
     image = pretrained.read_config(folder / "image")
     found = {}
     for name, shape in shapes(side).items():
@@ -77,7 +78,7 @@ def make_configs(folder, side):
         config.train.update({"batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-3})
         config.sample.steps = 2
         if part == "super_resolution":
-            config.model.update(cascades.NETWORK)
+            config.model.update(refiner)
             config.stage.low_res = (FRAMES, shape[1] // 2, shape[2] // 2)
             config.sample.shared_noise = name == "sr_h"
         else:
