@@ -26,7 +26,7 @@ _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Python looks for cycles after every 700 new objects, and JAX tidies up each time. Tracing makes
-# millions of objects: that was a tenth of its time.
+# millions of objects: that was a thirtieth of all time.
 gc.set_threshold(50_000, 10, 10)
 
 _MUCH = 2 << 30  # bytes of memory in use, after which programs of earlier files are given up

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,7 @@ def fingerprint(function, *arguments):
 def sampling_program(stage, sample, **changes):
     """The program of `Sampler`, on one sample."""
     sampler = sampling.Sampler.from_config(stage, sample, **changes)
-    params = jax.eval_shape(stage.init, KEY)
+    params = nn.meta.unbox(stage.abstract_params())
     inputs = stage.abstract_inputs(1)
     if sampler.negative is not None:
         inputs = stage.encode(["red left"], negatives=[sampler.negative])
@@ -256,7 +257,7 @@ def update_program(config):
 def loss_program(config, stage):
     """The program of the loss."""
     batch = stage.abstract_batch(config.train.batch_size, config.data.image_frames)
-    return fingerprint(stage.loss, jax.eval_shape(stage.init, KEY), batch, KEY)
+    return fingerprint(stage.loss, nn.meta.unbox(stage.abstract_params()), batch, KEY)
 
 
 @pytest.mark.parametrize("field,one,other", UPDATE, ids=lambda value: str(value)[:24])
@@ -296,7 +297,7 @@ def test_a_field_of_lumiere_changes_the_loss(field, one, other):
     configs = [make_config("lumiere", [(field, v)]) for v in (one, other)]
     stages = [systems.build(config) for config in configs]
     if field == "stage.train_new_only":
-        shapes = [jax.eval_shape(stage.init, KEY) for stage in stages]
+        shapes = [nn.meta.unbox(stage.abstract_params()) for stage in stages]
         trained = [stage.trained(tree) for stage, tree in zip(stages, shapes, strict=True)]
         assert len(jax.tree.leaves(trained[0])) < len(jax.tree.leaves(trained[1]))
     else:
@@ -310,7 +311,7 @@ def test_every_entry_of_a_condition_reaches_the_network(system):
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype),
-        jax.eval_shape(stage.init, KEY),
+        nn.meta.unbox(stage.abstract_params()),
     )
     shapes = stage.cond_shapes(2, 0)
     cond = {name: jnp.ones(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}

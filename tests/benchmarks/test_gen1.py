@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def model(tmp_path_factory):
         config.data.update({"image_size": 64, "image_width": 64})
         config.sample.update({"steps": 1, "batch_size": 3, "guidance": 2.0})
         stage, rng = systems.build(config), np.random.default_rng(0)
-        shapes = jax.eval_shape(stage.init, jax.random.key(0))
+        shapes = nn.meta.unbox(stage.abstract_params())
         params = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(x.dtype), shapes)
         frozen = {name: part.params for name, part in systems.read_frozen(config).items()}
         yield Model(stage=stage, params=params, config=config, frozen=frozen)

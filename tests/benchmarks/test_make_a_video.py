@@ -5,6 +5,7 @@ import pytest
 
 import vdm_jax
 from benchmarks import make_a_video as benchmark
+from tests import cascades
 from tests.systems import test_make_a_video as tiny
 from vdm_jax.data.scenes import backgrounds, world
 from vdm_jax.weights import fetch
@@ -61,7 +62,9 @@ def test_a_whole_cascade_is_measured(tmp_path, monkeypatch):
     """With random parameters: no figure means anything, and each is there or said to be missing."""
     monkeypatch.setattr(fetch, "CACHE", tmp_path / "cache")
     tiny.write_parts(tmp_path, 64)
-    cascade = tiny.write_cascade(tmp_path / "cascade", tiny.make_configs(tmp_path, 64))
+    # Attention among the pixels of 256 x 256 would take most of the time.
+    configs = tiny.make_configs(tmp_path, 64, refiner=cascades.LIGHT)
+    cascade = tiny.write_cascade(tmp_path / "cascade", configs)
     image = vdm_jax.load(tmp_path / "image").changed({"data.image_size": 64})
     image = image.changed({"data.config": "64x64x16", "sample.steps": 2})
     figures, videos, captions = benchmark.measure(cascade, image, 2, 2, tmp_path / "out")

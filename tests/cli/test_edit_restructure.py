@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def model(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fetch, "CACHE", folder / "cache")
         config = make_config((write_folder(folder / "image"), write_pair(folder / "pair")))
-        shapes = jax.eval_shape(systems.build(config).init, jax.random.key(0))
+        shapes = nn.meta.unbox(systems.build(config).abstract_params())
         params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         yield str(pretrained.save_model(folder / "gen1", params, config))
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import re
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_given_pixels_are_kept_and_the_others_sampled(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: 0.1 * random.normal(size=leaf.shape).astype(np.float32),
-        jax.eval_shape(systems.build(config).init, jax.random.key(0)),
+        nn.meta.unbox(systems.build(config).abstract_params()),
     )
     model = pretrained.load(pretrained.save_model(tmp_path / "m.safetensors", params, config))
     monkeypatch.setattr(gallery_clips, "STEPS", 1)

@@ -1,5 +1,6 @@
 """vdm tune, on files and drawn weights."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def quick(monkeypatch):
     """
 
     def tune(self, clip, workdir, config=None):
-        shapes = jax.eval_shape(self.stage.init, jax.random.key(0))
+        shapes = nn.meta.unbox(self.stage.abstract_params())
         half = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
         return self.model(half), "steps"
 

@@ -2,6 +2,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import errors
 
 from vdm_jax.models import layers
 
@@ -36,3 +38,19 @@ def test_equal_networks_are_traced_once_for_their_shapes_and_once_for_their_para
     assert boxed[0]["map"]["kernel"].value.shape == kernels[0].shape
     layers.abstract_params(Counted(features=4), x)
     assert traces[-1] == 4
+
+
+def test_parameters_that_exist_are_taken_and_their_shapes_compared():
+    drawn = []
+
+    def zeros(key, shape, dtype):
+        drawn.append(shape)
+        return jnp.zeros(shape, dtype)
+
+    module, x = layers.Dense(3, kernel_init=zeros), jnp.ones((1, 2))
+    params = module.init(jax.random.key(0), x)
+    assert drawn == [(2, 3)]
+    np.testing.assert_array_equal(module.apply(params, x), jnp.zeros((1, 3)))
+    assert len(drawn) == 1
+    with pytest.raises(errors.ScopeParamShapeError, match=r"kernel.*\(5, 3\).*\(2, 3\)"):
+        module.apply(params, jnp.ones((1, 5)))

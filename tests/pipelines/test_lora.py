@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def low_rank_config(folder):
 def trained(folder):
     """The file of a LoRA of the folder, as `vdm export` writes it."""
     config = low_rank_config(folder)
-    shapes = jax.eval_shape(systems.build(config).init, jax.random.key(0))
+    shapes = nn.meta.unbox(systems.build(config).abstract_params())
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     return vdm_jax.save_model(folder.parent / "trained.safetensors", params, config)
@@ -141,7 +142,7 @@ def run_of_a_lora(tmp_path_factory):
     config = config_lib.load_config(tiny.write_config(folder, steps=4))
     with config.unlocked():
         config.text.vocabulary = ("red", "blue", "green")
-    shapes = jax.eval_shape(systems.build(config).init, jax.random.key(0))
+    shapes = nn.meta.unbox(systems.build(config).abstract_params())
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape), shapes)
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)

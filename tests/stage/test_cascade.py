@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,7 @@ def pixels(video):
 def drawn(stage, scale):
     """Parameters with no zeros."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(stage.init, KEY)
+    shapes = nn.meta.unbox(stage.abstract_params())
     return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), shapes)
 
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,7 +205,7 @@ def batch_of(stage, captions, images):
 
 
 def test_a_stage_learns_from_embeddings(stage):
-    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    shapes = nn.meta.unbox(stage.abstract_params())
     assert shapes["condition"]["text_states"]["kernel"].shape == (12, 16)
     assert not {"words", "word_positions"} & shapes["condition"].keys()
     draws = np.random.default_rng(0)

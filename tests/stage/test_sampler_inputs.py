@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +117,7 @@ def test_abstract_inputs_are_what_the_compiled_function_takes(stage, plan, frame
     sampler = make(stage, plan=plan, batch_size=4, num_frames=frames)
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(stage.init, KEY),
+        nn.meta.unbox(stage.abstract_params()),
         plan.params,
     )
     inputs = sampler.abstract_inputs(frames_known=True)

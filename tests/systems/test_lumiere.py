@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def image():
     config = short("t2i_base", **{"stage.frame_strides": "(1,)"})
     stage = systems.build(config)
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(stage.init, KEY)
+    shapes = nn.meta.unbox(stage.abstract_params())
     params = jax.tree.map(lambda a: jnp.float32(0.2 * rng.normal(size=a.shape)), shapes)
     return stage, config, params
 
@@ -108,7 +109,9 @@ def test_a_model_that_lacks_image_layers_is_refused(image, clip_stage, tmp_path)
     with other.unlocked():
         other.model.attention_levels = (1,)
     fewer = systems.build(other)
-    kept = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(fewer.init, KEY))
+    kept = jax.tree.map(
+        lambda a: np.zeros(a.shape, a.dtype), nn.meta.unbox(fewer.abstract_params())
+    )
     path = pretrained.save_model(tmp_path / "other.safetensors", kept, other)
     with pytest.raises(ValueError, match="lacks down_0_attention_0_"):
         initial_lib.params(path, stage, plan)
@@ -176,12 +179,12 @@ def test_an_image_model_is_a_part_of_what_is_inflated_from_it(image_name, clip_n
     shapes = []
     for name in (image_name, clip_name):
         stage = systems.build(load(name))
-        flat = jax.tree_util.tree_leaves_with_path(jax.eval_shape(stage.init, KEY))
+        flat = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(stage.abstract_params()))
         shapes.append({path: leaf.shape for path, leaf in flat})
     of_image, of_clip = shapes
     assert of_image.items() <= of_clip.items()
     stage = systems.build(load(clip_name))
-    new = stage.trained(jax.eval_shape(stage.init, KEY))
+    new = stage.trained(nn.meta.unbox(stage.abstract_params()))
     trained = {path for path, _ in jax.tree_util.tree_leaves_with_path(new)}
     assert trained == of_clip.keys() - of_image.keys()
     assert stage.video_shape[0] == 32 and stage.network.temporal_resize == (0,)

@@ -65,8 +65,9 @@ def write_parts(folder, side):
     pair_weights.write_folder(folder / "pair", pair, params)
 
 
-def make_configs(folder, side):
-    """Of each stage, as small as can be, with the parts of `write_parts`."""
+def make_configs(folder, side, refiner=cascades.NETWORK):
+    """Of each stage, as small as can be, with the parts of `write_parts`; refiner: the network of
+    super-resolution, fields of `config.model`."""
     image = pretrained.read_config(folder / "image")
     found = {}
     for name, shape in shapes(side).items():
@@ -77,7 +78,7 @@ def make_configs(folder, side):
         config.train.update({"batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-3})
         config.sample.steps = 2
         if part == "super_resolution":
-            config.model.update(cascades.NETWORK)
+            config.model.update(refiner)
             config.stage.low_res = (FRAMES, shape[1] // 2, shape[2] // 2)
             config.sample.shared_noise = name == "sr_h"
         else:
@@ -103,7 +104,7 @@ def write_cascade(folder, configs):
     """All stages with random parameters, saved as one cascade, and loaded."""
     for seed, name in enumerate(make_a_video.STAGES):
         stage = systems.build(configs[name])
-        params = drawn(jax.eval_shape(stage.init, jax.random.key(0)), seed)
+        params = drawn(nn.meta.unbox(stage.abstract_params()), seed)
         pretrained.save_model(folder / name, params, configs[name])
     cascade.save(folder, cascade.cascade_config(make_a_video.STAGES))
     return vdm_jax.load(folder)
@@ -143,7 +144,7 @@ def test_only_the_prior_is_trained_on_texts(stages):
         assert bool(texts) == (name == "prior"), name
         assert any(isinstance(one, Prompt) for one in stage.conditions) == (name == "prior"), name
         counted = sum(level.parameters for level in stage.cost())
-        params = jax.eval_shape(stage.init, jax.random.key(0))
+        params = nn.meta.unbox(stage.abstract_params())
         assert counted == sum(leaf.size for leaf in jax.tree.leaves(params)), name
     frames = {name: stage.abstract_batch(2)["video"].shape[1] for name, stage in stages.items()}
     assert frames["prior"] == frames["decoder_image"] == 1 and frames["decoder"] == GIVEN
@@ -263,6 +264,6 @@ def test_configurations_of_the_paper_can_be_compiled(name):
     frozen = systems.abstract_frozen(config, {"data": 1}, devices)
     fixed = {name: part.params for name, part in frozen.items()}
     assert list(fixed) == ["image_encoder"]
-    params = jax.eval_shape(stage.init, jax.random.key(0))
+    params = nn.meta.unbox(stage.abstract_params())
     loss, _ = jax.eval_shape(stage.loss, params, stage.abstract_batch(2), jax.random.key(0), fixed)
     assert loss.shape == () and loss.dtype == jnp.float32

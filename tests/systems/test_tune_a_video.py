@@ -3,6 +3,7 @@ names, and keeps all else, bit by bit, outside of its files."""
 
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +112,7 @@ def test_training_changes_queries_and_attention_over_frames_and_nothing_else(tun
 
 def test_the_optimiser_holds_what_is_trained_alone(config):
     stage, tx = systems.build(config), optimizer.make_optimizer(config.train)
-    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    shapes = nn.meta.unbox(stage.abstract_params())
     moments = jax.eval_shape(tx.init, stage.trained(shapes))
     found = sorted(leaf.shape for leaf in jax.tree.leaves(moments) if leaf.ndim)
     trained = [leaf.shape for leaf in jax.tree.leaves(stage.trained(shapes))]
@@ -205,7 +206,7 @@ def test_the_paper_tunes_some_of_stable_diffusions_parameters():
     stays. The blocks have 320, 640 and 1280 channels."""
     config = config_lib.load_config("tune_a_video/paper")
     stage = systems.build(config)
-    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    shapes = nn.meta.unbox(stage.abstract_params())
     blocks = {320: 5, 640: 5, 1280: 6}
     own = sum(n * (6 * c**2 + 3 * c) for c, n in blocks.items())
     assert state.count_parameters(shapes) == own

@@ -118,7 +118,7 @@ class VideoTransformer(Network):
 
     def setup(self):
         width, dtype = self.settings.width, self.dtype
-        self.patch_embedding = nn.DenseGeneral(
+        self.patch_embedding = layers.DenseGeneral(
             width,
             axis=(-4, -3, -2, -1),
             dtype=dtype,

@@ -75,7 +75,7 @@ class Downsample(nn.Module):
         return layers.conv(self.features, dtype=self.dtype, stride=2, pad=(0, 1), name="conv")(x)
 
 
-class FrameConvolution(nn.Module):
+class FrameConvolution(layers.GivenParams, nn.Module):
     """A convolution over three frames at each pixel, zeros beyond the ends of the clip.
 
     Its kernel has the five axes of a convolution over frames, rows and columns, as published. Each
@@ -108,7 +108,7 @@ class FrameConvolution(nn.Module):
         return sum(taps) + bias
 
 
-class FrameMixing(nn.Module):
+class FrameMixing(layers.GivenParams, nn.Module):
     """A residual block over space, and one over frames whose result is blended with it (SVD,
     Blattmann et al. 2023, appendix D).
 

@@ -77,7 +77,7 @@ def frame_convolution(
     stride: over frames.
     """
     names = (None, None, None, layers.IN, layers.OUT)
-    return nn.Conv(
+    return layers.Conv(
         features,
         (_KERNEL, size, size),
         strides=(stride, 1, 1),
@@ -89,7 +89,7 @@ def frame_convolution(
     )
 
 
-class PixelNorm(nn.Module):
+class PixelNorm(layers.GivenParams, nn.Module):
     """Each pixel over the root mean square of its channels, times a scale a channel, in float32
     (Zhang & Sennrich 2019)."""
 

@@ -48,7 +48,7 @@ class CrossAttention(nn.Module):
         q = to_heads(heads, head_dim, dtype=self.dtype, name="query")(
             rearrange(self.layout.unfold(h, x.shape[0] // batch), "b f h w c -> b f (h w) c")
         )
-        tokens = nn.LayerNorm(
+        tokens = layers.LayerNorm(
             dtype=jnp.float32,
             scale_init=layers.named(nn.initializers.ones, layers.CHANNELS),
             bias_init=layers.named(nn.initializers.zeros, layers.CHANNELS),

@@ -10,7 +10,7 @@ from vdm_jax.models.ops import product
 def to_heads(heads: int, head_dim: int, *, dtype: DTypeLike, name: str) -> nn.DenseGeneral:
     """A linear map of the last axis to (heads, head_dim), without bias."""
     names = (layers.IN, layers.HEADS, layers.HEAD_DIM)
-    return nn.DenseGeneral(
+    return layers.DenseGeneral(
         (heads, head_dim),
         use_bias=False,
         dtype=dtype,
@@ -27,7 +27,7 @@ def from_heads(
     zero."""
     zeros, names = nn.initializers.zeros, (layers.HEADS, layers.HEAD_DIM, layers.OUT)
     init = zeros if zero else nn.initializers.lecun_normal()
-    return nn.DenseGeneral(
+    return layers.DenseGeneral(
         features,
         axis=(-2, -1),
         dtype=dtype,

@@ -58,7 +58,7 @@ class TemporalAttention(nn.Module):
         return x + self.layout.fold(rearrange(h, "b (h w) f c -> b f h w c", h=height))
 
 
-class RelativePositionBias(nn.Module):
+class RelativePositionBias(layers.GivenParams, nn.Module):
     """A learned bias for each head and each bucket of the distance between two frames.
 
     The buckets are those of Raffel et al. 2020 (T5), half of them for each sign. They are exact for
@@ -125,7 +125,7 @@ class TemporalConvolution(nn.Module):
         return x + apply_to_clip(self.layout, h, frames, num_images, mix, jnp.zeros_like)
 
 
-class FrameConvolution(nn.Module):
+class FrameConvolution(layers.GivenParams, nn.Module):
     """Convolution over three frames at each pixel, zeros beyond the ends of the clip.
 
     Its three taps are one matrix product, whose outputs are shifted by a frame and added, so that
@@ -139,7 +139,7 @@ class FrameConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w _"]:
         axes = layers.IN, None, layers.OUT
-        taps = nn.DenseGeneral(
+        taps = layers.DenseGeneral(
             (3, self.features),
             use_bias=False,
             dtype=self.dtype,

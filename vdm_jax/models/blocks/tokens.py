@@ -132,13 +132,13 @@ def modulate(
     x: Tokens, shift: Float[Array, "b #n c"], scale: Float[Array, "b #n c"], epsilon: float
 ) -> Tokens:
     """Each token normalised over its features, times 1 + `scale`, plus `shift`, in float32."""
-    norm = nn.LayerNorm(epsilon, dtype=jnp.float32, use_scale=False, use_bias=False)
+    norm = layers.LayerNorm(epsilon, dtype=jnp.float32, use_scale=False, use_bias=False)
     return norm(x) * (1 + scale) + shift
 
 
 def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
     """Layer normalisation in float32 with a learned scale and bias."""
-    return nn.LayerNorm(
+    return layers.LayerNorm(
         epsilon,
         dtype=jnp.float32,
         scale_init=layers.named(nn.initializers.ones, layers.CHANNELS),
@@ -218,7 +218,7 @@ class TextAttention(nn.Module):
 def projected(x: Tokens, name: str, settings: TransformerSettings, dtype: DTypeLike) -> Heads:
     """Queries, keys or values of tokens, the first two normalised; a part of the calling module."""
     names = (layers.IN, layers.HEADS, layers.HEAD_DIM)
-    h = nn.DenseGeneral(
+    h = layers.DenseGeneral(
         (settings.heads, settings.head_dim),
         dtype=dtype,
         kernel_init=layers.named(nn.initializers.xavier_uniform(), *names, dtype=dtype),
@@ -234,7 +234,7 @@ def projected(x: Tokens, name: str, settings: TransformerSettings, dtype: DTypeL
 def merged(h: Heads, features: int, dtype: DTypeLike) -> Tokens:
     """The heads' results mapped back to tokens; a part of the calling module."""
     names = (layers.HEADS, layers.HEAD_DIM, layers.OUT)
-    return nn.DenseGeneral(
+    return layers.DenseGeneral(
         features,
         axis=(-2, -1),
         dtype=dtype,
@@ -245,7 +245,7 @@ def merged(h: Heads, features: int, dtype: DTypeLike) -> Tokens:
     )(h)
 
 
-class HeadNorm(nn.Module):
+class HeadNorm(layers.GivenParams, nn.Module):
     """Heads over the root mean square of their features, or of all heads' together, times a scale
     a feature, in float32 (Zhang & Sennrich 2019; Dehghani et al. 2023, section 2).
 

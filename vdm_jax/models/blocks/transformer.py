@@ -162,7 +162,7 @@ class GatedMLP(nn.Module):
     def __call__(self, h: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
         # Two maps, not one that is cut in the middle: each is sharded by itself.
         axes = (layers.IN, None, layers.HIDDEN)
-        both = nn.DenseGeneral(
+        both = layers.DenseGeneral(
             (2, _MLP_MULTIPLE * h.shape[-1]),
             dtype=self.dtype,
             kernel_init=layers.named(nn.initializers.lecun_normal(), *axes, dtype=self.dtype),
@@ -183,7 +183,7 @@ class GatedMLP(nn.Module):
 
 def layer_norm(name: str) -> nn.LayerNorm:
     """Normalisation over the last axis, in float32."""
-    return nn.LayerNorm(
+    return layers.LayerNorm(
         1e-5,
         dtype=jnp.float32,
         scale_init=layers.named(nn.initializers.ones, layers.CHANNELS),

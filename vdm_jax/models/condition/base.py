@@ -122,7 +122,7 @@ def lookup(module: EmbeddingModule, size: int, name: str) -> nn.Embed:
     """A table of `size` learned vectors."""
     normal = nn.initializers.normal(1.0)
     init = layers.named(normal, layers.VOCAB, layers.OUT, dtype=module.dtype)
-    return nn.Embed(size, module.dim, embedding_init=init, dtype=module.dtype, name=name)
+    return layers.Embed(size, module.dim, embedding_init=init, dtype=module.dtype, name=name)
 
 
 def or_null(

@@ -102,7 +102,7 @@ def _embed_tokens(
     mask = inputs.items("token_mask")
     if kernel:
         lecun, axes = nn.initializers.lecun_normal(), (None, layers.IN, layers.OUT)
-        phrases = nn.Conv(
+        phrases = layers.Conv(
             module.dim,
             (kernel,),
             dtype=module.dtype,

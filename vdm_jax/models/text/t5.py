@@ -84,7 +84,7 @@ class T5Encoder(layers.Whole):
         """States of tokens outside of `mask` mean nothing."""
         config = self.config
         init = layers.named(nn.initializers.normal(1.0), layers.VOCAB, layers.OUT, dtype=self.dtype)
-        x = nn.Embed(
+        x = layers.Embed(
             config.vocab_size, config.width, embedding_init=init, dtype=self.dtype, name="words"
         )(tokens)
         bias = None
@@ -108,11 +108,11 @@ def _position_bias(config: T5Config, length: int) -> Float[Array, "heads l l"]:
         places[None, :] - places[:, None], config.buckets, config.max_distance
     )
     init = layers.named(nn.initializers.normal(1.0), None, layers.HEADS)
-    table = nn.Embed(config.buckets, config.heads, embedding_init=init, name="position_bias")
+    table = layers.Embed(config.buckets, config.heads, embedding_init=init, name="position_bias")
     return jnp.transpose(table(jnp.asarray(buckets)), (2, 0, 1))
 
 
-class _RMSNorm(nn.Module):
+class _RMSNorm(layers.GivenParams, nn.Module):
     """x over its root mean square, times a scale, in float32 (Zhang & Sennrich 2019)."""
 
     epsilon: float
@@ -157,7 +157,7 @@ class _Layer(nn.Module):
         return x + self._dense(config.width, (layers.HIDDEN, layers.OUT), "mlp_out")(h), None
 
     def _dense(self, features, axes, name, axis=-1) -> nn.DenseGeneral:
-        return nn.DenseGeneral(
+        return layers.DenseGeneral(
             features,
             axis=axis,
             use_bias=False,

@@ -53,7 +53,7 @@ def dense(
     axes: the logical names of the kernel's axes.
     """
     outputs = len(features) if isinstance(features, tuple) else 1
-    return nn.DenseGeneral(
+    return layers.DenseGeneral(
         features,
         axis=axis,
         use_bias=use_bias,
@@ -67,7 +67,7 @@ def dense(
 
 def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
     """Layer normalisation in float32, with a scale and a bias."""
-    return nn.LayerNorm(
+    return layers.LayerNorm(
         epsilon,
         dtype=jnp.float32,
         scale_init=layers.named(nn.initializers.ones, layers.CHANNELS),
@@ -79,7 +79,7 @@ def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
 def table(size: int, width: int, *, dtype: DTypeLike, name: str) -> nn.Embed:
     """A table of learned vectors, of words or of positions."""
     init = layers.named(_init, layers.VOCAB, layers.OUT, dtype=dtype)
-    return nn.Embed(size, width, embedding_init=init, dtype=dtype, name=name)
+    return layers.Embed(size, width, embedding_init=init, dtype=dtype, name=name)
 
 
 def abstract_params(network: nn.Module) -> PyTree:

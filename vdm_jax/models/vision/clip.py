@@ -83,7 +83,7 @@ class CLIPVisionEncoder(layers.Whole):
         if images.shape[1:] != expected:
             raise ValueError(f"images have shape {images.shape[1:]}: must be {expected}")
         patch = (config.patch_size, config.patch_size)
-        embedded = nn.Conv(
+        embedded = layers.Conv(
             sizes.width,
             patch,
             strides=patch,

@@ -142,7 +142,7 @@ class DINOv2(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w 3"]) -> list[Float[Array, "n h2 w2 d"]]:
         config, sizes, patch = self.config, self.config.transformer, (self.config.patch_size,) * 2
-        embed = nn.Conv(
+        embed = layers.Conv(
             sizes.width,
             patch,
             strides=patch,
