@@ -221,17 +221,22 @@ def _likeliest(
 def _peaks(view: View, frame: int, gains: Float[np.ndarray, "n ..."]) -> list[tuple[int, int]]:
     """The window (y, x) with the greatest gain, and the one with the greatest elsewhere.
 
-    Where an object was taken out, also the window that costs most. A window without pixels that
-    count gains nothing and loses nothing. It may so come before an object of the background's
-    colours, which roughly loses.
+    Where an object was taken out, also the window around the middle of what costs most. A window
+    without pixels that count gains nothing and loses nothing. It may so come before an object of
+    the background's colours, which roughly loses.
     """
     gains = gains.reshape(SIDE**2, -1).max(-1)
     first = divmod(int(gains.argmax()), SIDE)
     elsewhere = np.where(_near(first).reshape(-1), -np.inf, gains)
     found = [first, divmod(int(elsewhere.argmax()), SIDE)]
     if (view.weight[frame, MARGIN:-MARGIN, MARGIN:-MARGIN] == 0).any():
-        costs = sliding_window_view(view.cost[frame], (WINDOW, WINDOW)).sum((2, 3))
-        found.append(divmod(int(costs.argmax()), SIDE))
+        cost = view.cost[frame]
+        costs = sliding_window_view(cost, (WINDOW, WINDOW)).sum((2, 3))
+        y, x = divmod(int(costs.argmax()), SIDE)
+        part = cost[y : y + WINDOW, x : x + WINDOW]
+        middle = [(part.sum(1 - i) @ np.arange(WINDOW)) / max(part.sum(), 1e-9) for i in (0, 1)]
+        window = [round(at + m - WINDOW // 2) for at, m in zip((y, x), middle, strict=True)]
+        found.append(tuple(min(max(at, 0), SIDE - 1) for at in window))
     return found
 
 
