@@ -25,6 +25,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vdm_jax.weights import tensor_file
+
 FORMAT = "vdm_jax/2"
 UNCHECKED = "vdm_jax/1"
 _NO_DIGEST = "0" * 64
@@ -74,10 +76,7 @@ def write(
         metadata["base"] = json.dumps(dataclasses.asdict(base))
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # the user's; safetensors makes files for the owner alone
-        safetensors.numpy.save_file(dict(tensors), partial, metadata=metadata)
-        partial.chmod(mode)
+        tensor_file.write(partial, tensors, metadata)
         at = _place(partial, _NO_DIGEST)
         assert at is not None, "the header was written with a place for the digest"
         digest = _hash(partial, at)

@@ -31,6 +31,8 @@ import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import PyTree
 
+from vdm_jax.weights import tensor_file
+
 CACHE = Path("~/.cache/vdm_jax")
 _FETCH_ERRORS = (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError)
 
@@ -111,7 +113,7 @@ def keep(path: Path, params: dict[str, Any], metadata: Mapping[str, str], what: 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = traverse_util.flatten_dict(params, sep="/")
-        safetensors.numpy.save_file(tensors, written, metadata=dict(metadata))
+        tensor_file.write(written, tensors, metadata)
         written.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
         warnings.warn(f"{path}: the weights of {what} cannot be kept ({error})", stacklevel=4)

@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
-from vdm_jax.weights import published
+from vdm_jax.weights import published, tensor_file
 
 FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 UNET, TEXT = "unet", "text_encoder"
@@ -264,5 +263,5 @@ def write(
         for kind, tensor in (("A", down), ("B", up)):
             tensors[f"{layer}.lora_{kind}.weight"] = np.ascontiguousarray(tensor.astype(dtype))
     file.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(tensors, file, {"format": "pt"})
+    tensor_file.write(file, tensors, {"format": "pt"})
     return file

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from vdm_jax.weights import fetch
+from vdm_jax.weights import fetch, tensor_file
 
 TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"  # the stems of their files
 PIPELINE = "model_index.json"  # of a folder of folders, which lists its parts
@@ -407,12 +406,12 @@ def write_params(
     # The published libraries refuse a file without this entry.
     metadata = {"format": "pt"}
     if len(shards) == 1:
-        safetensors.numpy.save_file(tensors, folder / f"{stem}.safetensors", metadata)
+        tensor_file.write(folder / f"{stem}.safetensors", tensors, metadata)
     else:
         weight_map = {}
         for i, shard in enumerate(shards, 1):
             file = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
-            safetensors.numpy.save_file(shard, folder / file, metadata)
+            tensor_file.write(folder / file, shard, metadata)
             weight_map |= dict.fromkeys(shard, file)
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
