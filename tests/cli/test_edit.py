@@ -19,7 +19,7 @@ from vdm_jax.cli import edit, edit_files, edit_inputs, outputs, sample
 from vdm_jax.data import video_encoding, video_io
 from vdm_jax.data.frames import upright
 from vdm_jax.pipelines import model as pretrained
-from vdm_jax.stage.sampler import Sampler
+from vdm_jax.stage import sampler_program
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "--prompt=a red square"
@@ -312,7 +312,7 @@ def test_parts_of_another_job_are_kept_and_not_used(three, model_file, tmp_path,
     def black(params, frozen, key, indices, *_):
         return np.zeros((len(indices), 4, 8, 8, 3), np.uint8), np.ones(len(indices), bool)
 
-    monkeypatch.setattr(Sampler, "_compile", lambda *_: black)
+    monkeypatch.setattr(sampler_program, "compile_sampler", lambda *_: black)
     monkeypatch.setattr(outputs, "write_samples", lambda *_: 1 / 0)  # after all is drawn
 
     def parts_after(*others):

@@ -14,7 +14,7 @@ from vdm_jax.cli import edit, outputs
 from vdm_jax.data import controls, video_io
 from vdm_jax.models import rife
 from vdm_jax.models.controlnet import ControlNet
-from vdm_jax.stage.sampler import Sampler
+from vdm_jax.stage import sampler_program
 from vdm_jax.weights import controlnet, fetch, latent_unet
 from vdm_jax.weights import rife as rife_weights
 
@@ -52,7 +52,7 @@ def black(monkeypatch):
         videos[:, 0, 0, 0, 0] = indices + 1
         return videos, np.ones(len(indices), bool)
 
-    monkeypatch.setattr(Sampler, "_compile", lambda *_: run)
+    monkeypatch.setattr(sampler_program, "compile_sampler", lambda *_: run)
 
 
 def test_a_video_is_made_that_has_the_inputs_first_frames_and_rate(folders, clip, tmp_path):
@@ -126,7 +126,7 @@ def test_mistakes_of_flags(flags, message, capsys):
 def test_what_does_not_fit_is_refused_before_compiling(
     folders, clip, tmp_path, monkeypatch, flags, message
 ):
-    monkeypatch.setattr(Sampler, "_compile", lambda *_: 1 / 0)
+    monkeypatch.setattr(sampler_program, "compile_sampler", lambda *_: 1 / 0)
     monkeypatch.setattr(rife_weights, "load", lambda: 1 / 0)
     flags = [*folders, f"--input={clip}", "--prompt=a", "--device=cpu", *flags]
     with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ import pytest
 from vdm_jax.cli import edit, outputs
 from vdm_jax.pipelines import inversion
 from vdm_jax.pipelines import model as pretrained
-from vdm_jax.stage.sampler import Sampler
+from vdm_jax.stage import sampler_program
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_an_interrupted_job_goes_on(run, monkeypatch, tmp_path, capsys):
         return np.minimum(start, 255).astype(np.uint8), np.ones(len(start), bool)
 
     monkeypatch.setattr(inversion, "_compile", lambda *_: z)
-    monkeypatch.setattr(Sampler, "_compile", lambda *_: videos)
+    monkeypatch.setattr(sampler_program, "compile_sampler", lambda *_: videos)
     flags = (*PROMPTS, "--batch_size=1")
     whole = run(*flags, name="whole")
     add, added = outputs.Parts.add, []

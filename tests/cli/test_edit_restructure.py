@@ -15,7 +15,7 @@ from vdm_jax.cli import edit, edit_depth, outputs
 from vdm_jax.data import depth, video_io
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.pipelines import restructuring
-from vdm_jax.stage.sampler import Sampler
+from vdm_jax.stage import sampler_program
 from vdm_jax.weights import fetch
 
 
@@ -76,7 +76,7 @@ def seen(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(Sampler, "_compile", compiled)
+    monkeypatch.setattr(sampler_program, "compile_sampler", compiled)
     return found
 
 
@@ -196,7 +196,7 @@ def test_depth_is_for_controls_of_depth(capsys):
 def test_what_does_not_fit_is_refused_before_compiling(
     files, model, tmp_path, monkeypatch, more, message
 ):
-    monkeypatch.setattr(Sampler, "_compile", lambda *_: 1 / 0)
+    monkeypatch.setattr(sampler_program, "compile_sampler", lambda *_: 1 / 0)
     paths = {"IMAGE": "style.png", "DEPTH": "depth.npz", "DARK": "dark.png"}
     for word, name in paths.items():
         more = [flag.replace(word, str(files / name)) for flag in more]

@@ -14,7 +14,7 @@ from vdm_jax.cli import gallery, gallery_clips, gallery_page, gallery_sections
 from vdm_jax.data import shapes, video_io
 from vdm_jax.pipelines import cascade as cascade_lib
 from vdm_jax.pipelines import model as pretrained
-from vdm_jax.stage import sampler as sampling
+from vdm_jax.stage import sampler_program
 from vdm_jax.systems import lumiere
 
 SECTIONS = ["text", "extension", "interpolation", "inpainting", "super_resolution", "loop"]
@@ -25,7 +25,7 @@ SECTIONS += ["distillation", "cascade", "image_to_video", "completion", "cinemag
 def not_compiled(monkeypatch):
     """Samplers of the shipped models return noise: compiling them all takes minutes."""
 
-    def compile_nothing(self, callback, preview):
+    def compile_nothing(self, *_):
         def compiled(params, frozen, key, indices, cond, start, known):
             rng = np.random.default_rng(indices)
             videos = rng.integers(0, 256, (len(indices), *self.video_shape), np.uint8)
@@ -33,7 +33,7 @@ def not_compiled(monkeypatch):
 
         return compiled
 
-    monkeypatch.setattr(sampling.Sampler, "_compile", compile_nothing)
+    monkeypatch.setattr(sampler_program, "compile_sampler", compile_nothing)
     monkeypatch.setattr(gallery.common, "setup", lambda device: None)
 
 

@@ -10,7 +10,7 @@ from vdm_jax import cli
 from vdm_jax.cli import outputs, tune
 from vdm_jax.data import video_io
 from vdm_jax.pipelines import inversion, tuning
-from vdm_jax.stage.sampler import Sampler
+from vdm_jax.stage import sampler_program
 from vdm_jax.weights import fetch
 
 FRAMES = 3
@@ -71,7 +71,7 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(tuning.Tuner, "tune", tune)
     monkeypatch.setattr(inversion, "_compile", lambda *_: z)
-    monkeypatch.setattr(Sampler, "_compile", lambda *_: edited)
+    monkeypatch.setattr(sampler_program, "compile_sampler", lambda *_: edited)
 
 
 TUNING = ("--prompt=a cat", f"--num_frames={FRAMES}", "--stride=1")

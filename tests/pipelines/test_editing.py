@@ -12,6 +12,7 @@ from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.pipelines import editing
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.conditions.video import LowResVideo
+from vdm_jax.stage.space import to_uint8
 
 CLIP, SIZE = 5, 4
 KEY = jax.random.key(0)
@@ -208,7 +209,7 @@ def test_restyling_begins_at_a_noisy_version(stage, params):
         cond = jax.tree.map(jnp.asarray, stage.encode([prompt]))
         denoiser = stage.denoiser(params)
         by_hand = sampling.samplers.sample(steps_key, denoiser, rule, logsnrs, z, cond)
-        expected = np.asarray(sampling.to_uint8(by_hand[0]), int)
+        expected = np.asarray(to_uint8(by_hand[0]), int)
         assert np.abs(found[index].astype(int) - expected).max() <= 1
     nearly = editing.restyle(sampler, params, KEY, videos, prompts, strength=0.1)
     assert np.abs(nearly.astype(int) - videos).mean() < np.abs(found.astype(int) - videos).mean()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from vdm_jax.stage import sampler as sampling
-from vdm_jax.stage import watching
+from vdm_jax.stage import sampler_program, watching
 
 KEY = jax.random.key(0)
 
@@ -30,12 +30,12 @@ def test_a_watcher_is_that_of_its_thread_and_block():
 def test_a_sampler_keeps_the_program_that_reports_to_its_last_watcher(stage, monkeypatch):
     compiled = []
 
-    def compile(self, callback, preview):
+    def compile(self, callback=None, preview=None):
         compiled.append((callback, preview))
         shape = self.video_shape
         return lambda *of: (np.zeros((len(of[3]), *shape), np.uint8), np.ones(len(of[3]), bool))
 
-    monkeypatch.setattr(sampling.Sampler, "_compile", compile)
+    monkeypatch.setattr(sampler_program, "compile_sampler", compile)
     sampler = sampling.Sampler.from_config(stage, {}, steps=2)
 
     def run(**options):

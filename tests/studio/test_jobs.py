@@ -12,7 +12,7 @@ from PIL import Image
 
 from vdm_jax.cli import sample
 from vdm_jax.data import video_io
-from vdm_jax.stage.sampler import Sampler
+from vdm_jax.stage import sampler_program
 from vdm_jax.studio import inputs, jobs, markup, models, paint, studio_page
 from vdm_jax.studio.requests import RequestError
 
@@ -65,8 +65,10 @@ def test_the_command_line_makes_the_same_video(made, tmp_path):
 
 def test_the_same_settings_are_not_compiled_again(studio, values, made, monkeypatch):
     compiled = []
-    compile = Sampler._compile
-    monkeypatch.setattr(Sampler, "_compile", lambda *of: compiled.append(of) or compile(*of))
+    compile = sampler_program.compile_sampler
+    monkeypatch.setattr(
+        sampler_program, "compile_sampler", lambda *of: compiled.append(of) or compile(*of)
+    )
     job, _ = studio.start("sample", {**values, "seed": 4})
     updates = finish(job)
     assert updates[-1].state == jobs.DONE and not compiled

@@ -175,7 +175,8 @@ def test_a_stage_of_the_paper_reads_clips_of_its_own_shape(number):
 # Sections that every configuration has, and their fields: what is not there cannot be overridden.
 SECTIONS = {
     "mesh": """
-        data fsdp tensor context dcn_data dcn_fsdp dcn_tensor dcn_context min_fsdp_size""",
+        data fsdp tensor context dcn_data dcn_fsdp dcn_tensor dcn_context min_fsdp_size
+        offload""",
     "process": "schedule logsnr_min logsnr_max logsnr_shift prediction loss",
     "text": "encoder max_length vocabulary_size vocabulary weights dtype identity",
     "data": """
