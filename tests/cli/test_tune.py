@@ -103,7 +103,7 @@ def test_a_clip_is_tuned_on_and_edited_and_edited_again(quick, run, tmp_path, ca
     again = (f"--tuned={first / 'tuned.safetensors'}", "--edit=a bird")
     assert run(*again, *SAMPLING, "--format=gif,png", out="again", model=False) == 0
     assert (tmp_path / "again" / "0000_a_bird.gif").is_file()
-    assert (tmp_path / "again" / "0000_a_bird").is_dir()
+    assert (tmp_path / "again" / "0000_a_bird_png").is_dir()
     assert not (tmp_path / "again" / "0000_a_bird.mp4").exists()
     assert "another clip" not in capsys.readouterr().err
     np.testing.assert_array_equal(samples(tmp_path / "again")["video"], made["video"][1:])
