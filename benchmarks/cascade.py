@@ -95,7 +95,7 @@ def held_out(step, count: int, data_dir: str | None) -> tuple[np.ndarray, list[s
         data = data.copy_and_resolve_references()
         with data.unlocked():
             data.data_dir = data_dir or data.data_dir
-        found = clips.of_data(data, count, seed=0)
+        found = clips.from_data(data, count, seed=0)
     return found.videos, found.captions
 
 

@@ -393,8 +393,8 @@ def test_images_beside_clips_have_their_own_extras(prepared):
 
 def test_clips_and_frames_are_rendered_without_preparing(tmp_path):
     data = {"name": "scenes", "config": TWO.name, "data_dir": str(tmp_path), "split": "train"}
-    whole = clips.of_data(ConfigDict(data | {"num_frames": 16}), 3, seed=0)
-    frames = clips.of_data(ConfigDict(data | {"num_frames": 1}), 3, seed=0)
+    whole = clips.from_data(ConfigDict(data | {"num_frames": 16}), 3, seed=0)
+    frames = clips.from_data(ConfigDict(data | {"num_frames": 1}), 3, seed=0)
     assert whole.description["split"] == frames.description["split"] == "held_out"
     assert frames.videos.shape == (3, 1, 64, 64, 3)
     for index, (drawn, clip) in enumerate(builder.clips(TWO, "held_out", 3)):

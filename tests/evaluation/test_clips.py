@@ -37,7 +37,7 @@ def test_a_stride_takes_every_second_frame(videos, source):
 def test_clips_of_a_folder_that_a_configuration_names(videos):
     data = {"name": "video_folder", "data_dir": str(videos / "files"), "split": "test"}
     data |= {"num_frames": 4, "image_size": 16, "frame_stride": 2, "fps": 0.0}
-    found = clips.of_data(ConfigDict(data), None, seed=0)
+    found = clips.from_data(ConfigDict(data), None, seed=0)
     assert found.description == {"data": "video_folder", "split": "test", "resize": clips.FILTER}
     assert list(found.names) == ["a, clip 1", "b, clip 1"] and found.fps == (8.0, 8.0)
     assert shown(found) == [[0, 2, 4, 6]] * 2

@@ -117,9 +117,6 @@ def say(text: str) -> None:
 
 def _train_round(workdir: Path, source: str, teacher_config, this, config) -> int | None:
     """Trains one round to its end; the exit status where it was told to stop before."""
-    import jax
-    import jax.numpy as jnp
-
     from vdm_jax import config as config_lib
     from vdm_jax import systems
     from vdm_jax.data import frame_rate, pipeline
@@ -144,8 +141,6 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     teacher = systems.build(pretrained.read_config(before))
     stage = distillation.build_round(teacher, config, this)
     plan = sharding.make_plan(stage, config.mesh)
-    teacher_plan = systems.frozen_plan(teacher, config, config.mesh.to_dict())
-    dtype = jnp.dtype(config.distill.teacher_dtype)
 
     def initial() -> dict:
         # What a guided teacher lacks is the embedding of the guidance scale, which starts at zero.
@@ -157,15 +152,8 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
             seed=config.train.seed,
         )
 
-    cast = jax.jit(
-        lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree),
-        out_shardings=teacher_plan.params,
-    )
-    # Devices compute on their own memory alone.
-    read_plan = dataclasses.replace(teacher_plan, offload=False)
-    teacher_params = cast(initial_lib.params(before, teacher, read_plan))
     frozen = systems.read_frozen(config, config.mesh.to_dict())
-    frozen["teacher"] = step.Frozen(params=teacher_params, plan=teacher_plan)
+    frozen["teacher"] = _frozen_teacher(before, teacher, config)
     tx = optimizer.make_optimizer(config.train, stage.abstract_params())
     train = config.train
     dataset = pipeline.make_dataset(
@@ -197,6 +185,26 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         say("the same command goes on from there")
         return common.PREEMPTED if result.reason == "SIGTERM" else 0
     return None
+
+
+def _frozen_teacher(source, teacher, config):
+    """A round's teacher, read from `source`, in the dtype that it computes in."""
+    import jax
+    import jax.numpy as jnp
+
+    from vdm_jax import systems
+    from vdm_jax.pipelines import initial
+    from vdm_jax.training import step
+
+    plan = systems.frozen_plan(teacher, config, config.mesh.to_dict())
+    dtype = jnp.dtype(config.distill.teacher_dtype)
+    cast = jax.jit(
+        lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree),
+        out_shardings=plan.params,
+    )
+    # Devices compute on their own memory alone.
+    on_devices = dataclasses.replace(plan, offload=False)
+    return step.Frozen(params=cast(initial.params(source, teacher, on_devices)), plan=plan)
 
 
 def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> None:
@@ -272,7 +280,7 @@ def _refined(model, prompts: list[str]):
     data = model.config.data
     if "stage" not in model.config or not model.config.stage.low_res:
         return prompts, None
-    found = clips.of_data(data, len(prompts), seed=0)
+    found = clips.from_data(data, len(prompts), seed=0)
     return list(found.captions), model.stage.coarse(found.videos)
 
 
@@ -305,7 +313,7 @@ def _figures(model, metrics: list[str], count: int) -> Callable | None:
     if any(metric.sentences for metric in needed):
         sentences = action_text.load_sentences()
     data = model.config.data
-    reference = clips.of_data(data, count, seed=0)
+    reference = clips.from_data(data, count, seed=0)
     evaluation = comparison.Evaluation(
         samples=reference,
         reference=reference,

@@ -305,8 +305,8 @@ def references(options, found: Drawing, spec: str | None, count: int) -> "Clips"
         with section.unlocked():
             section.num_frames, section.frame_stride = frames, found.stride
             section.image_size, section.image_width = height, width
-        return clips.of_data(section, count, options.seed)
-    return _coarsened(clips.of_data(data, count, options.seed), found)
+        return clips.from_data(section, count, options.seed)
+    return _coarsened(clips.from_data(data, count, options.seed), found)
 
 
 def _coarsened(clips: "Clips", found: Drawing) -> "Clips":

@@ -160,7 +160,7 @@ def from_rendered(
     )
 
 
-def of_data(data: ConfigDict, count: int | None, seed: int) -> Clips:
+def from_data(data: ConfigDict, count: int | None, seed: int) -> Clips:
     """Clips of the data set that a configuration's `data` names: of an embedded one those that are
     held out, rendered; of another `count` of its split, drawn by `seed`. Raises DataError."""
     from vdm_jax.data import tfds_source
