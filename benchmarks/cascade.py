@@ -219,7 +219,7 @@ def noise(steps, captions, levels, out: Path, truth: np.ndarray, fvd: bool) -> l
 
 
 def refining(steps) -> list[str]:
-    """The names of the stages that refine a video, all but the base."""
+    """The names of the stages that refine a video: each but the base."""
     from vdm_jax.pipelines import model as pretrained
 
     return [step.name for step in steps if pretrained.read_config(step.source).stage.low_res]

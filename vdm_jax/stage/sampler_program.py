@@ -21,10 +21,15 @@ PREVIEWS = 8  # a batch
 def compile_sampler(
     sampler: Any, callback: Callback | None = None, preview: Preview | None = None
 ) -> Callable:
-    """(params, frozen, key, numbers of samples, condition, start or None, what is known of them or
-    None) -> (samples, whether each is finite), a batch at a time.
+    """The jitted function that draws a batch of n samples.
 
-    sampler: a `stage.sampler.Sampler`. callback, preview: see its `stream`.
+    Args:
+      sampler: a `stage.sampler.Sampler`.
+      callback, preview: see its `stream`.
+
+    Returns (params, frozen, key, indices [n], cond, start, known) -> (samples [n, ...],
+    finite [n]). cond has n rows; start and known too, or are None. Samples are uint8 videos, or
+    what the stage makes. finite says of each whether its values are finite.
     """
     stage, space = sampler.stage, sampler.stage.space
 
