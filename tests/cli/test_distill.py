@@ -37,6 +37,8 @@ def arguments(teacher, workdir, **changes):
         "distill.last_updates": 2,
         "distill.consistency_updates": 2,
         "distill.consistency_steps": 4,
+        "distill.distribution_updates": 2,
+        "distill.distribution_steps": 2,
         "distill.samples": 2,
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
@@ -76,16 +78,16 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, cap
     output = capsys.readouterr().out
     assert f"step {done + 1}/{done + 1}" in output
     assert f"step {done}/" not in output
-    names = ["guidance", "progressive_2", "consistency"]
-    assert [checkpoints.read_config(workdir / name)[0] for name in names] == [done + 1, 2, 2]
+    names = ["guidance", "progressive_2", "consistency", "distribution"]
+    assert [checkpoints.read_config(workdir / name)[0] for name in names] == [done + 1, 2, 2, 2]
 
     # A longer ladder trains what is new, and a report is made again.
     flags = arguments(model_file, workdir, distill__guidance_updates=done + 1, distill__end_steps=1)
     measuring.replace(monkeypatch.setattr)
     assert distill.main([*flags, "--metrics=judge,fvd"]) == 0
     output = capsys.readouterr().out
-    assert output.count("done before") == 3
-    assert "round 3 of 4: progressive_1, 2 updates" in output
+    assert output.count("done before") == 4
+    assert "round 3 of 5: progressive_1, 2 updates" in output
 
     rows = json.loads((workdir / "report.json").read_text())
     told = [(row["name"], row["steps"], row["evaluations"]) for row in rows]
@@ -96,6 +98,7 @@ def test_a_ladder_goes_on_within_a_round_and_after_it(preempted, model_file, cap
         ("progressive_1", 1, 1),
         ("consistency", 2, 2),
         ("consistency", 1, 1),
+        ("distribution", 2, 2),
         ("teacher", 2, 4),
         ("teacher", 1, 2),
     ]

@@ -100,3 +100,39 @@ def test_the_loss_compares_with_the_target_at_the_same_z(steps, name):
         lambda target: distillation.distillation_loss(loss, prediction, target).sum()
     )(x_target)
     assert not np.any(gradient)
+
+
+def test_distribution_matching_moves_samples_to_the_data():
+    """Samples m + s ε, and the best denoisers of them and of the data: m, s become the data's."""
+    mean, deviation, levels = 0.7, 0.5, jnp.linspace(-2.0, 3.0, 16)
+
+    def denoised(z, logsnr, mean, deviation):
+        alpha, sigma = alpha_sigma(logsnr)
+        gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
+        return mean + gain * (z - alpha * mean)
+
+    def loss(student, key):
+        eps, noise = jax.random.normal(key, (2, len(levels), 512))
+        made = student[0] + student[1] * eps
+        alpha, sigma = (c[:, None] for c in alpha_sigma(levels))
+        z = alpha * made + sigma * noise
+        real = denoised(z, levels[:, None], mean, deviation)
+        fake = denoised(z, levels[:, None], student[0], student[1])
+        target = distillation.distribution_target(made, real, fake)
+        return 0.5 * jnp.mean(jnp.square(made - target))
+
+    def update(student, key):
+        return student - 0.1 * jax.grad(loss)(student, key), None
+
+    keys = jax.random.split(jax.random.key(0), 300)
+    student, _ = jax.jit(lambda: jax.lax.scan(update, jnp.array([-1.0, 1.5]), keys))()
+    np.testing.assert_allclose(student, [mean, deviation], atol=0.02)
+
+
+def test_the_distribution_target_moves_by_the_published_weight():
+    made, real, fake = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2, 5)), jnp.float32)
+    size = np.abs(made - real).mean((1, 2), keepdims=True)
+    found = distillation.distribution_target(made, real, fake)
+    np.testing.assert_allclose(found, made - (fake - real) / size, rtol=1e-5)
+    gradient = jax.grad(lambda x: distillation.distribution_target(x, real, fake).sum())(made)
+    assert not np.any(gradient)

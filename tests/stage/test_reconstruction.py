@@ -1,6 +1,7 @@
 """The loss of an autoencoder: its terms, what each of them trains, and what is shown."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from vdm_jax.models.autoencoder import AutoencoderKL, AutoencoderTiny, Posterior
 from vdm_jax.stage import reconstruction
 from vdm_jax.stage.reconstruction import Reconstructed, Reconstruction, Term
 from vdm_jax.stage.view import View
+from vdm_jax.training import previews
 
 NETWORK = AutoencoderKL(
     channels=(4, 8), layers_per_level=1, latent_channels=2, norm_groups=2, attention=False
@@ -72,10 +74,25 @@ def test_the_loss_is_the_weighted_sum_and_frames_are_images(params, batch):
     assert {"latent_mean", "latent_std"} <= metrics.keys()
     backwards = {"video": batch["video"][:, ::-1]}
     found, wanted = (
-        np.asarray(stage.reconstruct(params, clip["video"])) for clip in (backwards, batch)
+        np.asarray(stage.reconstruct(params, clip["video"])[1]) for clip in (backwards, batch)
     )
     assert found.shape == batch["video"].shape and found.dtype == np.uint8
     np.testing.assert_array_equal(found[:, ::-1], wanted)
+
+
+@pytest.mark.parametrize(("data", "part"), [((2, 8, 16, 3), True), ((2, 16, 16, 3), False)])
+def test_a_preview_shows_clips_as_they_are_trained_on(params, data, part):
+    """Parts of the data's clips, or clips made smaller, above their reconstructions."""
+    view = View(shape=(2, 8, 8, 3), data_shape=data, part=part)
+    stage = Reconstruction(network=NETWORK, view=view, terms=(L1,))
+    video = np.random.default_rng(0).integers(0, 256, (9, *stage.clip_shape), np.uint8)
+    current = SimpleNamespace(ema=params)
+    shown = previews.make_preview(stage, None, None, {})(current, {"video": video})
+    assert shown.shape == (8, 2, 16, 8, 3) and shown.dtype == np.uint8
+    seen = video[:8]
+    if not part:  # every pixel is the mean of four
+        seen = seen.reshape(8, 2, 8, 2, 8, 2, 3).mean((3, 5))
+    np.testing.assert_allclose(shown[:, :, :8], seen, atol=1)
 
 
 def test_the_kl_term_trains_the_encoder_and_the_error_both(gradients):

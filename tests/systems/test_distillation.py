@@ -11,7 +11,7 @@ import pytest
 from tests import drawn, tiny
 from vdm_jax import config as config_lib
 from vdm_jax import systems
-from vdm_jax.stage import guidance
+from vdm_jax.stage import distilled, guidance
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.systems import distillation
 
@@ -31,6 +31,8 @@ def test_rounds_halve_the_steps_and_each_learns_from_the_one_before():
     assert [this.steps for this in rounds[1:4]] == [8, 4, 2]
     assert rounds[-1].sample_steps == (8, 4, 2, 1)
     assert ladder(consistency_updates=0)[-1].name == "progressive_1"
+    last = ladder(distribution_updates=7, distribution_steps=2)[-1]
+    assert (last.name, last.teacher, last.sample_steps) == ("distribution", "guidance", (2,))
     plain = ladder(
         teacher_steps=4, end_steps=1, guidance_max=1, guidance_updates=0, consistency_updates=0
     )
@@ -123,7 +125,7 @@ def test_a_student_begins_as_its_teacher_at_any_guidance(guided):
     assert np.abs(student(both, 1.0) - student(both, 3.0)).max() > 1e-4
 
 
-@pytest.mark.parametrize("target", distillation.TARGETS)
+@pytest.mark.parametrize("target", distilled.TARGETS)
 def test_every_target_trains_the_student_and_not_the_teacher(teacher, guided, target):
     index = {"guidance": 0, "progressive": 1, "consistency": -1}[target]
     stage = make_stage(teacher, index)
@@ -160,7 +162,7 @@ def test_noise_levels_are_those_of_the_samplers_grid(teacher):
 def test_the_student_takes_the_scales_by_which_its_teacher_is_guided(guided, monkeypatch):
     stage, params, teacher_params = guided
     taken, guiding = [], []
-    output, guide = distillation.DistilledStage.raw_output, distillation.guidance.guided
+    output, guide = distilled.StudentStage.raw_output, guidance.guided
 
     def record_input(self, params, z, logsnr, cond, **options):
         taken.append(cond["guidance"])
@@ -170,7 +172,7 @@ def test_the_student_takes_the_scales_by_which_its_teacher_is_guided(guided, mon
         guiding.append(scale)
         return guide(denoiser, stage, scale)
 
-    monkeypatch.setattr(distillation.DistilledStage, "raw_output", record_input)
+    monkeypatch.setattr(distilled.DistilledStage, "raw_output", record_input)
     monkeypatch.setattr(distillation.guidance, "guided", record_scale)
 
     def scales():

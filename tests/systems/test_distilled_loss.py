@@ -17,7 +17,10 @@ from vdm_jax.diffusion import distillation as targets
 from vdm_jax.diffusion import guidance, losses
 from vdm_jax.diffusion.schedules import expand
 from vdm_jax.models import layers
+from vdm_jax.stage import distribution
 from vdm_jax.stage.conditions.scalar import GuidanceScale
+from vdm_jax.stage.distilled import DistilledStage
+from vdm_jax.stage.distribution import DistributionStage
 from vdm_jax.systems import distillation
 
 CONFIG = Path(__file__).parents[2] / "configs" / "vdm" / "moving_shapes_distill.py"
@@ -57,7 +60,7 @@ def make_stage(target, **changes):
     fields = {field.name: getattr(STUDENT, field.name) for field in dataclasses.fields(STUDENT)}
     teacher = TEACHER if target == "guidance" else STUDENT
     settings = {"teacher": teacher, "target": target, "steps": 4, "guidance_range": (2.0, 5.0)}
-    return distillation.DistilledStage(**fields, **(settings | changes))
+    return DistilledStage(**fields, **(settings | changes))
 
 
 def batch():
@@ -123,6 +126,71 @@ def test_the_loss_is_composed_as_the_papers_say(target, threshold, loss):
     np.testing.assert_allclose(metrics["x_mse"], error, rtol=1e-5)
 
 
+def matching_stage(**changes):
+    fields = {field.name: getattr(STUDENT, field.name) for field in dataclasses.fields(STUDENT)}
+    settings = {"teacher": STUDENT, "steps": 3, "guidance_range": (2.0, 5.0), "threshold": "none"}
+    return DistributionStage(**fields, **(settings | changes))
+
+
+BOTH = {"student": PARAMS, "critic": weights(0.6, 0.1, 0.2, 0.3)}
+
+
+def matched(stage, params=BOTH, frozen=FROZEN, key=KEY):
+    """Loss, metrics and gradients of distribution matching."""
+
+    def value(params, frozen, key):
+        return stage.loss(params, batch(), key, frozen)
+
+    (loss, metrics), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(params, frozen, key)
+    return float(loss), metrics, grads
+
+
+def test_the_student_moves_by_the_difference_of_teacher_and_critic():
+    stage = matching_stage(critic_updates=1)
+    loss, metrics, grads = matched(stage)
+    assert loss == pytest.approx(float(metrics["critic_loss"] + metrics["student_loss"]))
+    assert np.any(grads["student"]["weight"]) and np.any(grads["critic"]["weight"])
+    far = matched(stage, frozen={"teacher": weights(-1.0, 0.5, 0.0, 1.0)})[1]
+    assert 0 < 2 * float(metrics["distance"]) < float(far["distance"])
+    # The critic learns what it learns beside a student that stands still.
+    still = matched(dataclasses.replace(stage, critic_updates=10**9))
+    np.testing.assert_allclose(grads["critic"]["weight"], still[2]["critic"]["weight"], rtol=1e-5)
+    assert float(still[1]["student_loss"]) == 0 and not np.any(still[2]["student"]["weight"])
+
+
+def test_the_student_has_its_turn_in_one_of_many_updates():
+    stage = matching_stage(critic_updates=4)
+    run = jax.jit(lambda key: stage.loss(BOTH, batch(), key, FROZEN)[1]["distance"] > 0)
+    turns = [bool(run(key)) for key in jax.random.split(jax.random.key(1), 100)]
+    assert 12 <= sum(turns) <= 40  # 25 are expected; beyond this is one case of 3,000
+
+
+def test_the_student_is_trained_where_its_own_steps_lead():
+    """z before step k is what `k` steps of the sampler make of noise."""
+    stage = matching_stage(steps=3)
+    grid = distribution.grids.logsnr_grid(stage.process.schedule, 3)
+
+    def student(z, logsnr, cond):
+        x = jnp.full(z.shape, 5.0)  # far from noise, so that z tells how much of it there is
+        return stage.process.denoiser(lambda *_: 0 * z)(z, logsnr, cond).with_x(x)
+
+    z, logsnr = stage._begin(student, {}, (64, *stage.z_shape), KEY)
+    steps = [int(np.flatnonzero(np.asarray(grid) == level)[0]) for level in np.asarray(logsnr)]
+    assert set(steps) == {0, 1, 2}
+    alpha, sigma = (np.asarray(c) for c in distribution.alpha_sigma(logsnr))
+    made = np.asarray([0.0 if step == 0 else 5.0 for step in steps])
+    np.testing.assert_allclose(z.mean((1, 2, 3, 4)), alpha * made, atol=0.5)
+    np.testing.assert_allclose(z.std((1, 2, 3, 4)), sigma, rtol=0.3, atol=1e-3)
+
+
+def test_samples_and_the_start_are_the_students():
+    stage = matching_stage()
+    begun = stage.begun(PARAMS)
+    assert set(begun) == {"student", "critic"} == set(stage.abstract_params())
+    assert stage.student(begun) is PARAMS and stage.network_params(begun, {}) is PARAMS
+    np.testing.assert_array_equal(begun["critic"]["weight"], PARAMS["weight"])
+
+
 def test_a_layout_reaches_student_and_teacher():
     layout = layers.Layout(blocks=2)
     stage = make_stage("guidance").with_layout(layout)
@@ -145,6 +213,7 @@ TAKEN = {
     "distill.guidance_min": 1.5,
     "distill.guidance_max": 3.5,
     "distill.loss": "v_mse",
+    "distill.critic_updates": 3,
 }
 LADDER = {
     "teacher_steps": 16,
@@ -154,6 +223,8 @@ LADDER = {
     "last_updates": 13,
     "consistency_updates": 14,
     "consistency_steps": 32,
+    "distribution_updates": 15,
+    "distribution_steps": 3,
     "guidance": 2.5,
 }
 
@@ -180,6 +251,7 @@ def test_what_the_rounds_are(ladder):
             ("progressive_4", "progressive", "progressive_8", 4, (4,), 12),
             ("progressive_2", "progressive", "progressive_4", 2, (2,), 13),
             ("consistency", "consistency", "guidance", 32, (8, 4, 2, 1), 14),
+            ("distribution", "distribution", "guidance", 3, (3,), 15),
         ]
     ]
 
@@ -191,8 +263,11 @@ def test_what_a_round_takes_from_the_ladder_and_from_its_teacher(ladder):
     for this in distillation.rounds(ladder.distill):
         config = distillation.round_config(teacher, ladder, this, "there", "sha256:1")
         fields = dict(config_lib.flatten(config))
-        assert {name: fields[name] for name in TAKEN} == TAKEN
-        sampler = "consistency" if this.target == "consistency" else "ddim"
+        matching = this.target == "distribution"
+        not_its = {"distill.loss" if matching else "distill.critic_updates"}
+        taken = {name: value for name, value in TAKEN.items() if name not in not_its}
+        assert {name: fields[name] for name in taken} == taken and not not_its & set(fields)
+        sampler = "consistency" if matching or this.target == "consistency" else "ddim"
         wanted = {
             "distill.teacher": "there",
             "distill.teacher_digest": "sha256:1",
@@ -220,8 +295,12 @@ def test_what_a_round_takes_from_the_ladder_and_from_its_teacher(ladder):
         }
         assert {name: fields[name] for name in wanted} == wanted
         stage = distillation.build_round(TEACHER, config, this)
-        found = (stage.target, stage.steps, stage.guidance_range, stage.threshold, stage.loss_name)
-        assert found == (this.target, this.steps, (1.5, 3.5), "dynamic", "v_mse")
+        found = (stage.steps, stage.guidance_range, stage.threshold)
+        assert found == (this.steps, (1.5, 3.5), "dynamic")
+        if matching:
+            assert (type(stage), stage.critic_updates) == (DistributionStage, 3)
+        else:
+            assert (stage.target, stage.loss_name) == (this.target, "v_mse")
         assert stage.teacher is TEACHER and stage.find(GuidanceScale).trained == (1.5, 3.5)
     assert teacher.data.image_frames == 2  # and the teacher's is as it was
 
@@ -235,6 +314,8 @@ def test_what_a_round_takes_from_the_ladder_and_from_its_teacher(ladder):
         ({"consistency_steps": 0}, "consistency_steps = 0: must be >= 1"),
         ({"samples": 0}, "samples = 0: must be >= 1"),
         ({"consistency_updates": -1}, "consistency_updates = -1: must be >= 0"),
+        ({"distribution_updates": -1}, "distribution_updates = -1: must be >= 0"),
+        ({"critic_updates": 0}, "critic_updates = 0: must be >= 1"),
         ({"threshold": "hard"}, "threshold = 'hard': must be none, static or dynamic"),
         ({"guidance_min": 1, "guidance_max": 1, "guidance_updates": -1}, "-1: must be >= 0"),
         ({"guidance_min": 2, "guidance_max": 2, "guidance_updates": 0}, "guidance to fold in"),

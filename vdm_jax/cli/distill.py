@@ -5,9 +5,10 @@
 
 The ladder begins with a student that takes the guidance scale as an input (Meng et al. 2023). Then
 rounds halve the number of steps (Salimans & Ho 2022). If distill.consistency_updates is not 0,
-consistency distillation of the first student follows. MODEL is a working directory of vdm train,
-a .safetensors file or a shipped model (default: moving_shapes). Network, process, text and data set
-are the teacher's. The same command goes on where it stopped, within a round too.
+consistency distillation of the first student follows, and if distill.distribution_updates is not 0,
+distribution matching (Yin et al. 2024, DMD2) of the first student. MODEL is a working directory of
+vdm train, a .safetensors file or a shipped model (default: moving_shapes). Network, process, text
+and data set are the teacher's. The same command goes on where it stopped, within a round too.
 
 DIR receives a working directory for each round (guidance/, progressive_32/, ...), each student as
 NAME.safetensors, and the report: report.md, report.json, curve.png, ladder.gif and ladder.png, the
@@ -143,14 +144,16 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
     plan = sharding.make_plan(stage, config.mesh)
 
     def initial() -> dict:
+        student = systems.build(config)
         # What a guided teacher lacks is the embedding of the guidance scale, which starts at zero.
-        return initial_lib.params(
+        params = initial_lib.params(
             before,
-            stage,
-            plan,
+            student,
+            sharding.make_plan(student, config.mesh),
             new="(condition|time_embedding)/guidance_",
             seed=config.train.seed,
         )
+        return stage.begun(params)
 
     frozen = systems.read_frozen(config, config.mesh.to_dict())
     frozen["teacher"] = _frozen_teacher(before, teacher, config)
@@ -167,8 +170,6 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         report=None,
     )
     config = frame_rate.recorded(config, dataset.source)
-    # Beside the student's forward and backward, which count three, every target takes two forward.
-    flops = train.batch_size * stage.train_flops() * (1 + 2 / 3)
     result = loop.train(
         stage,
         config,
@@ -177,7 +178,7 @@ def _train_round(workdir: Path, source: str, teacher_config, this, config) -> in
         plan=plan,
         fps=frame_rate.playback(config),
         initial=initial,
-        flops=flops,
+        flops=train.batch_size * stage.update_flops(),
         frozen=frozen,
         train_step=step.make_train_step(stage, tx, config, plan, frozen),
     )
@@ -229,9 +230,9 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
     guided = "teacher, guided"
     entries = [(teacher, "teacher", guided, distill.teacher_steps, plain)]
     for this in ladder:
-        student = pretrained.load(workdir / this.name)
+        student = _student(workdir, this)
         pretrained.save_model(workdir / f"{this.name}.safetensors", student.params, student.config)
-        family = "consistency" if this.target == "consistency" else "progressive"
+        family = "progressive" if this.target == "guidance" else this.target
         entries += [(student, this.name, family, steps, {}) for steps in this.sample_steps]
     halved = [this.steps for this in ladder if this.target == "progressive"]
     entries += [(teacher, "teacher", guided, steps, plain) for steps in halved]
@@ -270,6 +271,26 @@ def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> N
             pictures.write(workdir / name, functools.partial(make, workdir / name))
     print(f"{len(prompts)} samples of each, guidance {distill.guidance:g}\n\n{table}")
     print(", ".join(str(workdir / name) for name in ("report.md", "curve.png", "ladder.gif")))
+
+
+def _student(workdir: Path, this):
+    """The student of a round that is done, without what was trained beside it."""
+    from vdm_jax import systems
+    from vdm_jax.pipelines import model as pretrained
+    from vdm_jax.systems import distillation
+
+    path = workdir / this.name
+    config = pretrained.read_config(path)
+    before = workdir / this.teacher if this.teacher else config.distill.teacher
+    teacher = systems.build(pretrained.read_config(before))
+    trained = distillation.build_round(teacher, config, this)
+    params = pretrained.read_params(path, pretrained.abstract_params(trained, None))
+    return pretrained.Model(
+        stage=systems.build(config),
+        params=trained.student(params),
+        config=config,
+        frozen={name: part.params for name, part in pretrained.read_frozen(config).items()},
+    )
 
 
 def _refined(model, prompts: list[str]):

@@ -1,7 +1,8 @@
 """Targets for distilling a sampler into fewer steps: what a student's x̂ should be at z_t.
 
-All of them are a clean x, so that one loss serves all (`distillation_loss`): guidance distillation
-(Meng et al. 2023) has the guided teacher's x̂ itself, and the others are below. The teacher is a
+All of them are a clean x: guidance distillation (Meng et al. 2023) has the guided teacher's x̂
+itself, and the others are below. One loss serves those that imitate a teacher's steps
+(`distillation_loss`); distribution matching moves the student's own samples. The teacher is a
 Denoiser, guided and clipped as its sampler has it.
 """
 
@@ -68,6 +69,26 @@ def consistency_target(
     student_x = student(z_s, jnp.where(jnp.isposinf(logsnr_s), logsnr_t, logsnr_s), cond).x
     clean = jnp.isposinf(expand(logsnr_s, z.ndim))
     return jax.lax.stop_gradient(jnp.where(clean, z_s, student_x))
+
+
+def distribution_target(
+    made: Float[Array, "b ..."], real: Float[Array, "b ..."], fake: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """Where distribution matching moves what a student made (Yin et al. 2024, DMD2, equation 3;
+    weights: Yin et al. 2024, DMD, equation 8).
+
+    The gradient of KL(student's samples, data) at a noise level is the difference of the scores of
+    the two, so of the two x̂ of one z: x̃ = x + (x̂_real − x̂_fake) / mean|x − x̂_real|, the mean over
+    each example. The gradient of ½|x − x̃|² by x is then that of KL, weighted. None goes through x̃.
+
+    Args:
+      made: the student's samples x.
+      real: x̂ of the teacher from noised x.
+      fake: from the same z, x̂ of a network that is trained on the student's samples.
+    """
+    axes = tuple(range(1, made.ndim))
+    size = jnp.mean(jnp.abs(made - real), axis=axes, keepdims=True)
+    return jax.lax.stop_gradient(made + (real - fake) / jnp.maximum(size, 1e-6))
 
 
 def distillation_loss(

@@ -167,13 +167,14 @@ class Reconstruction(Direct):
 
     def reconstruct(
         self, params: PyTree, video: UInt8[Array, "b f h w c"]
-    ) -> UInt8[Array, "b f h w c"]:
-        """Clips encoded to their most likely latents and decoded."""
+    ) -> tuple[UInt8[Array, "b f height width c"], UInt8[Array, "b f height width c"]]:
+        """Clips of the data as the autoencoder sees them; and these encoded to their most likely
+        latents and decoded."""
         latents = self.posterior(params, video).mode()
         decoded = to_uint8(self._apply(params, latents, method="decode"))
-        if self.network.encodes_clips:
-            return decoded
-        return rearrange(decoded, "(b f) h w c -> b f h w c", b=len(video))
+        if not self.network.encodes_clips:
+            decoded = rearrange(decoded, "(b f) h w c -> b f h w c", b=len(video))
+        return to_uint8(self.view.frames(from_uint8(video))), decoded
 
     def _weights(self, batch: Batch) -> Float[Array, "*n h w 1"] | None:
         if not self.foreground:
@@ -191,7 +192,7 @@ class Reconstruction(Direct):
             return video
         return rearrange(video, "b f h w c -> (b f) h w c")
 
-    def _images(self, video: UInt8[Array, "b f h w c"]) -> Float[Array, "*n h w c"]:
+    def _images(self, video: UInt8[Array, "b f h w c"]) -> Float[Array, "*n height width c"]:
         if video.shape[1:] != self.clip_shape:
             raise ValueError(
                 f"batch: video has shape {video.shape[1:]}, the autoencoder's is {self.clip_shape} "

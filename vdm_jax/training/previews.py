@@ -60,8 +60,7 @@ def _reconstructions(stage: Reconstruction) -> Preview:
     reconstruct = jax.jit(stage.reconstruct)
 
     def preview(current: state.TrainState, batch: Any) -> UInt8[np.ndarray, "n f h w c"]:
-        clips = batch["video"][:_MOST_CLIPS]
-        found = np.asarray(reconstruct(current.ema, clips))
-        return np.concatenate([clips, found], axis=2)
+        found = reconstruct(current.ema, batch["video"][:_MOST_CLIPS])
+        return np.concatenate([np.asarray(videos) for videos in found], axis=2)
 
     return preview
