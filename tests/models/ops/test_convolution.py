@@ -43,3 +43,27 @@ def test_gradients_of_a_convolution_are_those_of_lax(size):
     ours, theirs = gradients(convolution.same_conv), gradients(plain)
     for own, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (1, 1), (1, 2)])
+def test_a_convolution_over_frames_is_that_of_lax(size, stride):
+    """Its values and its gradients, on this device and as other devices compute it."""
+    random = np.random.default_rng(size)
+    x = jnp.asarray(random.normal(size=(2, 7, 6, 5, 4)), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=(3, size, size, 4, 6)), jnp.float32)
+
+    def plain(x, kernel):
+        pad, names = (size // 2,) * 2, ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, 1, 1), [(0, 0), pad, pad], dimension_numbers=names
+        )
+
+    def found(conv):
+        gradients = jax.grad(lambda x, kernel: jnp.sum(jnp.tanh(conv(x, kernel))), (0, 1))
+        return jax.jit(lambda: (conv(x, kernel), gradients(x, kernel)))()
+
+    ours = found(lambda x, kernel: convolution.frames_conv(x, kernel, stride))
+    for own, other in zip(jax.tree.leaves(ours), jax.tree.leaves(found(plain)), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
+    text = jax.jit(lambda: convolution.frames_conv(x, kernel, stride)).trace()
+    assert "dim_numbers = [b, 0, 1, 2, f]" in text.lower(lowering_platforms=("tpu",)).as_text()

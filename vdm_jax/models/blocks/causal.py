@@ -5,6 +5,7 @@ layer has seen, and the parts together equal the whole.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vdm_jax.models import layers
-from vdm_jax.models.ops import attention
+from vdm_jax.models.ops import attention, convolution
 
 Clip = Float[Array, "b f h w c"]
 _LEAST_NORM = 1e-12  # by which a pixel is divided at least
@@ -77,6 +78,10 @@ def frame_convolution(
     stride: over frames.
     """
     names = (None, None, None, layers.IN, layers.OUT)
+
+    def convolve(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+        return convolution.frames_conv(x, kernel, stride)
+
     return layers.Conv(
         features,
         (_KERNEL, size, size),
@@ -85,6 +90,7 @@ def frame_convolution(
         dtype=dtype,
         kernel_init=layers.named(nn.initializers.lecun_normal(), *names, dtype=dtype),
         bias_init=layers.named(nn.initializers.zeros, layers.OUT, dtype=dtype),
+        conv_general_dilated=convolve,
         name=name,
     )
 

