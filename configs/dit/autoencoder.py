@@ -38,13 +38,14 @@ def get_config():
     config.data.image_size = 64
     config.data.part = (5, 32, 32)
     config.data.workers = 0
-    config.train.steps = 700
+    config.train.steps = 3500
     config.train.batch_size = 8
+    config.train.optimizer = "muon"
     config.train.learning_rate = 2e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 100
     config.train.ema_decay = 0.995
     config.train.log_every = 50
     config.train.sample_every = 400
-    config.checkpoint.every = 200
+    config.checkpoint.every = 500
     return config
