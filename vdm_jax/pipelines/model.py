@@ -23,7 +23,7 @@ from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
 from vdm_jax.stage.reconstruction import Reconstruction
-from vdm_jax.training import checkpoints, step
+from vdm_jax.training import checkpoints
 from vdm_jax.upgrade import upgrade
 from vdm_jax.weights import published
 
@@ -197,7 +197,7 @@ def _offloaded(config, offload: bool):
     return config.lock()
 
 
-def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
+def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, sharding.Frozen]:
     """The parameters beside the trained ones that a configuration's stage uses; of an adapted
     model, the base's too.
 
@@ -214,7 +214,7 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
         )
     plan = systems.frozen_plan(base, config, mesh)
     params = read_params(section.base, abstract_params(base, plan))
-    return {**found, BASE: step.Frozen(params=params, plan=plan)}
+    return {**found, BASE: sharding.Frozen(params=params, plan=plan)}
 
 
 def with_base(config):
