@@ -360,21 +360,33 @@ class Frozen:
 
 
 def make_plan(
-    stage, config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
+    stage,
+    config: Mapping[str, Any],
+    devices: Sequence[jax.Device] | None = None,
+    shapes: PyTree | None = None,
 ) -> Plan:
-    """The plan of `stage` on the mesh of `config` (a configuration's `mesh`). Raises MeshError."""
+    """The plan of `stage` on the mesh of `config` (a configuration's `mesh`).
+
+    shapes: what `stage.abstract_params` gives, where that is known. Raises MeshError.
+    """
     mesh = make_mesh(config, devices)
     least = config.get("min_fsdp_size", MIN_FSDP_SIZE)
-    return Plan(mesh=mesh, parameters=plan_parameters(stage, dict(mesh.shape), least))
+    shapes = stage.abstract_params() if shapes is None else shapes
+    return Plan(mesh=mesh, parameters=plan_shapes(shapes, dict(mesh.shape), least))
 
 
 def plan_parameters(stage, sizes: Mapping[str, int], min_fsdp_size: int = MIN_FSDP_SIZE) -> PyTree:
     """A `ParameterPlan` for each parameter of `stage` on a mesh with axes of `sizes`."""
+    return plan_shapes(stage.abstract_params(), sizes, min_fsdp_size)
+
+
+def plan_shapes(shapes: PyTree, sizes: Mapping[str, int], min_fsdp_size: int) -> PyTree:
+    """`plan_parameters` of what a stage's `abstract_params` gives."""
     return jax.tree.map(
         lambda named: plan_parameter(
             named.value.shape, named.names, named.dtype, sizes, min_fsdp_size
         ),
-        stage.abstract_params(),
+        shapes,
         is_leaf=lambda leaf: isinstance(leaf, layers.Named),
     )
 
