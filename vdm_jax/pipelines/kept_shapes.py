@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-import vdm_jax
 from vdm_jax import config as config_lib
 from vdm_jax.models.layers import Named
 
@@ -40,7 +39,7 @@ def abstract_params(stage: Any, config: Any) -> PyTree:
 
 
 def _file(config: Any) -> Path | None:
-    folder = jax.config.jax_compilation_cache_dir
+    folder = _cache()
     if not folder or "://" in folder:  # a bucket
         return None
     what = [jax.__version__, flax.__version__, _sources(), config_lib.to_json(config)]
@@ -48,10 +47,14 @@ def _file(config: Any) -> Path | None:
     return Path(folder) / _FOLDER / f"{name}.json"
 
 
+def _cache() -> str | None:
+    return jax.config.jax_compilation_cache_dir
+
+
 @functools.cache
 def _sources() -> list[tuple[str, int, int]]:
     """Name, size and time of every file of the package: other code may make other parameters."""
-    root = Path(vdm_jax.__file__).parent
+    root = Path(__file__).parents[1]
     found = [(path, path.stat()) for path in root.rglob("*.py")]
     return sorted((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found)
 
