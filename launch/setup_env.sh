@@ -154,3 +154,14 @@ for ((try = 1; ; try++)); do
   pause=$((pause * 2))
 done
 printf '%s\n%s\n' "$identity" "$extras" >"$stamp"
+
+# The first `vdm sample` then finds its program compiled. On an accelerator it would be another one,
+# and a pod's workers would wait for each other.
+case "$extras" in
+  *gpu* | *tpu* | *pathways*) exit ;;
+esac
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+echo "Compiling the sampler of moving_shapes (seconds, once)"
+"$venv/bin/python" -m vdm_jax sample --prompt="a red circle moving left" --device=cpu \
+  --out="$scratch" >/dev/null 2>&1 || echo "Not compiled: the first vdm sample does it" >&2

@@ -127,7 +127,7 @@ def trained():
     plan = sharding.make_plan(STAGE, {"data": 1}, one)
     config = make_config(steps=300, learning_rate=0.05, weight_decay=0.0, clip_norm=0.0)
     tx = optimizer.make_optimizer(config.train)
-    frozen = {"space": step.Frozen(params=space, plan=sharding.make_plan(Blocks(), {}, one))}
+    frozen = {"space": sharding.Frozen(params=space, plan=sharding.make_plan(Blocks(), {}, one))}
     update = step.make_train_step(STAGE, tx, config, plan, frozen)
     current = state.create_state(STAGE, tx, 0, plan)
     for _ in range(100):

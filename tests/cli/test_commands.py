@@ -320,6 +320,30 @@ def test_the_command_lists_its_subcommands_without_jax():
         assert any(line.split() == [name, *text.split()] for line in lines)
 
 
+def test_sampling_imports_nothing_that_only_training_needs(tmp_path):
+    program = textwrap.dedent(f"""
+        import sys
+        import jax
+        import numpy as np
+        import vdm_jax
+        from vdm_jax.cli import drawn, outputs, sample
+        from pathlib import Path
+
+        model = vdm_jax.load("moving_shapes")
+        model.sampler().compiled
+        out = Path({str(tmp_path)!r})
+        kept = drawn.Drawn(out, ["a"])
+        outputs.write_samples(out, np.zeros((1, 8, 16, 16, 3), np.uint8), ["a"], 8.0, kept)
+        print(*sorted({{name.split(".")[0] for name in sys.modules}}))
+    """)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    imported = {*done.stdout.splitlines()[-1].split()}
+    heavy = "tensorflow tensorflow_datasets orbax grain optax gradio matplotlib torch transformers"
+    assert not imported & {*heavy.split(), "scipy", "pandas", "tensorstore", "tensorboardX"}
+    assert "flax" in imported  # the names are those of sys.modules
+
+
 def test_an_unknown_command_is_refused_with_the_nearest(capsys):
     for arguments, nearest in ((["sampel"], "sample"), (["data", "prepar"], "prepare")):
         with pytest.raises(SystemExit) as stop:

@@ -140,7 +140,7 @@ def distill(mesh):
     plan, teacher_plan = make_plan(stage, mesh), make_plan(teacher, mesh)
     tx = optimizer.make_optimizer(config.train)
     current = state.from_params(stage, filled(stage, plan), tx, plan)
-    frozen = step.Frozen(params=filled(teacher, teacher_plan), plan=teacher_plan)
+    frozen = sharding.Frozen(params=filled(teacher, teacher_plan), plan=teacher_plan)
     cut = sum(any(spec) for spec in place(frozen.params))
     update = step.make_train_step(stage, tx, config, plan, {"teacher": frozen})
     current, metrics = update(current, plan.put_batch(make_batch(stage, 0), BATCH))

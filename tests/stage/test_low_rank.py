@@ -84,7 +84,7 @@ def test_a_missing_base_is_named(low_rank):
 def trained(low_rank, base, make_config, make_dataset, make_plan, tmp_path_factory):
     """A function from numbers of updates, one a run in the same workdir, to the last result."""
     plan, config = make_plan(low_rank), make_config(steps=4)
-    frozen = {BASE: step.Frozen(params=base, plan=make_plan(tiny_stage.STAGE))}
+    frozen = {BASE: sharding.Frozen(params=base, plan=make_plan(tiny_stage.STAGE))}
     tx = optimizer.make_optimizer(config.train)
     train_step = step.make_train_step(low_rank, tx, config, plan, frozen)
 

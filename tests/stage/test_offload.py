@@ -34,7 +34,7 @@ def stage():
 def frozen_part(make_plan, offload):
     plan = dataclasses.replace(make_plan(tiny_stage.STAGE), offload=offload)
     base = tiny_stage.STAGE.init(jax.random.key(0))
-    return {BASE: step.Frozen(params=jax.device_put(base, plan.params), plan=plan)}
+    return {BASE: sharding.Frozen(params=jax.device_put(base, plan.params), plan=plan)}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ for offload in (False, True):
         shapes, place.params,
     )
     update = step.make_train_step(
-        stage, tx, config, plan, {BASE: step.Frozen(params=params, plan=place)}
+        stage, tx, config, plan, {BASE: sharding.Frozen(params=params, plan=place)}
     )
     batch = stage.abstract_batch(4)
     batch = jax.tree.map(

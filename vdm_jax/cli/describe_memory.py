@@ -124,7 +124,7 @@ def need(named: str, overrides: Mapping[str, str], what: str) -> Need:
     key = jax.eval_shape(lambda: jax.random.key(0))
     indices = jax.ShapeDtypeStruct((size,), jnp.uint32)
     inputs = (params, frozen, key, indices, stage.abstract_inputs(size), None, None)
-    program = jax.make_jaxpr(sampler.compiled)(*inputs)
+    program = sampler.compiled.trace(*inputs).jaxpr
     return Need(
         what=what,
         arguments=_device_bytes(inputs),

@@ -195,7 +195,6 @@ def _frozen_teacher(source, teacher, config):
 
     from vdm_jax import systems
     from vdm_jax.pipelines import initial
-    from vdm_jax.training import step
 
     plan = systems.frozen_plan(teacher, config, config.mesh.to_dict())
     dtype = jnp.dtype(config.distill.teacher_dtype)
@@ -205,7 +204,7 @@ def _frozen_teacher(source, teacher, config):
     )
     # Devices compute on their own memory alone.
     on_devices = dataclasses.replace(plan, offload=False)
-    return step.Frozen(params=cast(initial.params(source, teacher, on_devices)), plan=plan)
+    return sharding.Frozen(params=cast(initial.params(source, teacher, on_devices)), plan=plan)
 
 
 def _report(workdir: Path, source: str, config, ladder, metrics: list[str]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vdm_jax.data import text_embeddings
-from vdm_jax.data.source import ClipSource, DataError
+from vdm_jax.data.source import OF_FILES, ClipSource, DataError
 from vdm_jax.models.text.words import NULL, TextEncoder, WordEncoder
 from vdm_jax.stage.window import Part, Reading
 
@@ -27,7 +27,6 @@ Batch = dict[str, np.ndarray]
 
 # What `data.augment` may name.
 AUGMENTATIONS = ("start", "mirror", "reverse")
-_OF_FILES = ("video_folder", "video_shards")  # values of `data.name` that are no TFDS data set
 _TURNS = ("mirror", "reverse")  # those that are done to a clip after reading
 
 
@@ -43,7 +42,7 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
     """
     # Imported when needed: TFDS and PyAV take their time.
     extras = tuple(data.get("extras", ()))
-    if data.name in _OF_FILES:
+    if data.name in OF_FILES:
         if extras:
             raise DataError(f"data.extras = {extras}: {data.name} has none")
         from vdm_jax.data.video_folder import VideoFolder
@@ -64,7 +63,7 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
 
     if data.name not in DATASETS:
         raise DataError(
-            f"data.name = {data.name!r}: allowed are {', '.join((*_OF_FILES, *DATASETS))}"
+            f"data.name = {data.name!r}: allowed are {', '.join((*OF_FILES, *DATASETS))}"
         )
     if data.fps:
         raise DataError(
@@ -82,12 +81,6 @@ def make_source(data: ConfigDict, split: str | None = None, train: bool = False)
         frame_stride=data.frame_stride,
         extras=extras,
     )
-
-
-def scales(data: ConfigDict) -> bool:
-    """Whether the source scales clips to any size, as that of video files does. Rendered data have
-    the size that they were rendered in."""
-    return data.name in _OF_FILES
 
 
 def augmentations(data: ConfigDict) -> tuple[str, ...]:
@@ -127,7 +120,7 @@ def source_info(config: ConfigDict, split: str | None = None) -> SourceInfo:
 def all_captions(config: ConfigDict) -> list[str]:
     """The captions of every split of `config.data`, one of every kind or more. Raises DataError."""
     splits: list[str | None] = [None]
-    if config.data.name not in _OF_FILES:
+    if config.data.name not in OF_FILES:
         from vdm_jax.data import tfds_source
 
         builder = tfds_source.make_builder(

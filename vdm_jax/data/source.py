@@ -10,6 +10,8 @@ from PIL import Image
 
 from vdm_jax.stage.window import Part
 
+OF_FILES = ("video_folder", "video_shards")  # values of `data.name` that are no TFDS data set
+
 
 class DataError(ValueError):
     """Data that is missing, unusable, or not as configured; the message says which."""

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -267,12 +266,18 @@ class Plan:
         )
         return host_memory.places(places) if self.offload else places
 
-    def opt_state(self, tx: optax.GradientTransformation, params: PyTree) -> PyTree:
+    def opt_state(self, tx: Any, params: PyTree) -> PyTree:
         """Where an optimiser's state for `params` (arrays or shapes) is stored.
 
         Moments lie beside their parameters, counts everywhere. What is not trained is None, and
-        what one part of an optimiser leaves to another stays masked.
+        what one part of an optimiser leaves to another stays masked. tx: an
+        `optax.GradientTransformation`.
         """
+        import optax  # only training needs it, and sampling starts sooner without
+
+        def is_masked(leaf: Any) -> bool:
+            return isinstance(leaf, optax.MaskedNode)
+
         places = jax.tree.map(
             lambda leaf, place: None if leaf is None else place,
             params,
@@ -281,11 +286,11 @@ class Plan:
         )
         return optax.tree_utils.tree_map_params(
             tx,
-            lambda leaf, place: leaf if _is_masked(leaf) else place,
+            lambda leaf, place: leaf if is_masked(leaf) else place,
             jax.eval_shape(tx.init, params),
             places,
             transform_non_params=lambda _: self.everywhere,
-            is_leaf=_is_masked,
+            is_leaf=is_masked,
         )
 
     def layout(self, batch_axes: tuple[str, ...] = BATCH_AXES) -> MeshLayout:
@@ -339,22 +344,49 @@ class Plan:
         return jax.tree.map(put, batch)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Parameters that a loss uses and that are not trained: a teacher, an autoencoder, an encoder.
+
+    They are in no gradient, no optimiser state and no checkpoint.
+
+    Attributes:
+      params: laid out by `plan`.
+      plan: their own.
+    """
+
+    params: PyTree
+    plan: Plan
+
+
 def make_plan(
-    stage, config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
+    stage,
+    config: Mapping[str, Any],
+    devices: Sequence[jax.Device] | None = None,
+    shapes: PyTree | None = None,
 ) -> Plan:
-    """The plan of `stage` on the mesh of `config` (a configuration's `mesh`). Raises MeshError."""
+    """The plan of `stage` on the mesh of `config` (a configuration's `mesh`).
+
+    shapes: what `stage.abstract_params` gives, where that is known. Raises MeshError.
+    """
     mesh = make_mesh(config, devices)
     least = config.get("min_fsdp_size", MIN_FSDP_SIZE)
-    return Plan(mesh=mesh, parameters=plan_parameters(stage, dict(mesh.shape), least))
+    shapes = stage.abstract_params() if shapes is None else shapes
+    return Plan(mesh=mesh, parameters=plan_shapes(shapes, dict(mesh.shape), least))
 
 
 def plan_parameters(stage, sizes: Mapping[str, int], min_fsdp_size: int = MIN_FSDP_SIZE) -> PyTree:
     """A `ParameterPlan` for each parameter of `stage` on a mesh with axes of `sizes`."""
+    return plan_shapes(stage.abstract_params(), sizes, min_fsdp_size)
+
+
+def plan_shapes(shapes: PyTree, sizes: Mapping[str, int], min_fsdp_size: int) -> PyTree:
+    """`plan_parameters` of what a stage's `abstract_params` gives."""
     return jax.tree.map(
         lambda named: plan_parameter(
             named.value.shape, named.names, named.dtype, sizes, min_fsdp_size
         ),
-        stage.abstract_params(),
+        shapes,
         is_leaf=lambda leaf: isinstance(leaf, layers.Named),
     )
 
@@ -371,10 +403,6 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 def axes_by_dimension(spec: PartitionSpec) -> list[tuple[str, ...]]:
     """For each dimension the mesh axes that cut it."""
     return [(part,) if isinstance(part, str) else tuple(part or ()) for part in spec]
-
-
-def _is_masked(leaf: Any) -> bool:
-    return isinstance(leaf, optax.MaskedNode)
 
 
 def is_plan(leaf: Any) -> bool:

@@ -16,14 +16,14 @@ from vdm_jax import config as config_lib
 from vdm_jax import systems
 from vdm_jax.data import frame_rate
 from vdm_jax.parallel import host_memory, sharding
-from vdm_jax.pipelines import arguments, cascade_file, model_file
+from vdm_jax.pipelines import arguments, cascade_file, kept_shapes, model_file
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage import sampler_fields
 from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.low_rank import BASE
 from vdm_jax.stage.protocols import Frozen
 from vdm_jax.stage.reconstruction import Reconstruction
-from vdm_jax.training import checkpoints, step
+from vdm_jax.training import checkpoints
 from vdm_jax.upgrade import upgrade
 from vdm_jax.weights import published
 
@@ -181,8 +181,9 @@ def load(
         config, changes = systems.read_loras(config, scales)
     config = _offloaded(config, offload)
     stage = systems.build(config)
-    plan = None if mesh is None else sharding.make_plan(stage, mesh)
-    params = _added(read_params(path, abstract_params(stage, plan)), changes)
+    shapes = kept_shapes.abstract_params(stage, config)
+    plan = None if mesh is None else sharding.make_plan(stage, mesh, shapes=shapes)
+    params = _added(read_params(path, _placed_shapes(shapes, plan)), changes)
     frozen = {name: part.params for name, part in read_frozen(config, mesh).items()}
     return Model(stage=stage, params=params, config=config, frozen=frozen, plan=plan)
 
@@ -197,7 +198,7 @@ def _offloaded(config, offload: bool):
     return config.lock()
 
 
-def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
+def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, sharding.Frozen]:
     """The parameters beside the trained ones that a configuration's stage uses; of an adapted
     model, the base's too.
 
@@ -214,7 +215,7 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
         )
     plan = systems.frozen_plan(base, config, mesh)
     params = read_params(section.base, abstract_params(base, plan))
-    return {**found, BASE: step.Frozen(params=params, plan=plan)}
+    return {**found, BASE: sharding.Frozen(params=params, plan=plan)}
 
 
 def with_base(config):
@@ -446,7 +447,12 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 def abstract_params(stage, plan: sharding.Plan | None) -> PyTree:
     """The shapes, dtypes and places of a stage's parameters; plan None = on one device."""
-    shapes = nn.meta.unbox(stage.abstract_params())
+    return _placed_shapes(stage.abstract_params(), plan)
+
+
+def _placed_shapes(params: PyTree, plan: sharding.Plan | None) -> PyTree:
+    """`abstract_params` of what a stage's `abstract_params` gives."""
+    shapes = nn.meta.unbox(params)
     if plan is None:
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = jax.tree.map(lambda _: one, shapes)

@@ -93,7 +93,7 @@ class Tuner:
     config: ConfigDict
     stage: Beside
     plan: sharding.Plan
-    frozen: dict[str, step.Frozen]
+    frozen: dict[str, sharding.Frozen]
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Tuner":

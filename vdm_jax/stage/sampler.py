@@ -310,12 +310,13 @@ class Sampler:
                 batch = jax.device_put(batch, self.plan.batch)
             video, finite = compiled(params, self.frozen, key, *batch)
             _ = self._trimmed
-            if not np.all(finite[:count]):
+            # Slices and comparisons of JAX's arrays would each compile a program.
+            if not np.asarray(finite)[:count].all():
                 raise FloatingPointError(
                     f"samples {at}..{at + count - 1} are not finite: "
                     "the parameters or the guidance are beyond use"
                 )
-            yield np.asarray(video[:count])
+            yield np.asarray(video)[:count]
 
     def _check_rows(self, count: int, given: Mapping[str, Any]) -> None:
         for name, value in given.items():

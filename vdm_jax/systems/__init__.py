@@ -34,7 +34,6 @@ from vdm_jax.systems import (
     video_ldm,
 )
 from vdm_jax.systems.network import is_offloaded
-from vdm_jax.training import step
 from vdm_jax.weights import published
 from vdm_jax.weights.flow_scheduler import FlowScheduler
 from vdm_jax.weights.scheduler import Scheduler
@@ -123,7 +122,7 @@ def build_base(config) -> Stage | Reconstruction | Contrast:
     return SYSTEMS[config.system](config)
 
 
-def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step.Frozen]:
+def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, sharding.Frozen]:
     """The parameters beside the trained ones that a configuration's stage uses.
 
     mesh: sizes of the mesh's axes, over which they are spread; None = on one device. Raises
@@ -133,13 +132,13 @@ def read_frozen(config, mesh: Mapping[str, int] | None = None) -> dict[str, step
     found = {}
     for name, part in {} if read is None else read(config).items():
         plan = frozen_plan(part, config, mesh)
-        found[name] = step.Frozen(params=jax.device_put(part.params, plan.params), plan=plan)
+        found[name] = sharding.Frozen(params=jax.device_put(part.params, plan.params), plan=plan)
     return found
 
 
 def abstract_frozen(
     config, mesh: Mapping[str, int], devices: Sequence[jax.Device]
-) -> dict[str, step.Frozen]:
+) -> dict[str, sharding.Frozen]:
     """Shapes and places of the parameters beside the trained ones, also of an adapted base.
 
     mesh: sizes of the axes of a mesh of `devices`. No weights are read. Raises ValueError,
@@ -158,7 +157,7 @@ def abstract_frozen(
             shapes,
             plan.params,
         )
-        found[name] = step.Frozen(params=params, plan=plan)
+        found[name] = sharding.Frozen(params=params, plan=plan)
     return found
 
 

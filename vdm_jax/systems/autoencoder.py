@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
-from vdm_jax.data import pipeline
 from vdm_jax.models.autoencoder import AutoencoderKL
 from vdm_jax.stage import reconstruction
 from vdm_jax.stage.reconstruction import Reconstruction, Term
@@ -118,6 +117,8 @@ def measure_moments(
 ) -> Float[np.ndarray, "2 c"]:
     """The mean, and the mean square, of each channel of the latents of `_MEASURED` clips of
     `config.data`. Raises DataError."""
+    from vdm_jax.data import pipeline  # Grain takes longer to import than all networks
+
     dataset = pipeline.make_dataset(
         config, text_encoder=None, batch_size=_BATCH, seed=0, report=None, reading=stage.reading
     )

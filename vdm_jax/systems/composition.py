@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from vdm_jax.data import pipeline
+from vdm_jax.data.source import OF_FILES
 from vdm_jax.diffusion.process import make_process
 from vdm_jax.models.text.words import TextEncoder
 from vdm_jax.stage.conditions.prompt import Label, Text, TextOrNull
@@ -73,12 +73,12 @@ def prompt_conditions(
 def clip_view(data: ConfigDict, channels: int, size: Sequence[int] = ()) -> View:
     """How clips of `size`, (frames, height, width), are made from the data's.
 
-    Sources that scale clips give that size; of rendered clips it is a random part. Without a size
-    it is `data.part`, and () there stands for whole clips.
+    Sources of video files scale clips to that size; of rendered clips it is a random part. Without
+    a size it is `data.part`, and () there stands for whole clips.
     """
     whole = (data.num_frames, data.image_size, data.image_width or data.image_size)
     shape = tuple(size or data.get("part", ()) or whole)
-    if shape == whole or (size and pipeline.scales(data)):
+    if shape == whole or (size and data.name in OF_FILES):
         return View(shape=(*shape, channels))
     return View(shape=(*shape, channels), data_shape=(*whole, channels), part=True)
 

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
@@ -36,7 +35,10 @@ class ArrayStore:
     """Writes and reads `STEP/state`, each process its own part of every array."""
 
     def __init__(self):
+        import orbax.checkpoint as ocp  # half of what sampling would import, and does not need
+
         _silence_orbax()
+        self._ocp = ocp
         self._handler = ocp.PyTreeCheckpointHandler()
 
     def start_writing(self, step: Path, tree: Mapping[str, PyTree]) -> list[Any]:
@@ -44,7 +46,7 @@ class ArrayStore:
 
         `step` is there and empty but for what `make` makes.
         """
-        writing = self._handler.async_save(_state(step), args=ocp.args.PyTreeSave(dict(tree)))
+        writing = self._handler.async_save(_state(step), args=self._ocp.args.PyTreeSave(dict(tree)))
         # In a thread of its own: the caller, a notebook say, may run an event loop in this one.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, writing).result()
@@ -107,9 +109,9 @@ class ArrayStore:
                 + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
             )
         placed = _as_saved(target, saved)
-        arguments = ocp.args.PyTreeRestore(
+        arguments = self._ocp.args.PyTreeRestore(
             placed,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(placed),
+            restore_args=self._ocp.checkpoint_utils.construct_restore_args(placed),
             partial_restore=bool(only),
         )
         try:
@@ -138,7 +140,7 @@ class ArrayStore:
         except Exception:
             return []
         leaves, structure = jax.tree.flatten(tree)
-        bad = []
+        ocp, bad = self._ocp, []
         for index, name in enumerate(integrity.named_leaves(tree)):
             alone = [ocp.PLACEHOLDER] * len(leaves)
             alone[index] = np.empty(leaves[index].shape, leaves[index].dtype)

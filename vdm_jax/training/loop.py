@@ -64,7 +64,7 @@ def train(
     initial: Callable[[], PyTree] | None = None,
     flops: float = 0.0,
     profile: tuple[int, int] | None = None,
-    frozen: Mapping[str, step.Frozen] | None = None,
+    frozen: Mapping[str, sharding.Frozen] | None = None,
     train_step: step.TrainStep | None = None,
 ) -> Result:
     """Trains `stage` in `workdir` until train.steps, train.minutes, Ctrl-C or SIGTERM, and saves.

@@ -12,14 +12,16 @@ from vdm_jax.parallel import sharding
 from vdm_jax.stage import sampler as sampling
 from vdm_jax.stage.contrast import Contrast
 from vdm_jax.stage.reconstruction import Reconstruction
-from vdm_jax.training import state, step
+from vdm_jax.training import state
 
 Preview = Callable[[state.TrainState, Any], UInt8[np.ndarray, "n f h w c"] | None]
 """`(state, batch) -> videos`, of the averaged parameters; None = nothing is shown."""
 _MOST_CLIPS = 8  # of a batch whose reconstructions are shown
 
 
-def make_preview(stage, config, plan: sharding.Plan, frozen: Mapping[str, step.Frozen]) -> Preview:
+def make_preview(
+    stage, config, plan: sharding.Plan, frozen: Mapping[str, sharding.Frozen]
+) -> Preview:
     """The preview of a run. Raises ValueError where a setting is not allowed or a word of
     train.sample_prompts is not known."""
     if isinstance(stage, Reconstruction):
@@ -29,7 +31,7 @@ def make_preview(stage, config, plan: sharding.Plan, frozen: Mapping[str, step.F
     return _samples(stage, config, plan, frozen)
 
 
-def _samples(stage, config, plan: sharding.Plan, frozen: Mapping[str, step.Frozen]) -> Preview:
+def _samples(stage, config, plan: sharding.Plan, frozen: Mapping[str, sharding.Frozen]) -> Preview:
     """Samples of train.sample_prompts."""
     prompts = list(config.train.sample_prompts)
     if config.train.sample_every and prompts:

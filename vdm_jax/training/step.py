@@ -17,21 +17,6 @@ Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Frozen:
-    """Parameters that a loss uses and that are not trained: a teacher, an autoencoder, an encoder.
-
-    They are in no gradient, no optimiser state and no checkpoint.
-
-    Attributes:
-      params: laid out by `plan`.
-      plan: their own.
-    """
-
-    params: PyTree
-    plan: sharding.Plan
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainStep:
     """One compiled update: `(state, batch) -> (state, metrics)`. The state's memory is donated.
 
@@ -57,7 +42,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     config,
     plan: sharding.Plan,
-    frozen: Mapping[str, Frozen] | None = None,
+    frozen: Mapping[str, sharding.Frozen] | None = None,
 ) -> TrainStep:
     """The update of a stage, not compiled yet.
 
