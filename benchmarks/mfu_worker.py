@@ -96,7 +96,7 @@ def measure_step(config_file: str, overrides: dict[str, str], steps: int, trace:
 
     config = config_lib.load_config(config_file, overrides)
     stage = vdm.build(config)
-    tx = optimizer.make_optimizer(config.train)
+    tx = optimizer.make_optimizer(config.train, stage.abstract_params())
     plan = sharding.make_plan(stage, config.mesh)
     size, image_frames = config.train.batch_size, config.data.image_frames
     rng = np.random.default_rng(0)

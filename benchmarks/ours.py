@@ -181,7 +181,7 @@ class Ours(Side):
         from vdm_jax.training import optimizer, state, step
 
         jax = self._jax
-        tx = optimizer.make_optimizer(self._config.train)
+        tx = optimizer.make_optimizer(self._config.train, self._stage.abstract_params())
         plan = sharding.make_plan(self._stage, {"data": 1}, jax.devices()[:1])
         batch = self._batch(self._batch_size)
         held = [state.create_state(self._stage, tx, 0, plan)]

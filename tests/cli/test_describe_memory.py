@@ -111,6 +111,14 @@ def test_frozen_networks_in_the_hosts_memory_are_no_arguments(monkeypatch):
     assert offload not in describe_memory._changes(named, offload, "sample")
 
 
+def test_an_optimiser_with_one_moment_a_matrix_needs_less(config_file):
+    both = [
+        describe_memory.need(str(config_file), {"train.optimizer": name}, "train").arguments
+        for name in ("adamw", "muon")
+    ]
+    assert both[1] < both[0]
+
+
 def test_training_needs_state_and_more_with_larger_batches(config_file, capsys, monkeypatch):
     whole = describe_memory.need(str(config_file), {}, "train")
     larger = describe_memory.need(str(config_file), {"train.batch_size": "64"}, "train")

@@ -143,7 +143,7 @@ def training(config) -> "tuple[step.TrainStep, tuple[Any, Any]]":
 
     stage, device = systems.build(config), jax.devices()[:1]
     plan = sharding.make_plan(stage, _ONE, device)
-    tx = optimizer.make_optimizer(config.train)
+    tx = optimizer.make_optimizer(config.train, stage.abstract_params())
     frozen = systems.abstract_frozen(config, _ONE, device)
     update = step.make_train_step(stage, tx, config, plan, frozen)
     batch = stage.abstract_batch(config.train.batch_size, config.data.image_frames)
