@@ -41,7 +41,7 @@ def one_process(monkeypatch):
 
 def run(curated, *flags):
     out, config = curated
-    own = ("--num_samples=4", "--config.data.image_size=16", "--replicates=50")
+    own = ("--num_samples=4", "--config.data.image_size=16")
     return elo.main([f"--out={out}", f"--config={config}", *own, *flags])
 
 

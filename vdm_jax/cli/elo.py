@@ -92,13 +92,6 @@ def _parser() -> argparse.ArgumentParser:
         help="of each model (default 64)",
     )
     parser.add_argument(
-        "--replicates",
-        type=parsing.positive,
-        default=1000,
-        metavar="N",
-        help="bootstrap replicates of an interval (default 1000)",
-    )
-    parser.add_argument(
         "--i3d", metavar="FILE", help="weights of I3D, where they cannot be fetched"
     )
     parser.add_argument(
@@ -152,7 +145,7 @@ def _compare(options, votes: str, config, players, workdir: Path) -> int:
         print(f"{page}: open it, vote, and run this command again with --votes=FILE")
         return 0
     cast = _vote(options, votes, videos, prompts, reference)
-    ratings = elo.rate(names, cast, replicates=options.replicates, seed=options.seed)
+    ratings = elo.rate(names, cast, seed=options.seed)
     rows = [
         {**dataclasses.asdict(player), **dataclasses.asdict(rating)}
         for rating in ratings

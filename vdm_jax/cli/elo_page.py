@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem }
-#pair { display: flex; gap: 1rem; flex-wrap: wrap }
-#pair button { flex: 1 1 12rem; padding: .5rem; font: inherit; cursor: pointer }
-#pair img { width: 100%; max-width: 26rem; image-rendering: pixelated }
+#pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem }
+#pair[hidden] { display: none }
+#pair button { padding: .5rem; font: inherit; cursor: pointer }
+#pair img { width: 100%; max-width: 26rem; image-rendering: pixelated;
+  display: block; margin: auto }
 #caption { font-weight: 600; min-height: 1.5em }
 """
 _SCRIPT = """
