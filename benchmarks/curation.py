@@ -131,7 +131,7 @@ def _print_dissolves(
             frames[-length:] = list(mixed)
             shot = shot[length:]
         frames += list(shot)
-    path = _write(scratch / "dissolves.mp4", np.stack(frames))
+    path = write_film(scratch / "dissolves.mp4", np.stack(frames))
     settings = Settings(cuts=Cuts(transnet=transnet))
     _, measured = scan.measure(path, film.identify(path), settings)
     found = measured.transitions
@@ -172,11 +172,11 @@ def _print_faults(
         "still": lambda shot: np.repeat(shot[:1], len(shot), axis=0),
         "black": lambda shot: rng.integers(0, 3, shot.shape, np.uint8),
         "border": _letterboxed,
-        "shake": lambda shot: _shaken(shot, rng),
+        "shake": lambda shot: shaken(shot, rng),
         "duplicate": lambda shot: shot[6:],
         "mirrored": lambda shot: shot[4:, :, ::-1],
     }
-    faults["text"] = _lettered
+    faults["text"] = lettered
     faults = {kind: change for kind, change in faults.items() if kind in ("clean", *kinds)}
     folder = scratch / "videos"
     clean = [usable[number] for number in rng.permutation(len(usable))[:_SHOTS]]
@@ -192,7 +192,7 @@ def _print_faults(
             shot = video[start : start + _LENGTH]
             if not copies and kind != "black":
                 shot = _turned(shot, kind)
-            _write(folder / f"{name}_{kind}" / f"{number:02d}.mp4", change(shot), quality)
+            write_film(folder / f"{name}_{kind}" / f"{number:02d}.mp4", change(shot), quality)
     values = {"text": {"detector": "ppocr"}} if "text" in kinds else {}
     settings = Settings.from_dict(values)
     work = engine.Work(videos=str(folder), out=str(scratch / "out"), settings=settings)
@@ -238,15 +238,15 @@ def _letterboxed(shot: np.ndarray) -> np.ndarray:
     return changed
 
 
-def _shaken(shot: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Moved by noise of 3 to 8 hertz, of 2.5% of the height, and cropped."""
+def shaken(shot: np.ndarray, rng: np.random.Generator, amount: float = 0.025) -> np.ndarray:
+    """Moved by noise of 3 to 8 hertz, of `amount` of the height, and cropped."""
     height = shot.shape[1]
     times = np.arange(len(shot)) / FPS
     path = sum(
         np.sin(2 * np.pi * (rate * times[:, None] + rng.uniform(size=2)))
         for rate in rng.uniform(3, 8, 4)
     )
-    path = np.rint(path / path.std() * 0.025 * height).astype(int)
+    path = np.rint(path / path.std() * amount * height).astype(int)
     most = np.abs(path).max()
     size = height - 2 * most
     cut = [
@@ -256,7 +256,7 @@ def _shaken(shot: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack(cut)
 
 
-def _lettered(shot: np.ndarray) -> np.ndarray:
+def lettered(shot: np.ndarray) -> np.ndarray:
     """With two lines of white text."""
     import cv2
 
@@ -269,7 +269,8 @@ def _lettered(shot: np.ndarray) -> np.ndarray:
     return changed
 
 
-def _write(path: Path, video: np.ndarray, quality: int = 18) -> Path:
+def write_film(path: Path, video: np.ndarray, quality: int = 18) -> Path:
+    """Writes frames as H.264 and returns the path. quality: the constant rate factor."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)

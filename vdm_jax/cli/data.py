@@ -12,6 +12,7 @@ MODULES = {
     "shard": "shard_data",
     "curate": "curate",
     "report": "report_data",
+    "elo": "elo",
 }
 COMMANDS = {
     "prepare": "render, or download, a data set",
@@ -20,6 +21,7 @@ COMMANDS = {
     "shard": "write a folder of videos as few large files",
     "curate": "make a training set of a folder of films",
     "report": "write the report of a curation, with other ranges of scores",
+    "elo": "find a threshold of a score, by votes on samples of small models",
 }
 _HEAD = """usage: vdm data COMMAND [FLAGS]
 

@@ -97,18 +97,41 @@ def _train(config, options) -> int:
 
     import jax
 
+    from vdm_jax.stage import contrast, control, reconstruction
+
+    if options.profiler_port:
+        jax.profiler.start_server(options.profiler_port)
+    stage, result = fit(config, options.workdir, options.profile)
+    if jax.process_index() != 0:
+        return common.PREEMPTED if result.reason == "SIGTERM" else 0
+    if result.reason in ("SIGINT", "SIGTERM"):
+        print("the same command goes on from there")
+    elif isinstance(
+        stage, reconstruction.Reconstruction | control.ControlStage | contrast.Contrast
+    ):
+        print(f"write it: vdm convert --to=diffusers --model={options.workdir} --out=FOLDER")
+    else:
+        print(f'sample it: vdm sample --model={options.workdir} --prompt="..."')
+    return common.PREEMPTED if result.reason == "SIGTERM" else 0
+
+
+def fit(config, workdir: str, profile: tuple[int, int] | None = None):
+    """Trains a stage in `workdir`, or goes on with it; JAX is set up.
+
+    profile: updates that a trace is written of. Returns the stage and the `loop.Result`.
+    """
+    import jax
+
     from vdm_jax import systems
     from vdm_jax.data import frame_rate, mixed_sizes
     from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import initial as initial_lib
     from vdm_jax.pipelines import model as pretrained
-    from vdm_jax.stage import beside, contrast, control, reconstruction
+    from vdm_jax.stage import beside, control
     from vdm_jax.training import loop
 
-    if options.profiler_port:
-        jax.profiler.start_server(options.profiler_port)
     prepare_data.render_missing(config.data)
-    config = _with_vocabulary(pretrained.with_base(config), options.workdir)
+    config = _with_vocabulary(pretrained.with_base(config), workdir)
     stage = systems.build(config)
     plan = sharding.make_plan(stage, config.mesh)
     dataset = mixed_sizes.make_dataset(
@@ -134,26 +157,16 @@ def _train(config, options) -> int:
     result = loop.train(
         stage,
         config,
-        options.workdir,
+        workdir,
         dataset,
         plan=plan,
         fps=frame_rate.playback(config),
         initial=initial,
         flops=config.train.batch_size * stage.train_flops(config.data.image_frames),
-        profile=options.profile,
+        profile=profile,
         frozen=frozen,
     )
-    if jax.process_index() != 0:
-        return common.PREEMPTED if result.reason == "SIGTERM" else 0
-    if result.reason in ("SIGINT", "SIGTERM"):
-        print("the same command goes on from there")
-    elif isinstance(
-        stage, reconstruction.Reconstruction | control.ControlStage | contrast.Contrast
-    ):
-        print(f"write it: vdm convert --to=diffusers --model={options.workdir} --out=FOLDER")
-    else:
-        print(f'sample it: vdm sample --model={options.workdir} --prompt="..."')
-    return common.PREEMPTED if result.reason == "SIGTERM" else 0
+    return stage, result
 
 
 def _default_workdir(config: str) -> Path:

@@ -1,4 +1,5 @@
-"""Similarity is CLIP's own, and aesthetics is the published head on its embeddings."""
+"""Similarity is CLIP's own; aesthetics and unsafe content are the published heads on its
+embeddings, with random weights."""
 
 import dataclasses
 import types
@@ -99,9 +100,42 @@ def test_aesthetics_is_the_heads(head):
     layers, x = tensors(), pictures.T
     for number in (0, 2, 4):
         x = layers[f"layers.{number}.weight"] @ x + layers[f"layers.{number}.bias"][:, None]
-    found = clip_scores.aesthetics(pictures, clip_scores.read_head(head))
-    assert found == pytest.approx(x.mean(), rel=1e-5)
+    found = clip_scores.head_scores(pictures, Look(clip="a folder", aesthetics=head))
+    assert found == {"aesthetics": pytest.approx(x.mean(), rel=1e-5)}
     assert np.ptp(x) > 0.1
+
+
+@pytest.fixture
+def unsafe(tmp_path):
+    """As published: rectifiers and drop-out take numbers, and none lies before the last layer."""
+    path = tmp_path / "unsafe.safetensors"
+    sizes = {0: (7, 12), 3: (5, 7), 6: (4, 5), 7: (1, 4)}
+    rng = np.random.default_rng(3)
+    found = {
+        f"layers.{number}.{name}": rng.normal(size=size).astype(np.float32)
+        for number, (out, into) in sizes.items()
+        for name, size in (("weight", (out, into)), ("bias", out))
+    }
+    safetensors.numpy.save_file(found, path)
+    return str(path)
+
+
+def test_unsafe_content_is_the_heads_greatest(unsafe):
+    pictures = clip_scores.unit(np.random.default_rng(1).normal(size=(3, 12)).astype(np.float32))
+    layers, x = safetensors.numpy.load_file(unsafe), pictures.T
+    for number in (0, 3, 6, 7):
+        x = layers[f"layers.{number}.weight"] @ x + layers[f"layers.{number}.bias"][:, None]
+        if number in (0, 3):
+            assert (x < 0).any()
+            x = np.maximum(x, 0)
+    found = clip_scores.head_scores(pictures, Look(clip="a folder", nsfw=unsafe))
+    assert found == {"nsfw": pytest.approx(x.max(), rel=1e-5)}
+    assert np.ptp(x) > 0.01
+
+
+def test_a_head_of_another_clip_is_refused(unsafe):
+    with pytest.raises(DataError, match="look.nsfw: its head takes embeddings of 12 numbers"):
+        clip_scores.head_scores(np.ones((3, 8), np.float32), Look(clip="a folder", nsfw=unsafe))
 
 
 @pytest.mark.parametrize(
@@ -116,17 +150,18 @@ def test_tensors_that_are_no_head_are_refused(tmp_path, change, message):
     path = tmp_path / "head.safetensors"
     safetensors.numpy.save_file({**tensors(), **change}, path)
     with pytest.raises(DataError, match=message):
-        clip_scores.read_head(str(path))
+        clip_scores.read_head("aesthetics", str(path))
 
 
 def test_the_head_needs_clip():
-    with pytest.raises(DataError, match=r"look.aesthetics: needs look.clip"):
-        Settings(look=Look(aesthetics="file"))
+    for name in ("aesthetics", "nsfw"):
+        with pytest.raises(DataError, match=f"look.{name}: needs look.clip"):
+            Settings(look=Look(**{name: "file"}))
 
 
-def test_scores_come_with_the_captions_of_the_moment(published, head, tmp_path):
+def test_scores_come_with_the_captions_of_the_moment(published, head, unsafe, tmp_path):
     films.write(tmp_path / "videos" / "film.mp4", films.scene(1, 60))
-    look = Look(clip=published, aesthetics=head)
+    look = Look(clip=published, aesthetics=head, nsfw=unsafe)
 
     def scores(caption, **keep):
         (tmp_path / "videos" / "film.txt").write_text(caption)
@@ -140,7 +175,7 @@ def test_scores_come_with_the_captions_of_the_moment(published, head, tmp_path):
         return row
 
     first, second = scores("a street"), scores("clouds")
-    assert first["aesthetics"] == second["aesthetics"]
+    assert first["aesthetics"] == second["aesthetics"] and first["nsfw"] == second["nsfw"]
     assert abs(first["similarity"] - second["similarity"]) > 0.02
     assert scores("clouds\na street")["similarity"] == max(
         first["similarity"], second["similarity"]

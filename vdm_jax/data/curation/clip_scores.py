@@ -1,10 +1,12 @@
-"""Scores from CLIP's embeddings of a clip's pictures: aesthetics, and similarity to its caption.
+"""Scores from CLIP's embeddings of a clip's pictures: aesthetics, unsafe content, and similarity to
+its caption.
 
-No weights come with the package. The user names a folder of the published CLIP, and a file of
-LAION's head (Schuhmann 2022, "improved aesthetic predictor", sac+logos+ava1-l14-linearMSE, for
-ViT-L/14).
+No weights come with the package. The user names a folder of the published CLIP, and files of heads
+on it: LAION's predictor of aesthetics (Schuhmann 2022, "improved aesthetic predictor",
+sac+logos+ava1-l14-linearMSE, for ViT-L/14), and LAION's detector of unsafe pictures
+("CLIP-based NSFW detector", h14_nsfw, for ViT-H/14).
 
-The first, the middle and the last sample are embedded when the film is read. Both scores are
+The first, the middle and the last sample are embedded when the film is read. All scores are
 computed from the stored embeddings, so another head or another caption needs no film.
 """
 
@@ -12,8 +14,7 @@ import base64
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -24,10 +25,22 @@ from vdm_jax.data.source import DataError
 
 VERSION = 1
 STAGE = "clip"
+# The scores of heads, by their field of `Look`, and how a clip's pictures become one.
+HEADS: Mapping[str, Callable[[np.ndarray], float]] = {"aesthetics": np.mean, "nsfw": np.max}
 _STORED = np.dtype("<f2")
 _LAYER = re.compile(r"(?:layers\.)?(\d+)\.(weight|bias)")
 Embeddings = Float32[np.ndarray, "n d"]  # of unit length
-Layers = Sequence[tuple[Float32[np.ndarray, "out in"], Float32[np.ndarray, "out"]]]
+
+
+class Layer(NamedTuple):
+    """A layer of a head. rectified: whether negative outputs become 0."""
+
+    weight: Float32[np.ndarray, "out in"]
+    bias: Float32[np.ndarray, "out"]
+    rectified: bool = False
+
+
+Head = Sequence[Layer]
 
 
 class Embedder:
@@ -61,20 +74,42 @@ def similarity(pictures: Embeddings, text: Float32[np.ndarray, "d"]) -> float:
     return float((pictures @ unit(text)).mean())
 
 
-def aesthetics(pictures: Embeddings, head: Layers) -> float:
-    """LAION's score, mean over a clip's pictures; what people like has 5 or more, of 10."""
+def head_scores(pictures: Embeddings, settings: Look) -> dict[str, float]:
+    """The scores of the heads that settings name, from a clip's embeddings.
+
+    - aesthetics: mean over the pictures; what people like has 5 or more, of 10.
+    - nsfw: the greatest over the pictures, from about 0 to about 1.
+
+    Raises DataError where a head cannot be read, or is for another CLIP.
+    """
+    found = {}
+    for name, summary in HEADS.items():
+        if file := getattr(settings, name):
+            found[name] = float(summary(_outputs(name, pictures, read_head(name, file))))
+    return found
+
+
+def _outputs(name: str, pictures: Embeddings, head: Head) -> Float32[np.ndarray, "n 1"]:
+    width, wanted = pictures.shape[1], head[0].weight.shape[1]
+    if width != wanted:
+        raise DataError(
+            f"look.{name}: its head takes embeddings of {wanted} numbers, those of look.clip have "
+            f"{width}; the head was trained on another CLIP"
+        )
     x = pictures
-    for weight, bias in head:  # trained with drop-out between them and no activations
-        x = x @ weight.T + bias
-    return float(x.mean())
+    for layer in head:
+        x = x @ layer.weight.T + layer.bias
+        x = np.maximum(x, 0) if layer.rectified else x
+    return x
 
 
 def check(settings: Look) -> None:
     """Raises DataError where the files that settings name cannot be read."""
     if settings.clip:
         _read_clip(settings.clip)
-    if settings.aesthetics:
-        read_head(settings.aesthetics)
+    for name in HEADS:
+        if file := getattr(settings, name):
+            read_head(name, file)
 
 
 @functools.cache
@@ -139,10 +174,11 @@ def load_texts(folder: str) -> Callable[[str], Float32[np.ndarray, "d"]]:
 
 
 @functools.cache
-def read_head(file: str | Path) -> Layers:
+def read_head(name: str, file: str) -> Head:
     """The layers of a published head: PyTorch's file, or the same tensors as safetensors.
 
-    Raises DataError for a missing file and for tensors that are no chain of layers to one number.
+    name: of the field of `Look`. Raises DataError for a missing file and for tensors that are no
+    chain of layers to one number.
     """
     import safetensors
     import safetensors.numpy
@@ -154,26 +190,30 @@ def read_head(file: str | Path) -> Layers:
             tensors = safetensors.numpy.load_file(file)
         else:
             tensors = torch_files.read(file)
-        return _layers(tensors)
+        return _layers(tensors, activations=name == "nsfw")
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise DataError(f"look.aesthetics = {str(file)!r}: {error}") from error
+        raise DataError(f"look.{name} = {file!r}: {error}") from error
 
 
-def _layers(tensors: Mapping[str, np.ndarray]) -> Layers:
+def _layers(tensors: Mapping[str, np.ndarray], activations: bool) -> Head:
+    """The layers in order. Numbers that are left out stand for drop-out and, with `activations`,
+    for a rectifier before it."""
     found: dict[int, dict[str, np.ndarray]] = {}
     for name, tensor in tensors.items():
         match = _LAYER.fullmatch(name)
         if match is None:
             raise ValueError(f"the tensor {name} is none of a head's layers")
         found.setdefault(int(match[1]), {})[match[2]] = tensor.astype(np.float32)
-    layers, width = [], None
+    layers: list[Layer] = []
+    width = None
     for number in sorted(found):
         weight, bias = found[number].get("weight"), found[number].get("bias")
         fits = weight is not None and bias is not None and weight.shape[:1] == bias.shape
         if not fits or weight.ndim != 2 or width not in (None, weight.shape[1]):
             raise ValueError(f"layer {number} does not continue the one before")
         width = len(bias)
-        layers.append((weight, bias))
+        layers.append(Layer(weight, bias, activations and number + 1 not in found))
     if width != 1:
         raise ValueError("its layers do not lead to one number")
+    layers[-1] = layers[-1]._replace(rectified=False)
     return layers

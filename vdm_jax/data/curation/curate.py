@@ -84,15 +84,28 @@ def write_report(out: str, ranges: Mapping[str, str]) -> tuple[Path, int, int]:
     ranges: by score, as in `Settings.keep`. Returns the page's path, the number of clips that would
     be kept, and of all. Raises DataError.
     """
+    work, rows, contents = _filtered(out, ranges)
+    path = report.write(Path(out), rows, contents, work.settings)
+    summary = table.summary(rows)
+    return path, int(summary["clips kept"]), int(summary["clips"])
+
+
+def read(out: str, ranges: Mapping[str, str]) -> tuple[Work, list[filters.ClipRow]]:
+    """The work and the rows of an earlier `run`, with other ranges for some scores.
+
+    ranges: as in `write_report`. Nothing is measured or written. Raises DataError.
+    """
+    return _filtered(out, ranges)[:2]
+
+
+def _filtered(out: str, ranges: Mapping[str, str]) -> tuple[Work, list[filters.ClipRow], Contents]:
     about = table.about(Path(out))
     settings = Settings.from_dict(about["settings"])
     settings = dataclasses.replace(settings, keep={**settings.keep, **ranges})
     work = Work(videos=about["videos"], out=out, settings=settings)
     rows, contents = _rows(work, {})
     rows = matching.match(work, captioning.with_stored(work, rows), contents)
-    path = report.write(Path(out), rows, contents, settings)
-    summary = table.summary(rows)
-    return path, int(summary["clips kept"]), int(summary["clips"])
+    return work, rows, contents
 
 
 def _rows(work: Work, left_out: dict[str, str]) -> tuple[list[filters.ClipRow], Contents]:

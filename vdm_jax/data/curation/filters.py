@@ -125,10 +125,9 @@ def _film_rows(path: Path, name: Name, content: Content, settings: Settings) -> 
         for stage, (_, values) in measured.rows.items():
             if stage not in _NO_SCORES:
                 scores |= values[place]
-        if settings.look.aesthetics:
+        if settings.look.clip:
             pictures = clip_scores.stored(measured.rows[clip_scores.STAGE][1][place])
-            head = clip_scores.read_head(settings.look.aesthetics)
-            scores["aesthetics"] = clip_scores.aesthetics(pictures, head)
+            scores |= clip_scores.head_scores(pictures, settings.look)
         start = float(seconds[clip.start])
         rows.append(
             ClipRow(

@@ -23,7 +23,7 @@ _SHARP_SIDE = 256  # pixels of the shorter side at which sharpness is measured
 
 
 class Scorer(Protocol):
-    """Measures clips, for example by a learned model of aesthetics, or of unsafe pictures.
+    """Measures clips, for example by a learned model.
 
     Attributes:
       name: of the stage; one word.

@@ -30,12 +30,15 @@ def write_shards(
     rows: Sequence[ClipRow],
     run: Run,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    *,
+    folder: Path | None = None,
 ) -> int:
-    """Writes `OUT/train/shard-*`, and deletes shards of an earlier run that are of other clips.
+    """Writes shards of the kept clips, and deletes shards of an earlier run that are of others.
 
-    Shards that are complete are kept. Returns how many there are.
+    folder: that receives them, by default `OUT/train`. Shards that are complete are kept. Returns
+    how many there are.
     """
-    folder = Path(work.out, NAME)
+    folder = Path(work.out, NAME) if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     planned = {
         f"shard-{number:05d}": _described(shard)
@@ -49,7 +52,7 @@ def write_shards(
         if not path.with_suffix(".json").exists():  # of other clips, or not finished
             path.unlink()
     due = [
-        json.dumps([name, shard])
+        json.dumps([str(folder), name, shard])
         for name, shard in planned.items()
         if not (folder / f"{name}.json").exists()
     ]
@@ -100,14 +103,14 @@ def _present(path: Path) -> list | None:
 
 
 def _write(work: Work, key: str) -> None:
-    name, shard = json.loads(key)
-    index = epath.Path(work.out, NAME, f"{name}.json")
+    folder, name, shard = json.loads(key)
+    index = epath.Path(folder, f"{name}.json")
     with tempfile.TemporaryDirectory() as scratch:
         video_shards.pack(index, _files(shard, work), _cut(work, shard, Path(scratch)))
 
 
 def _died(work: Work, key: str) -> None:
-    films = dict.fromkeys(clip[0] for clip in json.loads(key)[1])
+    films = dict.fromkeys(clip[0] for clip in json.loads(key)[2])
     names = ", ".join(map(text_files.shown, films))
     raise DataError(f"the process that wrote the clips of {names} was ended")
 

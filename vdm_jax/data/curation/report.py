@@ -59,6 +59,7 @@ _ABOUT = {
     "black": "Share of the samples that are black.",
     "border": "Share of the picture in black bars.",
     "aesthetics": "LAION's predictor on CLIP; what people like has 5 or more, of 10.",
+    "nsfw": "LAION's detector of unsafe pictures on CLIP, from about 0 to about 1.",
     "similarity": "Cosine of CLIP's embeddings of the pictures and of the caption.",
     "text": "Greatest share of a picture that text covers.",
 }

@@ -88,12 +88,14 @@ class Look:
     Attributes:
       clip: a folder of a published CLIP, for the score `similarity` of a clip to its caption.
       aesthetics: a file of LAION's head on that CLIP, for the score `aesthetics`.
+      nsfw: a file of LAION's detector of unsafe pictures on that CLIP, for the score `nsfw`.
       scorers: further ones; each is "MODULE:NAME" of a `look.Scorer`, or of a function without
         arguments that returns one.
     """
 
     clip: str = ""
     aesthetics: str = ""
+    nsfw: str = ""
     scorers: tuple[str, ...] = ()
 
 
@@ -158,6 +160,7 @@ RANGES = {
     "border": ":0.05",
     "text": ":0.07",
     "aesthetics": "",
+    "nsfw": "",
     "similarity": "",
     "sharpness": "",
     "colourfulness": "",
@@ -191,8 +194,9 @@ class Settings:
         _check("samples.hash_rate", self.samples.hash_rate, least=0.1)
         _check("duplicates.share", self.duplicates.share, least=0.01, most=1)
         _check("duplicates.distance", self.duplicates.distance, least=0, most=31)
-        if self.look.aesthetics and not self.look.clip:
-            raise DataError("look.aesthetics: needs look.clip, whose embeddings it scores")
+        for name in ("aesthetics", "nsfw"):
+            if getattr(self.look, name) and not self.look.clip:
+                raise DataError(f"look.{name}: needs look.clip, whose embeddings it scores")
         if self.captions.merge and not (self.captions.frame and self.captions.clip):
             raise DataError("captions.merge: needs captions.frame and captions.clip")
         _check("output.quality", self.output.quality, least=0, most=51)
