@@ -12,6 +12,7 @@ from vdm_jax import cli
 from vdm_jax import config as config_lib
 from vdm_jax.data import pipeline
 from vdm_jax.parallel import sharding
+from vdm_jax.pipelines import initial
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.systems import autoencoder
 from vdm_jax.training import loop, optimizer, step
@@ -124,6 +125,14 @@ def test_it_is_written_as_published_with_its_scale(whole, config, tmp_path, caps
     mean, square = autoencoder.measure_moments(stage, config, result.state.ema).mean(1)
     assert network.scaling_factor == pytest.approx((square - mean**2) ** -0.5)
     assert network.clone(scaling_factor=stage.network.scaling_factor) == stage.network
+
+
+def test_a_run_starts_from_another(whole, config):
+    workdir, result = whole
+    stage = autoencoder.build(config)
+    begun = initial.params(workdir, stage, sharding.make_plan(stage, config.mesh))
+    for found, wanted in zip(jax.tree.leaves(begun), jax.tree.leaves(result.state.ema), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_its_working_directory_is_a_model(whole):

@@ -37,8 +37,6 @@ class Contrast(Direct):
     network: ImageTextPair
     view: View
     text_encoder: TextEncoder
-    new = ""
-    wider = ""
     noun = "an image-text pair"
 
     def __post_init__(self):

@@ -16,10 +16,13 @@ class Direct:
     Attributes:
       view: what a batch is of a clip.
       noun: what the network is, for errors.
+      new, wider: as in `Stage`.
     """
 
     view: View
     noun = "a network without diffusion"
+    new = ""
+    wider = ""
 
     def network_params(self, params: PyTree, frozen: Frozen) -> PyTree:
         """As `Stage.network_params`."""
