@@ -131,7 +131,9 @@ def test_a_run_starts_from_another(whole, config):
     workdir, result = whole
     stage = autoencoder.build(config)
     begun = initial.params(workdir, stage, sharding.make_plan(stage, config.mesh))
-    for found, wanted in zip(jax.tree.leaves(begun), jax.tree.leaves(result.state.ema), strict=True):
+    for found, wanted in zip(
+        jax.tree.leaves(begun), jax.tree.leaves(result.state.ema), strict=True
+    ):
         np.testing.assert_array_equal(found, wanted)
 
 
