@@ -71,6 +71,12 @@ def test_the_content_is_a_picture_or_the_prompt():
     assert (options.prompt, options.image, options.negative) == ([], ["b.png"], None)
 
 
+def test_the_temporal_guidance_that_no_one_set_is_the_models():
+    values = {"prompt": "a", "input": "a.mp4", "temporal": 0}  # an empty number is shown as 0
+    request = Request(job="restructure", model="m", values=values)
+    assert parsed(request.command_line("out")).temporal is None
+
+
 def test_fields_that_are_empty_are_left_to_the_model():
     request = Request(job="sample", model="m", values={"prompt": "a", "steps": None, "sampler": ""})
     assert request.command_line("out") == "vdm sample --model=m --prompt=a --out=out"

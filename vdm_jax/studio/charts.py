@@ -49,7 +49,8 @@ def draw(
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if len(curves) > 1:
-        axes.legend(fontsize=9, frameon=False)
+        # A fixed place: the search for the best one takes seconds where curves are long.
+        axes.legend(fontsize=9, frameon=False, loc="upper right")
     out = io.StringIO()
     # Letters as outlines: the same on every machine.
     figure.savefig(out, format="svg", facecolor="white")

@@ -198,7 +198,7 @@ def run(arguments: list[str]) -> int:
 
 
 # A page's number is never without a value: these stand for the command's default.
-_DEFAULTS = {"frames": 0, "context": 0, "num_samples": 1, "structure": 0}
+_DEFAULTS = {"frames": 0, "context": 0, "num_samples": 1, "structure": 0, "temporal": 0}
 _MISSING = {
     "input": "no file was given: upload a video or a picture first",
     "mask": "nothing is painted: upload a video, then paint over the part to make anew",

@@ -14,6 +14,7 @@ from vdm_jax.studio.requests import JOBS, Request, RequestError
 _CONTROLS = ("canny", "hed", "depth", "pose")
 _INVERSIONS = ("fixed_point", "first", "second")
 _FILES = ["video", "image", ".npz"]
+_UPLOAD_HEIGHT = 150  # pixels: below it Gradio's words lie on the border and its icon on the label
 _OUT = "made"  # stands for the folder of a job that was not started
 
 
@@ -203,7 +204,7 @@ def _job_fields(gradio: Any, name: str) -> dict[str, Any]:
         "input": lambda: gradio.File(
             label="Picture" if name == "animate" else "Video or picture",
             file_types=_FILES,
-            height=110,
+            height=_UPLOAD_HEIGHT,
         ),
         # Painted by `paint.SCRIPT`, which writes here.
         "mask": lambda: gradio.Textbox(elem_id="mask", visible="hidden"),
@@ -219,13 +220,13 @@ def _job_fields(gradio: Any, name: str) -> dict[str, Any]:
         "control": lambda: gradio.Dropdown(list(_CONTROLS), value="canny", label="It follows"),
         "controlnet": lambda: gradio.Textbox(label="Folder of the ControlNet"),
         "image": lambda: gradio.File(
-            label="Picture of the content, in the place of the prompt",
+            label="Picture of the content",
             file_types=["image"],
-            height=110,
+            height=_UPLOAD_HEIGHT,
         ),
         "structure": lambda: gradio.Slider(0, 7, 0, step=1, label="Freedom from the depth"),
         "temporal": lambda: gradio.Number(
-            None, label="Guidance over time (empty: the model's own)", min_width=120
+            0, label="Guidance over time (0: the model's own)", min_width=120
         ),
         "depth": lambda: gradio.Textbox(
             label="Depth: a file, or the folder of an estimator (empty: the model's own)"
