@@ -93,7 +93,7 @@ def curation(out: str, workdir: Path, seed: int) -> list[Player]:
         for suffix in (source.suffix, ".txt", ".json"):  # the film's captions lie beside it
             if source.with_suffix(suffix).exists() and not link.with_suffix(suffix).is_symlink():
                 link.with_suffix(suffix).symlink_to(source.with_suffix(suffix))
-    players = [
+    raw, fewer = (
         Player(
             name=name,
             data="video_folder",
@@ -102,8 +102,8 @@ def curation(out: str, workdir: Path, seed: int) -> list[Player]:
             identity=digest(names),
         )
         for name, place, names in (("raw", work.videos, films), ("half", folder, half))
-    ]
-    return [*players, _sharded("curated", work, rows, "")]
+    )
+    return [raw, _sharded("curated", work, rows, ""), fewer]
 
 
 def _sharded(name: str, work, rows, flag: str) -> Player:
