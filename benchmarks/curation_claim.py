@@ -1,7 +1,7 @@
 """Stable Video Diffusion's claim that curation decides quality: one small model on the films as
 they are, on a random half of them, and on what a curation keeps, at equal updates.
 
-    python -m benchmarks.curation_claim --workdir=DIR [--updates=500] [--num_samples=128]
+    python -m benchmarks.curation_claim --workdir=DIR [--updates=1500] [--num_samples=128]
 
 560 films of moving shapes over textures, 128 x 128, 24 frames a second; each has its caption
 beside it. 200 are clean; the others are stills (80), have text burnt in (80), shake (80), are three
@@ -39,7 +39,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR")
-    parser.add_argument("--updates", type=int, default=500, metavar="N")
+    parser.add_argument("--updates", type=int, default=1500, metavar="N")
     parser.add_argument("--num_samples", type=int, default=128, metavar="N")
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
