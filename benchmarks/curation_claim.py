@@ -12,6 +12,7 @@ the judge's share of clips with everything right, and the ratings by votes.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -159,7 +160,9 @@ def _measure(workdir: Path, held_out: Path) -> None:
     network = i3d.I3DFeatures(params=i3d_weights.load_weights())
     first, quality = None, {}
     for name in names:
-        samples = clips.from_path(next((workdir / name).glob("samples-*.npz")), **cut)
+        # Those of fewer updates may lie beside the last ones.
+        drawn = max((workdir / name).glob("samples-*.npz"), key=os.path.getmtime)
+        samples = clips.from_path(drawn, **cut)
         if first is None:
             this = first = comparison.Evaluation(
                 samples=samples, reference=reference, subject={"model": name}, network=network

@@ -197,10 +197,11 @@ def train_and_sample(
     """
     import numpy as np
 
+    from vdm_jax import config as config_lib
     from vdm_jax.data.curation.settings import digest
     from vdm_jax.data.source import DataError
 
-    about, name = workdir / _ABOUT, digest(list(prompts), seed, config.train.steps)
+    about, name = workdir / _ABOUT, digest(list(prompts), seed, config_lib.to_dict(config))
     if about.is_file() and json.loads(about.read_text())["identity"] != player.identity:
         raise DataError(
             f"{workdir}: its model was trained on other clips; delete the folder, or choose "
