@@ -1,7 +1,7 @@
 """Stable Video Diffusion's claim that curation decides quality: one small model on the films as
 they are, on a random half of them, and on what a curation keeps, at equal updates.
 
-    python -m benchmarks.curation_claim --workdir=DIR [--updates=500] [--num_samples=128]
+    python -m benchmarks.curation_claim --workdir=DIR [--updates=1500] [--num_samples=128]
 
 560 films of moving shapes over textures, 128 x 128, 24 frames a second; each has its caption
 beside it. 200 are clean; the others are stills (80), have text burnt in (80), shake (80), are three
@@ -12,6 +12,7 @@ the judge's share of clips with everything right, and the ratings by votes.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR")
-    parser.add_argument("--updates", type=int, default=500, metavar="N")
+    parser.add_argument("--updates", type=int, default=1500, metavar="N")
     parser.add_argument("--num_samples", type=int, default=128, metavar="N")
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
@@ -159,7 +160,9 @@ def _measure(workdir: Path, held_out: Path) -> None:
     network = i3d.I3DFeatures(params=i3d_weights.load_weights())
     first, quality = None, {}
     for name in names:
-        samples = clips.from_path(next((workdir / name).glob("samples-*.npz")), **cut)
+        # Those of fewer updates may lie beside the last ones.
+        drawn = max((workdir / name).glob("samples-*.npz"), key=os.path.getmtime)
+        samples = clips.from_path(drawn, **cut)
         if first is None:
             this = first = comparison.Evaluation(
                 samples=samples, reference=reference, subject={"model": name}, network=network

@@ -55,6 +55,8 @@ def main(arguments: list[str]) -> int:
     workdir = Path(options.workdir or Path(options.out, "elo", name))
     outputs.check_folder(str(workdir), "--workdir")
     config = config_lib.load_config(options.config, overrides)
+    if "stages" in config:
+        parser.error(f"--config={options.config} is a cascade: give the configuration of one stage")
     common.setup(config.device)
     if options.curated:
         players = elo_players.curation(options.out, workdir, config.train.seed)

@@ -93,7 +93,7 @@ def curation(out: str, workdir: Path, seed: int) -> list[Player]:
         for suffix in (source.suffix, ".txt", ".json"):  # the film's captions lie beside it
             if source.with_suffix(suffix).exists() and not link.with_suffix(suffix).is_symlink():
                 link.with_suffix(suffix).symlink_to(source.with_suffix(suffix))
-    players = [
+    raw, fewer = (
         Player(
             name=name,
             data="video_folder",
@@ -102,8 +102,8 @@ def curation(out: str, workdir: Path, seed: int) -> list[Player]:
             identity=digest(names),
         )
         for name, place, names in (("raw", work.videos, films), ("half", folder, half))
-    ]
-    return [*players, _sharded("curated", work, rows, "")]
+    )
+    return [raw, _sharded("curated", work, rows, ""), fewer]
 
 
 def _sharded(name: str, work, rows, flag: str) -> Player:
@@ -197,10 +197,11 @@ def train_and_sample(
     """
     import numpy as np
 
+    from vdm_jax import config as config_lib
     from vdm_jax.data.curation.settings import digest
     from vdm_jax.data.source import DataError
 
-    about, name = workdir / _ABOUT, digest(list(prompts), seed, config.train.steps)
+    about, name = workdir / _ABOUT, digest(list(prompts), seed, config_lib.to_dict(config))
     if about.is_file() and json.loads(about.read_text())["identity"] != player.identity:
         raise DataError(
             f"{workdir}: its model was trained on other clips; delete the folder, or choose "
