@@ -48,7 +48,7 @@ def _file(config: Any) -> Path | None:
 
 
 def _cache() -> str | None:
-    return jax.config.jax_compilation_cache_dir
+    return getattr(jax.config, "jax_compilation_cache_dir", None)
 
 
 @functools.cache

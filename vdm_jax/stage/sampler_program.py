@@ -68,8 +68,15 @@ def compile_sampler(
         return stage.samples(video), jnp.all(jnp.isfinite(video))
 
     spread = {} if sampler.plan is None else {"spmd_axis_name": sharding.BATCH_AXES}
-    draw_all = jax.vmap(draw, in_axes=(None, None, None, 0, 0, 0, 0), **spread)
+    draw_many = jax.vmap(draw, in_axes=(None, None, None, 0, 0, 0, 0), **spread)
     decode_all = jax.vmap(decode, in_axes=(None, 0), **spread)
+
+    def draw_all(params: PyTree, frozen: PyTree, key: Array, index: Array, *rows: PyTree) -> Array:
+        if len(index) > 1:
+            return draw_many(params, frozen, key, index, *rows)
+        # Mapping traces all steps a second time, which takes as long as sampling one small clip.
+        alone = jax.tree.map(lambda leaf: leaf[0], (index, *rows))
+        return draw(params, frozen, key, *alone)[None]
 
     def sample(params: PyTree, frozen: PyTree, *rest: PyTree) -> tuple[Array, Array]:
         z = draw_all(params, host_memory.on_device(frozen, sampler.frozen), *rest)
