@@ -12,7 +12,7 @@ from vdm_jax.evaluation.scene_judge import NOTHING, SCENES, Reading, read
 
 # The judge reads 64 x 64 pixels.
 CONFIGS = {config.name: config for config in Scenes.BUILDER_CONFIGS if config.size == 64}
-COUNT = 32  # clips of a configuration and split
+COUNT = 16  # clips of a configuration and split
 
 
 @pytest.fixture(scope="module")
