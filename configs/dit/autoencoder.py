@@ -4,9 +4,9 @@ Command: vdm train --config=dit/autoencoder
          vdm convert --to=diffusers --model=runs/dit/autoencoder --out=DIR/vae --dtype=float16
 Hardware: 2 CPU cores.
 
-Clips have 13 frames of 32 x 32 pixels. A network that was trained on 5 alone computes 13 badly: only
-from the third latent frame on do its convolutions look back at what they computed four frames at a
-time. The network that ships saw clips of 5 frames first (docs/dit.md).
+Clips have 13 frames of 32 x 32 pixels. A network that was trained on 5 alone computes 13 badly:
+only from the third latent frame on do its convolutions look back at what they computed four frames
+at a time. The network that ships saw clips of 5 frames first (docs/dit.md).
 """
 
 from vdm_jax.systems import autoencoder

@@ -15,7 +15,7 @@ import pytest
 
 from tests import tiny_stage
 from vdm_jax import config as config_lib
-from vdm_jax.parallel import host_memory
+from vdm_jax.parallel import host_memory, sharding
 from vdm_jax.parallel.liveness import array_bytes
 from vdm_jax.parallel.mesh import MeshError, mesh_shape
 from vdm_jax.stage.low_rank import BASE, LowRank

@@ -194,6 +194,7 @@ def _frozen_teacher(source, teacher, config):
     import jax.numpy as jnp
 
     from vdm_jax import systems
+    from vdm_jax.parallel import sharding
     from vdm_jax.pipelines import initial
 
     plan = systems.frozen_plan(teacher, config, config.mesh.to_dict())
