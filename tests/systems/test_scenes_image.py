@@ -12,6 +12,7 @@ from vdm_jax.evaluation.scene_judge import SCENES
 from vdm_jax.pipelines import model as pretrained
 from vdm_jax.stage.space import from_uint8, to_uint8
 from vdm_jax.systems import latent_image
+from vdm_jax.weights import controlnet
 
 NAME = "scenes_image"
 
@@ -28,6 +29,8 @@ def frames(model):
 
 def test_it_is_listed_once_and_is_what_its_configuration_describes(model):
     assert [name for name in pretrained.shipped_names() if name.startswith(NAME)] == [NAME]
+    # Parts of models, such as an autoencoder, are none.
+    assert not [name for name in pretrained.shipped_names() if name.startswith("dit_tiny")]
     described = config_lib.load_config("latent_image/scenes")
     stage, wanted = model.stage, latent_image.build(described)
     assert stage.network == wanted.network and stage.space == wanted.space
@@ -42,6 +45,13 @@ def test_it_is_listed_once_and_is_what_its_configuration_describes(model):
 def test_the_whole_folder_is_small():
     files = (pretrained.SHIPPED / NAME).rglob("*.safetensors")
     assert 5e6 < sum(file.stat().st_size for file in files) < 16 * 2**20
+
+
+def test_its_controlnet_is_found_by_name_and_fits_it(model):
+    network, params = controlnet.read_folder(f"{NAME}/controlnet_edges")
+    assert network.unet == model.stage.network.unet
+    assert network.settings == model.stage.network.settings
+    assert any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(params["residual_0"]))
 
 
 def test_reconstructions_are_read_as_the_frames_are(model, frames):

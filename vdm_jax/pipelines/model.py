@@ -274,9 +274,14 @@ def read_params(source: str | Path, abstract: PyTree) -> PyTree:
 def shipped_names() -> list[str]:
     """The names of the models that ship with the package; CASCADE/STAGE for a cascade's stages."""
     pipelines = [path.parent for path in SHIPPED.glob(f"*/{published.PIPELINE}")]
-    files = [path.with_suffix("") for path in SHIPPED.rglob("*.safetensors")]
-    files = [path for path in files if not any(path.is_relative_to(one) for one in pipelines)]
-    return sorted(path.relative_to(SHIPPED).as_posix() for path in [*files, *pipelines])
+    # A configuration beside a file makes it a published part, such as an autoencoder.
+    files = [path for path in SHIPPED.rglob("*.safetensors") if not _is_part(path)]
+    names = [*(path.with_suffix("") for path in files), *pipelines]
+    return sorted(path.relative_to(SHIPPED).as_posix() for path in names)
+
+
+def _is_part(file: Path) -> bool:
+    return (file.parent / "config.json").is_file()
 
 
 def shipped_cascades() -> list[str]:

@@ -59,5 +59,4 @@ def part_folder(name: str, field: str) -> Path:
     ValueError."""
     if not name:
         raise ValueError(f"model.{field} = '': must name a folder of published files")
-    path, shipped = Path(name).expanduser(), published.SHIPPED / name
-    return shipped if shipped.is_dir() and not path.is_dir() else path
+    return published.find_folder(name)

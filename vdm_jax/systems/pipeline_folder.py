@@ -51,5 +51,4 @@ def part_folder(name: str) -> Path:
     """The folder of an autoencoder, also of one that ships with the package. Raises ValueError."""
     if not name:
         raise ValueError("model.autoencoder = '': must name the folder of the autoencoder's files")
-    path, shipped = Path(name).expanduser(), published.SHIPPED / name
-    return shipped if shipped.is_dir() and not path.is_dir() else path
+    return published.find_folder(name)

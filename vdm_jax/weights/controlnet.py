@@ -62,7 +62,7 @@ def write_folder(
 
 def read_config(folder: str | Path) -> ControlNet:
     """The network that a folder's config.json describes. Raises as `read_folder`."""
-    path = Path(folder).expanduser() / "config.json"
+    path = published.find_folder(folder) / "config.json"
     values = latent_unet.understood(published.read_json(path), path, CLASS, _VALUES, _FIXED)
     return ControlNet(
         **latent_unet.encoder_fields(values, path),

@@ -60,6 +60,12 @@ _SHARD_BYTES = 10 * 10**9
 _PART_BYTES = 16 * 2**20  # of a tensor that is mapped at a time
 
 
+def find_folder(name: str | Path) -> Path:
+    """A folder by its path, or by its name among what ships with the package."""
+    path, shipped = Path(name).expanduser(), SHIPPED / name
+    return shipped if shipped.is_dir() and not path.is_dir() else path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """An object of a JSON file. Raises FileNotFoundError; ValueError naming the file."""
     if not path.is_file():
@@ -99,7 +105,7 @@ class Tensors:
 
         Raises FileNotFoundError where there are none; ValueError for files that are broken or have
         changed since the first load (`Digests`)."""
-        self.folder = Path(folder).expanduser()
+        self.folder = find_folder(folder)
         files = self._files(stem)
         self._where: dict[str, _Entry] = {}
         for file in files:
