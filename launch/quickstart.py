@@ -2,16 +2,17 @@
 
     bash launch/quickstart.sh [--minutes N] [--videos DIR] [--fresh] [--config.F=V ...]
 
-Trains vdm/moving_shapes on the embedded data set, draws captions that were never
-trained on, and says where the videos are and what the judge reads in them. N minutes (default 15)
+Draws a video of the model that ships, to look at meanwhile. Then trains vdm/moving_shapes on the
+embedded data set, draws captions that were never trained on, and says where the videos are and what
+the judge reads in them. N minutes (default 15)
 are the wall time of everything after installing; training gets what the rest leaves. Run it again
 to go on: training that was interrupted resumes, training that is over is only sampled, and more
 minutes train further. With --videos it trains vdm/own_videos on the video files under DIR instead,
 captioned by .txt or .json files beside them or else by their folders' names, and draws captions
 found there.
 
-The run is in runs/quickstart, or with --videos in runs/quickstart_NAME_NUMBER; its folder final/
-has the GIF, the contact sheet, the MP4s and the samples as an array (samples.npz). What is
+The run is in runs/quickstart, or with --videos in runs/quickstart_NAME_NUMBER; its folder shipped/
+has the video of the model that ships, final/ the GIF, the contact sheet, the MP4s and the samples as an array (samples.npz). What is
 installed goes to .venv; PYTHON=/path/to/python chooses the Python (3.11 or newer), and
 VDM_JAX_EXTRAS=gpu or tpu what JAX is installed for (default: gpu where there is one).
 """
@@ -46,6 +47,7 @@ SAMPLES_A_CAPTION = 4
 LEAST_SAMPLES = 16
 MOST_CAPTIONS = 14
 STEPS, GUIDANCE = 64, 2.0
+FIRST_CAPTION = "a red circle moving left"
 
 
 class Stopped(Exception):
@@ -89,6 +91,7 @@ def main(arguments: list[str]) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
 
     try:
+        _first_look(workdir)
         if options.videos is None:
             print("\ndata")
             _run(
@@ -148,6 +151,16 @@ def choose_captions(config) -> list[str]:
     longest = config.text.max_length
     cut = [" ".join(caption.split()[:longest]) for caption, _ in counted.most_common()]
     return [caption for caption in dict.fromkeys(cut) if caption][:MOST_CAPTIONS]
+
+
+def _first_look(workdir: Path) -> None:
+    """Draws a video of the model that ships, once a run."""
+    out = workdir / "shipped"
+    if (out / "samples.gif").is_file():
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    print("\na video of the model that ships")
+    _run("sample", f"--prompt={FIRST_CAPTION}", f"--out={_shown(out)}")
 
 
 def _sample(workdir: Path, captions: list[str]) -> Path:

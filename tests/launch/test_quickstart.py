@@ -58,6 +58,16 @@ def test_training_that_is_over_is_not_run_again_and_more_minutes_go_on(runs, tmp
     assert minutes_of(runs[1]) == pytest.approx(15, abs=0.01)
 
 
+def test_the_model_that_ships_is_shown_once_before_anything_else(runs, tmp_path):
+    out = tmp_path / "run" / "shipped"
+    quickstart._first_look(tmp_path / "run")
+    assert runs == [("sample", "--prompt=a red circle moving left", "--out=run/shipped")]
+    out.mkdir(parents=True)
+    (out / "samples.gif").touch()
+    quickstart._first_look(tmp_path / "run")
+    assert len(runs) == 1
+
+
 def test_interrupted_training_is_remembered(runs, tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(quickstart.time, "monotonic", lambda: clock[0])
