@@ -13,8 +13,9 @@ found there.
 
 The run is in runs/quickstart, or with --videos in runs/quickstart_NAME_NUMBER; its folder shipped/
 has the video of the model that ships, final/ the GIF, the contact sheet, the MP4s and the samples
-as an array (samples.npz). What is installed goes to .venv; PYTHON=/path/to/python chooses the Python (3.11 or newer), and
-VDM_JAX_EXTRAS=gpu or tpu what JAX is installed for (default: gpu where there is one).
+as an array (samples.npz). What is installed goes to .venv; PYTHON=/path/to/python chooses the
+Python (3.11 or newer), and VDM_JAX_EXTRAS=gpu or tpu what JAX is installed for (default: gpu where
+there is one).
 """
 
 import argparse
