@@ -47,8 +47,9 @@ def test_the_whole_folder_is_small():
     assert 5e6 < sum(file.stat().st_size for file in files) < 16 * 2**20
 
 
-def test_its_controlnet_is_found_by_name_and_fits_it(model):
-    network, params = controlnet.read_folder(f"{NAME}/controlnet_edges")
+@pytest.mark.parametrize("source", ["edges", "depth"])
+def test_its_controlnets_are_found_by_name_and_fit_it(model, source):
+    network, params = controlnet.read_folder(f"{NAME}/controlnet_{source}")
     assert network.unet == model.stage.network.unet
     assert network.settings == model.stage.network.settings
     assert any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(params["residual_0"]))
