@@ -92,7 +92,7 @@ def rate(
 def fit(wins: Float[np.ndarray, "... n n"], *, draws: float = 1.0) -> Float[np.ndarray, "... n"]:
     """The likeliest ratings, with a mean of 1000.
 
-    Of two players whose ratings differ by d, the better one wins with odds of 10^(d / 400).
+    If the ratings of two players differ by d, the better player wins with odds of 10^(d / 400).
 
     Args:
       wins: how often the player of the row beats that of the column; a draw is half a win of each.

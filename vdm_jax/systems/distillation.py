@@ -227,8 +227,10 @@ def _check(distill: ConfigDict) -> None:
     for name in (*whole, "samples"):
         need(name, distill[name] >= 1, ">= 1")
     need("guidance_max", distill.guidance_max >= distill.guidance_min, ">= distill.guidance_min")
-    of_first = distill.consistency_updates or distill.distribution_updates  # its student's rounds
-    if distill.guidance_min == distill.guidance_max == 1 and not of_first:
+    # Both start from the student of the first round.
+    needs_guidance_round = distill.consistency_updates or distill.distribution_updates
+    unguided = distill.guidance_min == distill.guidance_max == 1
+    if unguided and not needs_guidance_round:
         need("guidance_updates", distill.guidance_updates >= 0, ">= 0")
     else:
         need(
