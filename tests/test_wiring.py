@@ -123,6 +123,8 @@ SAMPLER = [
     ("temporal", 1.2, 1.4, {}),
     ("oscillate_after", 0, 2, {}),
     ("oscillate_after", 2, 3, {}),
+    ("guidance_start", 0.0, 0.5, {}),
+    ("guidance_end", 0.5, 1.0, {}),
     ("threshold", "none", "static", {}),
     ("threshold", "static", "dynamic", {}),
     ("window", 0, 2, {}),

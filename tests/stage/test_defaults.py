@@ -12,7 +12,13 @@ from vdm_jax.stage.view import View
 from vdm_jax.systems.imagen_video import Spec
 
 DEFAULTS = {
-    guidance.ClassifierFree: {"scale": 1.0, "oscillate_after": 0, "first": None},
+    guidance.ClassifierFree: {
+        "scale": 1.0,
+        "oscillate_after": 0,
+        "first": None,
+        "start": 0.0,
+        "end": 1.0,
+    },
     guidance.DynamicThreshold: {"percentile": 0.995},
     guidance.Nested: {},
     guidance.Tiles: {},

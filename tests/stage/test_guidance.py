@@ -66,6 +66,43 @@ def test_guidance_oscillates_after_its_first_steps(z):
         np.testing.assert_allclose(found, null + scale * (full - null), rtol=1e-4, atol=1e-3)
 
 
+def test_guidance_acts_between_two_shares_of_the_steps(z):
+    steps = len(LEVELS) - 1
+    part = guidance.ClassifierFree(scale=3.0, start=1 / steps, end=2 / steps)
+    for i, level in enumerate(LEVELS[:-1]):
+        null, full = (plain(z, known, known, level) for known in (0, 1))
+        expected = null + (3.0 if i == 1 else 1.0) * (full - null)
+        np.testing.assert_allclose(output(part, z, logsnr=level), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_step_without_guidance_is_one_evaluation(z):
+    evaluated = []
+
+    def counted(z, logsnr, cond):
+        jax.debug.callback(lambda z: evaluated.append(z.shape[0]), z)
+        return denoiser(z, logsnr, cond)
+
+    def step(z, level):
+        part = guidance.ClassifierFree(scale=3.0, end=0.5)(counted, STAGE, jnp.array(LEVELS))
+        return part(z, level[None], jax.tree.map(lambda leaf: leaf[:1], COND)).x
+
+    # As in a sampler: mapped over samples, all at the same level.
+    many = jax.jit(jax.vmap(step, in_axes=(0, None)))
+    for level, rows in ((LEVELS[0], 2), (LEVELS[-2], 1)):
+        evaluated.clear()
+        jax.block_until_ready(many(z[:, None], jnp.array(level)))
+        jax.effects_barrier()
+        assert set(evaluated) == {rows}
+
+
+def test_intervals_that_cannot_be_are_refused():
+    for start, end in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)):
+        with pytest.raises(ValueError, match=f"guidance_start = {start}, guidance_end = {end}"):
+            guidance.ClassifierFree(scale=2.0, start=start, end=end).check(STAGE)
+    with pytest.raises(ValueError, match="cannot be combined with oscillate_after"):
+        guidance.ClassifierFree(scale=2.0, end=0.5, oscillate_after=1).check(STAGE)
+
+
 def test_a_distilled_network_takes_the_scale(z):
     stage = dataclasses.replace(STAGE, conditions=(*STAGE.conditions, GuidanceScale()))
     found = output(guidance.ClassifierFree(scale=3.0), z, stage)
@@ -199,6 +236,7 @@ def test_temporal_guidance_cuts_what_has_frames_and_refuses_what_it_does_not_com
         ({"temporal": -0.5}, STAGE, "temporal = -0.5: must not be negative"),
         ({"temporal": 1.2, "first": 1.5}, STAGE, "cannot be combined with first_guidance"),
         ({"temporal": 1.2, "oscillate_after": 3}, STAGE, "cannot be combined with oscillate_after"),
+        ({"temporal": 1.2, "end": 0.5}, STAGE, "cannot be combined with guidance_start"),
         ({"temporal": 1.2}, distilled, "cannot be combined with a distilled network"),
     ):
         with pytest.raises(ValueError, match=message):

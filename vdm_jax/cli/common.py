@@ -250,6 +250,7 @@ def add_device_arguments(arguments: argparse.ArgumentParser) -> None:
 _SAMPLER_NUMBERS = ("steps", "num_frames", "height", "width", "batch_size")
 SAMPLER_FLAGS = (*_SAMPLER_NUMBERS, "guidance", "negative", "sampler", "grid")
 SAMPLER_FLAGS += ("eta", "churn", "corrector", "reuse", "oscillate_after", "threshold")
+SAMPLER_FLAGS += ("guidance_start", "guidance_end")
 
 
 def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
@@ -296,6 +297,14 @@ def add_sampler_arguments(arguments: argparse.ArgumentParser) -> None:
         metavar="N",
         help="steps with guidance G, after which 1 and G take turns (Imagen Video); 0 = always G*",
     )
+    for name, when, default in (("start", "before", 0), ("end", "from", 1)):
+        arguments.add_argument(
+            f"--guidance_{name}",
+            type=float,
+            metavar="X",
+            help=f"share of the steps {when} which there is no guidance, and a step takes half the "
+            f"time; default {default}",
+        )
     arguments.add_argument(
         "--threshold", metavar="NAME", help="of pixels at each step: none, static or dynamic*"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 # Sampler flags that a line of a JSONL file may set; the shape of videos is the whole command's.
 LINE_SETTINGS = ("steps", "guidance", "negative", "sampler", "grid", "eta", "churn", "corrector")
-LINE_SETTINGS += ("oscillate_after", "threshold")
+LINE_SETTINGS += ("oscillate_after", "threshold", "guidance_start", "guidance_end")
 _LINE_FIELDS = ("prompt", "seed", "num_samples", *LINE_SETTINGS)
 _JSON_LINES = (".jsonl", ".ndjson")
 _MOST_ALTERNATIVES = 10_000  # prompts of one text; more is a mistake

@@ -198,10 +198,17 @@ def oscillation(steps: int, scale: float, *, constant: int, low: float = 1.0) ->
     return [low if i >= constant and (i - constant) % 2 == 0 else scale for i in range(steps)]
 
 
+def interval(steps: int, scale: float, *, start: float, end: float) -> list[float]:
+    """Guidance scales of a sampler's steps: `scale` for those that begin in [start, end), shares of
+    all steps, and 1 before and after (Kynkäänniemi et al. 2024, section 3)."""
+    return [scale if start <= i / steps < end else 1.0 for i in range(steps)]
+
+
 def scheduled(
     guided: Callable[[Float[Array, "b"]], Denoiser],
     scales: Sequence[float],
     logsnrs: Float[Array, "steps_plus_1"],
+    unguided: Denoiser | None = None,
 ) -> Denoiser:
     """Guidance whose scale depends on the step.
 
@@ -210,13 +217,19 @@ def scheduled(
       scales: one a step.
       logsnrs: the grid that is stepped through, of as many steps. Between its points the scale is
         that of the nearest.
+      unguided: the Denoiser of scale 1, which is evaluated in the place of `guided` at steps of
+        that scale; None = `guided` at all steps.
     """
     if len(scales) != len(logsnrs) - 1:
         raise ValueError(f"{len(scales)} scales: the grid has {len(logsnrs) - 1} steps")
 
     def denoise(z: Float[Array, "b ..."], logsnr: Float[Array, "b"], cond: Any) -> Prediction:
         step = jnp.argmin(jnp.abs(logsnrs[:-1, None] - logsnr[None]), axis=0)
-        return guided(jnp.asarray(scales, jnp.float32)[step])(z, logsnr, cond)
+        scale = jnp.asarray(scales, jnp.float32)[step]
+        if unguided is None:
+            return guided(scale)(z, logsnr, cond)
+        inputs = (z, logsnr, cond)
+        return jax.lax.cond(jnp.all(scale == 1.0), unguided, guided(scale), *inputs)
 
     return denoise
 

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree, UInt8
 
-from vdm_jax.evaluation import protocol
+from vdm_jax.evaluation import intervals, protocol
+from vdm_jax.stage.guidance import ClassifierFree
 from vdm_jax.stage.sampler import Sampler
 
 TIMED_CLIPS = 16
@@ -28,6 +29,7 @@ class Row:
       family: the models of one line of the curve.
       steps: of the sampler.
       evaluations: of the network for a clip; guidance takes two a step.
+      samples: that were measured.
       scores: shares of samples, by name, such as the judge's.
       distance: root mean square difference of pixels (of 255) to the reference's samples of the
         same noise; 0 for the reference itself.
@@ -39,6 +41,7 @@ class Row:
     family: str
     steps: int
     evaluations: int
+    samples: int
     scores: Mapping[str, float]
     distance: float
     seconds: float
@@ -79,20 +82,29 @@ def measure(
         sample(places[:TIMED_CLIPS])
         seconds.append(time.perf_counter() - started)
     difference = videos.astype(np.float64) - (videos if reference is None else reference)
-    guided = not sampler.stage.takes_guidance and sampler.guidance_scale != 1.0
     subject = {"model": name, "sampler": sampler.rule_name, "steps": sampler.steps}
     subject["guidance"] = sampler.guidance_scale
     row = Row(
         name=name,
         family=family,
         steps=sampler.steps,
-        evaluations=sampler.steps * (1 + guided),
+        evaluations=evaluations(sampler),
+        samples=len(videos),
         scores=dict(score(videos, prompts)) if score is not None else {},
         distance=float(np.sqrt(np.mean(difference**2))),
         seconds=statistics.median(seconds) / TIMED_CLIPS,
         figures=tuple(figures(videos, prompts, subject)) if figures is not None else (),
     )
     return row, videos
+
+
+def evaluations(sampler: Sampler) -> int:
+    """Of the network for a clip by a rule that evaluates once a step."""
+    guided = [] if sampler.stage.takes_guidance else sampler.guidance
+    scales = [
+        part.scales(sampler.steps) for part in guided if isinstance(part, ClassifierFree)
+    ] or [[1.0] * sampler.steps]
+    return sum(1 + (scale != 1.0) for scale in scales[0])
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -111,7 +123,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [header, "|---" + "|---:" * (header.count("|") - 2) + "|"]
     for row in rows:
         cells = [row.name, str(row.steps), str(row.evaluations)]
-        cells += [f"{row.scores[name]:.1%}" for name in scores]
+        cells += [_share(row.scores[name], row.samples) for name in scores]
         cells += [protocol.figure(result) for result in row.figures]
         speed = rows[0].seconds / row.seconds
         cells += [f"{row.distance:.1f}", f"{row.seconds:.4f}", f"{speed:.1f} x"]
@@ -121,14 +133,24 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _share(value: float, samples: int) -> str:
+    found = intervals.share_interval(round(value * samples), samples)
+    return f"{value:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
 def save(path: Path, rows: Sequence[Row]) -> None:
     """The rows as JSON."""
     told = [vars(row) | {"figures": [one.to_dict() for one in row.figures]} for row in rows]
     path.write_text(json.dumps(told, indent=1))
 
 
-def curve(path: Path, rows: Sequence[Row]) -> Path:
-    """A picture: over the steps, the last score, figures and the distance of every family."""
+def curve(path: Path, rows: Sequence[Row], over: str = "steps") -> Path:
+    """A picture: over the steps, or the evaluations, the last score, figures and the distance of
+    every family."""
+
+    def place(row: Row) -> int:
+        return getattr(row, over)
+
     from matplotlib.figure import Figure
 
     scores = list(rows[0].scores)[-1:]
@@ -140,13 +162,17 @@ def curve(path: Path, rows: Sequence[Row]) -> Path:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (label, value) in zip(axes, panels, strict=True):
         for marker, family in zip("osD^v", dict.fromkeys(row.family for row in rows), strict=False):
-            chosen = sorted((r for r in rows if r.family == family), key=lambda row: row.steps)
-            steps = [row.steps for row in chosen]
-            axis.plot(steps, [value(row) for row in chosen], marker=marker, label=family)
+            chosen = sorted((r for r in rows if r.family == family), key=place)
+            axis.plot(
+                [place(row) for row in chosen],
+                [value(row) for row in chosen],
+                marker=marker,
+                label=family,
+            )
         axis.set_xscale("log", base=2)
-        ticks = sorted({row.steps for row in rows})
-        axis.set_xticks(ticks, [str(step) for step in ticks])
-        axis.set_xlabel("steps")
+        ticks = sorted({place(row) for row in rows})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xlabel(over)
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)

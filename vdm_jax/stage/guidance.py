@@ -49,11 +49,15 @@ class ClassifierFree:
         al. 2022, section 2.6); 0 = always g.
       first: g of a clip's first frame, from which it rises linearly over the frames to `scale` at
         the last (Stable Video Diffusion, Blattmann et al. 2023, section 4.3); None = `scale`.
+      start, end: shares of the steps between which guidance acts; before and after g = 1, and a
+        step is one evaluation (Kynkäänniemi et al. 2024).
     """
 
     scale: float = 1.0
     oscillate_after: int = 0
     first: float | None = None
+    start: float = 0.0
+    end: float = 1.0
 
     def check(self, stage: Stage) -> None:
         """See `Guidance`."""
@@ -62,9 +66,31 @@ class ClassifierFree:
             raise ValueError(f"first_guidance = {self.first}: cannot be combined with {other}")
         if self.oscillate_after < 0:
             raise ValueError(f"oscillate_after = {self.oscillate_after}: must not be negative")
+        self._check_interval()
         if (condition := stage.find(GuidanceScale)) is not None:
             for scale in {self.scale, 1.0} if self.oscillate_after else {self.scale}:
                 condition.check_scale(scale)
+
+    def scales(self, steps: int) -> list[float]:
+        """g of each of a sampler's steps, where all frames have the same."""
+        if self.oscillate_after:
+            return guidance.oscillation(steps, self.scale, constant=self.oscillate_after)
+        return guidance.interval(steps, self.scale, start=self.start, end=self.end)
+
+    def _check_interval(self) -> None:
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise ValueError(
+                f"guidance_start = {self.start}, guidance_end = {self.end}: shares of the steps, "
+                "0 to 1, the start below the end"
+            )
+        if (self.start, self.end) == (0.0, 1.0):
+            return
+        if self.first is not None or self.oscillate_after:
+            other = "oscillate_after" if self.oscillate_after else "first_guidance"
+            raise ValueError(
+                f"guidance_start = {self.start}, guidance_end = {self.end}: cannot be combined "
+                f"with {other}"
+            )
 
     def __call__(self, denoiser: Denoiser, stage: Stage, logsnrs: LogSNRs) -> Denoiser:
         if (first := self.first) is not None and first != self.scale:
@@ -74,11 +100,15 @@ class ClassifierFree:
                 return guided(denoiser, stage, scales)(z, logsnr, cond)
 
             return rising
-        if not self.oscillate_after:
+        scales = self.scales(logsnrs.shape[0] - 1)
+        if set(scales) == {self.scale}:
             return guided(denoiser, stage, self.scale)
-        steps = logsnrs.shape[0] - 1
-        scales = guidance.oscillation(steps, self.scale, constant=self.oscillate_after)
-        return guidance.scheduled(lambda scale: guided(denoiser, stage, scale), scales, logsnrs)
+        return guidance.scheduled(
+            lambda scale: guided(denoiser, stage, scale),
+            scales,
+            logsnrs,
+            None if stage.takes_guidance else denoiser,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +130,7 @@ class Temporal(ClassifierFree):
         for name, value in (
             ("first_guidance", self.first is not None),
             ("oscillate_after", self.oscillate_after),
+            ("guidance_start or guidance_end", (self.start, self.end) != (0.0, 1.0)),
             ("a distilled network", stage.takes_guidance),
         ):
             if value:

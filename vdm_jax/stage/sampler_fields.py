@@ -21,7 +21,7 @@ _SETTINGS = ("augmentation", "fps", "motion_bucket", "structure")
 _OTHERS = (
     *("sampler", "steps", "grid", "corrector", "guidance", "oscillate_after", "tile"),
     *("tile_overlap", "window", "window_overlap", "threshold", "method", "weight"),
-    *("first_guidance", "shared_noise", "temporal", "reuse"),
+    *("first_guidance", "guidance_start", "guidance_end", "shared_noise", "temporal", "reuse"),
 )
 _DIRECT = ("negative", "batch_size", "num_frames", "height", "width", "remat", "frozen", "plan")
 FIELDS = (*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS, *_OTHERS, *_DIRECT)
@@ -32,7 +32,8 @@ _INTEGERS = (
 )
 _NUMBERS = (
     *(*RULE_FIELDS, *GRID_FIELDS, *_SETTINGS),
-    *("corrector", "guidance", "weight", "first_guidance", "temporal", "reuse"),
+    *("corrector", "guidance", "guidance_start", "guidance_end", "first_guidance"),
+    *("temporal", "reuse", "weight"),
 )
 _TEXTS = ("sampler", "threshold", "method", "negative", "remat")
 
@@ -182,6 +183,8 @@ def _guidance(given: Mapping[str, Any]) -> tuple[Guidance, ...]:
         "scale": given.get("guidance", 1.0),
         "oscillate_after": given.get("oscillate_after", 0),
         "first": given.get("first_guidance"),
+        "start": given.get("guidance_start", 0.0),
+        "end": given.get("guidance_end", 1.0),
     }
     if (temporal := given.get("temporal", 1.0)) != 1:
         return (*parts, Temporal(**fields, temporal=temporal))
