@@ -13,8 +13,9 @@ follows the true edges or depth of a held-out clip; its prompt is the caption of
              videos whose first and last frame show the same
   memory     of one evaluation of the network beside its parameters, by number of frames
 
-Prints Markdown, and writes it and the figures to OUT/report.md and OUT/report.json, and a sheet of
-the videos of each row. Intervals are 95%.
+Prints Markdown, and writes it and the figures to OUT/report.md and OUT/report.json, and the videos
+of each row with a sheet of them. Intervals are 95%. The same command goes on: videos that lie in
+OUT are not sampled again.
 """
 
 import argparse
@@ -79,10 +80,10 @@ def attention(options, model) -> list[dict]:
     task = make_task(options, options.frames)
     rows = [_row("clips", task, task.clips, 0.0)]
     for kind in ("all", "first", "own"):
-        videos, seconds = _sampled(
-            options, _adapted(options, model, options.frames, attention=kind), task, kind
-        )
+        adapted = _adapted(options, model, options.frames, attention=kind)
+        videos, seconds = _sampled(options, adapted, task, kind)
         rows.append(_row(kind, task, videos, seconds))
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -92,9 +93,9 @@ def smoother(options, model) -> list[dict]:
     from vdm_jax.systems.controlvideo import Smoother
 
     task, errors = make_task(options, options.frames), {}
-    for name, part in (("on", Smoother()), ("off", None)):
+    for name, part, file in (("on", Smoother(), "all"), ("off", None, "without_smoother")):
         adapted = _adapted(options, model, options.frames, smoother=part)
-        videos, _ = _sampled(options, adapted, task, f"smoother_{name}")
+        videos, _ = _sampled(options, adapted, task, file)
         errors[name] = 1e3 * fidelity.warp_error(videos).clips
     errors["on - off"] = errors["on"] - errors["off"]
     compared = np.isfinite(errors["on - off"])
@@ -170,17 +171,24 @@ def _adapted(options, model, frames: int, **settings):
 
 
 def _sampled(options, adapted, task: Task, name: str) -> tuple[np.ndarray, float]:
-    """Videos, and the seconds that each took."""
+    """Videos, and the seconds that each took. Those that lie in OUT are read."""
     import jax
 
     from vdm_jax.data import video_io
 
     changes = {"steps": options.steps, "guidance": options.guidance}
+    told = json.dumps({**changes, "control": options.control, "prompts": task.prompts})
+    path = Path(options.out) / f"{name}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            if str(stored["told"]) != told or stored["videos"].shape[1] != task.clips.shape[1]:
+                raise SystemExit(f"{path}: was sampled with other flags; choose another --out")
+            return stored["videos"], float(stored["seconds"])
     started = time.monotonic()
     videos = adapted.sample(jax.random.key(0), task.controls, task.prompts, **changes)
     seconds = (time.monotonic() - started) / len(videos)
-    sheet = Path(options.out) / f"{name}.png"
-    video_io.contact_sheet(sheet, videos, task.prompts, max_clips=16)
+    np.savez_compressed(path, videos=videos, seconds=seconds, told=told)
+    video_io.contact_sheet(path.with_suffix(".png"), videos, task.prompts, max_clips=16)
     return videos, seconds
 
 

@@ -7,8 +7,11 @@ prompts with the same seed; without motion each frame begins with noise of its o
 table.md, figures.json, the clips (NAME.npz) and contact_sheet.png.
 
 Of each clip are measured: whether the judge of scenes sees the same object, colour and background
-in every frame alone; whether these are the caption's; and how far the object moves from frame to
-frame, in pixels, against what was asked.
+in every frame alone; whether these are the caption's; how far the object moves from frame to frame,
+in pixels, against what was asked; its unsteadiness, the root mean square distance of its centre, in
+pixels, from motion at one velocity; and the mean change of a pixel, of 255, from frame to frame.
+
+The same command goes on: variants whose clips are in DIR are not sampled again.
 """
 
 import argparse
@@ -27,12 +30,14 @@ _SHOWN = 3  # prompts on the sheet
 
 
 class Clip(NamedTuple):
-    """What is measured of a clip: truth values, and pixels a frame (x, y), NaN if no object is
-    seen."""
+    """What is measured of a clip: truth values; pixels a frame (x, y) and pixels, NaN if no object
+    is seen; and levels of 255."""
 
     same: bool
     right: bool
     motion: tuple[float, float]
+    unsteadiness: float
+    change: float
 
 
 def main() -> None:
@@ -49,6 +54,10 @@ def main() -> None:
     parser.add_argument(
         "--motion", default="0.5,0", metavar="X,Y", help="latent places a frame (default 0.5,0)"
     )
+    parser.add_argument(
+        "--timesteps", default="881,941", metavar="T',T", help="of 1000; default 881,941 (paper)"
+    )
+    parser.add_argument("--variants", default="", metavar="NAME,…", help="default: all four")
     parser.add_argument("--out", default="text2video_zero", metavar="DIR")
     sys.path.insert(0, str(ROOT))
     options = parser.parse_args()
@@ -69,15 +78,24 @@ def main() -> None:
     x, y = map(float, options.motion.split(","))
     texts, rows, shown = captions(options.prompts), {}, {}
     factor = model.stage.space.multiple
-    for name, zero in variants((x, y)).items():
-        start = time.perf_counter()
-        videos = pipeline.adapt(model, options.frames, zero).sample(
-            jax.random.key(0), texts, steps=options.steps, guidance=options.guidance
-        )
-        seconds = time.perf_counter() - start
-        np.savez_compressed(out / f"{name}.npz", video=videos, prompts=texts)
+    early, late = map(int, options.timesteps.split(","))
+    for name, zero in variants((x, y), early, late).items():
+        if options.variants and name not in options.variants.split(","):
+            continue
+        path = out / f"{name}.npz"
+        if not path.exists():
+            start = time.perf_counter()
+            videos = pipeline.adapt(model, options.frames, zero).sample(
+                jax.random.key(0), texts, steps=options.steps, guidance=options.guidance
+            )
+            seconds = (time.perf_counter() - start) / len(texts)
+            np.savez_compressed(path, video=videos, prompts=texts, seconds=seconds)
+        with np.load(path) as stored:
+            videos, seconds = stored["video"], float(stored["seconds"])
+            if list(stored["prompts"]) != texts:
+                raise SystemExit(f"{path}: its prompts are not those of --prompts={len(texts)}")
         measured = [measure(video, text) for video, text in zip(videos, texts, strict=True)]
-        rows[name] = {**figures(measured), "seconds": seconds / len(texts)}
+        rows[name] = {**figures(measured), "seconds": seconds}
         shown |= {f"{name}: {text}": videos[i] for i, text in enumerate(texts[:_SHOWN])}
         print(name, json.dumps(rows[name]), flush=True)
     asked = (-factor * x, -factor * y)
@@ -91,12 +109,12 @@ def main() -> None:
     print(table)
 
 
-def variants(motion: tuple[float, float]) -> dict:
-    """The four settings by name."""
+def variants(motion: tuple[float, float], early: int, late: int) -> dict:
+    """The four settings by name; early, late: T' and T."""
     from vdm_jax.models.blocks.cross_frame import FIRST, OWN, CrossFrame
     from vdm_jax.systems.text2video_zero import INDEPENDENT, Text2VideoZero
 
-    both = Text2VideoZero(motion=motion, unit="latent")
+    both = Text2VideoZero(motion=motion, unit="latent", t_prime=early, t=late)
     alone = CrossFrame(frames=OWN)
     assert both.attention == CrossFrame(frames=FIRST)
     return {
@@ -133,10 +151,15 @@ def measure(video: np.ndarray, caption: str) -> Clip:
     same = len(seen) == 1 and not any(NONE in one for one in next(iter(seen)))
     right = seen == {((wanted, color, background),)}
     centres = scene_judge.centres(video)
-    motion = (float("nan"),) * 2
+    motion, unsteadiness = (float("nan"),) * 2, float("nan")
     if centres is not None:
-        motion = tuple(np.polyfit(np.arange(len(video)), centres * scene_judge.SIZE, 1)[0].tolist())
-    return Clip(same, right, motion)
+        times = np.arange(len(video))
+        line = np.polyfit(times, centres * scene_judge.SIZE, 1)
+        motion = tuple(line[0].tolist())
+        apart = centres * scene_judge.SIZE - (times[:, None] * line[0] + line[1])
+        unsteadiness = float(np.sqrt(np.square(apart).sum(1).mean()))
+    change = float(np.abs(np.diff(video.astype(float), axis=0)).mean())
+    return Clip(same, right, motion, unsteadiness, change)
 
 
 def figures(clips: Sequence[Clip]) -> dict:
@@ -154,6 +177,12 @@ def figures(clips: Sequence[Clip]) -> dict:
         if len(seen) > 1:
             interval = intervals.bootstrap(lambda x: float(x.mean()), seen[:, axis : axis + 1])
             found[f"motion_{name}"] = list(interval[:3])
+    for name in ("unsteadiness", "change"):
+        values = np.array([getattr(clip, name) for clip in clips])
+        values = values[np.isfinite(values)]
+        if len(values) > 1:
+            interval = intervals.bootstrap(lambda x: float(x.mean()), values[:, None])
+            found[name] = list(interval[:3])
     return found
 
 
@@ -161,8 +190,9 @@ def as_table(rows: dict, asked: tuple[float, float]) -> str:
     """The figures as Markdown."""
     lines = [
         "| variant | n | same in all frames | and as captioned | object seen | motion x; y, pixels "
-        f"a frame (asked {asked[0]:g}; {asked[1]:g}) | seconds a clip |",
-        "|---|---|---|---|---|---|---|",
+        f"a frame (asked {asked[0]:g}; {asked[1]:g}) | unsteadiness, pixels | change, of 255 | "
+        "seconds a clip |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         shares = (
@@ -170,12 +200,16 @@ def as_table(rows: dict, asked: tuple[float, float]) -> str:
             for key in ("same", "right")
         )
         moves = [row.get(f"motion_{axis}") for axis in "xy"]
-        text = "; ".join(
-            "–" if m is None else f"{m[0]:.2f} [{m[1]:.2f}, {m[2]:.2f}]" for m in moves
-        )
-        cells = (name, row["n"], *shares, row["seen"], text, f"{row['seconds']:.1f}")
+        text = "; ".join(interval(move) for move in moves)
+        rest = (interval(row.get(key)) for key in ("unsteadiness", "change"))
+        cells = (name, row["n"], *shares, row["seen"], text, *rest, f"{row['seconds']:.1f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def interval(found: Sequence[float] | None) -> str:
+    """A value and its interval, "–" where there is none."""
+    return "–" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
 
 
 if __name__ == "__main__":

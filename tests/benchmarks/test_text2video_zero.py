@@ -52,8 +52,8 @@ def test_the_objects_of_a_rendered_clip_are_its_foreground(clip):
 
 
 def test_the_table_has_intervals():
-    clips = [benchmark.Clip(True, i > 1, (-2.0 - 0.1 * i, 0.0)) for i in range(8)] + [
-        benchmark.Clip(False, False, (float("nan"),) * 2)
+    clips = [benchmark.Clip(True, i > 1, (-2.0 - 0.1 * i, 0.0), 1.0, 5.0) for i in range(8)] + [
+        benchmark.Clip(False, False, (float("nan"),) * 2, float("nan"), 5.0)
     ]
     rows = {"both": {**benchmark.figures(clips), "seconds": 1.0}}
     found = rows["both"]
