@@ -62,5 +62,5 @@ def test_the_table_has_intervals():
     low, high = found["motion_x"][1:]
     assert low < -2.35 < high
     assert "| both | 9 | 88.9% [" in benchmark.as_table(rows, (-2, 0))
-    assert set(benchmark.variants((1, 0))) == {"both", "motion", "attention", "neither"}
+    assert set(benchmark.variants((1, 0), 881, 941)) == {"both", "motion", "attention", "neither"}
     assert len(set(benchmark.captions(20))) == 20
