@@ -42,6 +42,7 @@ def tiny_config() -> ConfigDict:
     config.train.sample_every = 0
     config.checkpoint.every = 100
     config.sample.update({"augmentation": 0.0, "fps": 0.0, "motion_bucket": 0.0})
+    config.sample.update({"guidance": 2.0, "first_guidance": 2.0})
     config.sample.steps = 20
     config.sample.batch_size = 4
     return config

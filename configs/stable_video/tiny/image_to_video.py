@@ -15,7 +15,7 @@ def get_config():
     config = recipe.clip_config()
     config.model.still = True
     config.model.unet.in_channels = 2 * config.model.unet.out_channels
-    config.sample.augmentation = 0.02
+    config.sample.update({"augmentation": 0.02, "first_guidance": 1.0})
     config.process.P_mean = 0.7
     config.process.P_std = 1.6
     config.train.steps = 600
