@@ -1,6 +1,7 @@
 """Stable Video Diffusion's stages of training: each starts as the model before it, and only what is
 trained changes."""
 
+import functools
 import re
 
 import jax
@@ -35,20 +36,21 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make_config(image_folder):
     """A function from the fields of `model` to the configuration of a stage."""
+    return functools.partial(config_of, image_folder)
+
+
+def config_of(image_folder, frames=FRAMES, side=SIDE, **model):
+    """The configuration of a stage that begins with a published text-to-image pipeline."""
     image = latent_unet.read_config(image_folder / "unet")
-
-    def make(frames=FRAMES, **model):
-        config = stable_video.default_config().unlock()
-        config.model.unet = ConfigDict(weights.inflated_config(image))
-        config.model.unet.in_channels = 8 if model.get("still") else 4
-        config.model.update({"context": "text", "still": False, "dtype": "float32", **model})
-        config.model.autoencoder = str(image_folder / "vae")
-        config.text.update({"encoder": "clip", "weights": str(image_folder), "max_length": 77})
-        config.data.update({"num_frames": frames, "image_size": SIDE, "image_width": SIDE})
-        config.train.update({"batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-3})
-        return config
-
-    return make
+    config = stable_video.default_config().unlock()
+    config.model.unet = ConfigDict(weights.inflated_config(image))
+    config.model.unet.in_channels = 8 if model.get("still") else 4
+    config.model.update({"context": "text", "still": False, "dtype": "float32", **model})
+    config.model.autoencoder = str(image_folder / "vae")
+    config.text.update({"encoder": "clip", "weights": str(image_folder), "max_length": 77})
+    config.data.update({"num_frames": frames, "image_size": side, "image_width": side})
+    config.train.update({"batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-3})
+    return config
 
 
 @pytest.fixture(scope="module")
