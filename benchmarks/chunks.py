@@ -206,22 +206,21 @@ def step_ratio(clips: np.ndarray, border: np.ndarray) -> np.ndarray:
 def memory(
     network: Any, params: Any, latents: np.ndarray, sizes: Sequence[int], overlap: int
 ) -> list[dict[str, Any]]:
-    """A row for each number of frames at once: what is held while a clip is decoded, with latents
-    of twice the height and width."""
+    """A row for each number of frames at once: what is held while a clip is decoded."""
     import jax
 
     from benchmarks import serving
     from vdm_jax.parallel import heap
 
-    large, rows = latents.repeat(2, axis=2).repeat(2, axis=3), []
+    rows = []
     for at_once in (*sizes, latents.shape[1]):
-        shared = min(overlap, at_once - 1) if at_once < latents.shape[1] else 0
-        decode = make_decode(network, params, large.shape[1:], at_once, shared)
-        jax.block_until_ready(decode(large))  # threads, code and the like stay from then on
+        shared = min(overlap, at_once // 2) if at_once < latents.shape[1] else 0
+        decode = make_decode(network, params, latents.shape[1:], at_once, shared)
+        jax.block_until_ready(decode(latents))  # threads, code and the like stay from then on
         heap.trim()
         before = serving.resident()
         serving.reset_peak()
-        result = jax.block_until_ready(decode(large))
+        result = jax.block_until_ready(decode(latents))
         held = serving.peak_resident() - before
         row = {"frames at once": at_once, "overlap": shared, "held, MiB": held / 2**20}
         rows.append({**row, "of these the clip, MiB": result.nbytes / 2**20})
@@ -240,7 +239,7 @@ def compiled(sizes: Sequence[int], overlap: int) -> list[dict[str, Any]]:
     frames, height, width, channels = _PUBLISHED
     z = jax.ShapeDtypeStruct((1, *_PUBLISHED), np.float32)
     for at_once in sizes:
-        shared = min(overlap, at_once - 1) if at_once < frames else 0
+        shared = min(overlap, at_once // 2) if at_once < frames else 0
         space = LatentSpace(
             data_shape=(frames, 8 * height, 8 * width, 3),
             autoencoder=network,

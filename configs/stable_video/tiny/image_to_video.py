@@ -18,5 +18,5 @@ def get_config():
     config.sample.update({"augmentation": 0.02, "first_guidance": 1.0})
     config.process.P_mean = 0.7
     config.process.P_std = 1.6
-    config.train.steps = 600
+    config.train.steps = 480
     return config
