@@ -188,7 +188,7 @@ def border_steps(frames: int, at_once: int, overlap: int) -> np.ndarray:
     size = min(at_once, frames)
     starts = windows.window_starts(frames, at_once, overlap)
     weights = np.zeros((len(starts), frames))
-    rows = windows.window_weights(frames, size, starts, "fade")
+    rows = windows.window_weights(frames, size, starts, "inner")
     for row, start, found in zip(weights, starts, rows, strict=True):
         row[start : start + size] = found
     return (np.diff(weights, axis=1) != 0).any(0)

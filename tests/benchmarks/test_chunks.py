@@ -22,8 +22,10 @@ def test_steps_at_borders_are_those_over_which_chunks_change():
     # 0 to 3 | 4 to 7 | 8 to 9, of which the last chunk is 6 to 9.
     assert np.flatnonzero(benchmark.border_steps(8, 4, 0)).tolist() == [3]
     assert not benchmark.border_steps(8, 8, 0).any()
-    # 0 to 5 and 4 to 9: frame 4 is the first chunk's, 5 is half of each, 6 the second's.
-    assert np.flatnonzero(benchmark.border_steps(10, 6, 2)).tolist() == [4, 5]
+    # 0 to 5 and 4 to 9: frame 4 is the first chunk's, 5 the second's.
+    assert np.flatnonzero(benchmark.border_steps(10, 6, 2)).tolist() == [4]
+    # 0 to 13 and 10 to 23: frame 10 is the first chunk's, 13 the second's.
+    assert np.flatnonzero(benchmark.border_steps(24, 14, 4)).tolist() == [10, 11, 12]
 
 
 def test_a_seam_is_seen_where_it_is():
