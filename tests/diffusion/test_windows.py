@@ -94,3 +94,16 @@ def test_what_cannot_be_is_told():
         windows.window_starts(32, 16, 6, multiple=4)
     with pytest.raises(ValueError, match="weights = 'sum'"):
         windows.windowed(of_three_frames, axis=1, size=4, overlap=1, weights="sum")
+
+
+@pytest.mark.parametrize(("overlap", "rise"), [(1, [1 / 2]), (4, [0, 1 / 3, 2 / 3, 1])])
+def test_ends_of_windows_do_not_count_with_the_weights_inner(overlap, rise):
+    size = 8
+    starts = windows.window_starts(16 - overlap, size, overlap)
+    first, second = windows.window_weights(16 - overlap, size, starts, "inner")
+    np.testing.assert_allclose(second[:overlap], rise, rtol=1e-6)
+    np.testing.assert_allclose(first[-overlap:], rise[::-1], rtol=1e-6)
+    assert (first[:-overlap] == 1).all() and (second[overlap:] == 1).all()
+    for length in range(size, 24):  # the last window may overlap more, and several may overlap
+        found = windows.window_starts(length, size, overlap)
+        assert np.isfinite(windows.window_weights(length, size, found, "inner")).all()

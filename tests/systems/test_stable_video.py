@@ -166,6 +166,9 @@ def test_micro_conditions_of_a_clip():
     entries = Micro(full_motion=1.0).example(example, jax.random.key(0))
     np.testing.assert_array_equal(entries["fps_id"], [6, 23])
     np.testing.assert_array_equal(entries["motion_bucket"], [128, 0])
+    # Half as many frames a second show twice the change between two frames, so the bucket is equal.
+    slow = Example({}, clip, None, jnp.array([3.5, 24.0]))
+    assert Micro(full_motion=1.0).example(slow, jax.random.key(0))["motion_bucket"][0] == 64
     with pytest.raises(ValueError, match="motion_bucket = 300: must be from 0 to 255"):
         Micro().check({"motion_bucket": 300.0})
     with pytest.raises(ValueError, match="fps = 0.5: must be at least 1"):

@@ -5,7 +5,9 @@ every element is predicted by the window in which it lies deepest: a fully convo
 whose reach is at most half of the overlap then predicts exactly what it does whole. With "uniform"
 or "ramp" overlapping predictions are averaged at every step (MultiDiffusion, Bar-Tal et al. 2023,
 eq. 5; Lumiere's temporal windows, Bar-Tal et al. 2024, §3.2). With "fade" a window's weight falls
-linearly over each overlap, from 1 at its first element, while the next one's rises from 0.
+linearly over each overlap, from 1 at its first element, while the next one's rises from 0. "inner"
+is such a fade in the middle of each overlap: the elements nearest to a window's own ends, where its
+prediction lacks most neighbours, do not count.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from jaxtyping import Array, Float
 from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Denoiser
 
-WEIGHTS = ("core", "uniform", "ramp", "fade")
+WEIGHTS = ("core", "uniform", "ramp", "fade", "inner")
 
 
 def window_starts(length: int, size: int, overlap: int, multiple: int = 1) -> list[int]:
@@ -61,6 +63,10 @@ def window_weights(
             inside = ((low <= place) & (place < high)).astype(float)
         elif weights == "fade":
             inside = _fade(place, size, starts, number)
+        elif weights == "inner":
+            before, after = _overlaps(size, starts, number)
+            inside[:before] = _rise(before)
+            inside[size - after :] = np.minimum(inside[size - after :], _rise(after)[::-1])
         whole[number, start : start + size] = inside
     whole /= whole.sum(0)
     return np.stack([row[start : start + size] for row, start in zip(whole, starts, strict=True)])
@@ -69,13 +75,26 @@ def window_weights(
 def _fade(place: np.ndarray, size: int, starts: Sequence[int], number: int) -> np.ndarray:
     """The weights "fade" of one window."""
     inside = np.ones(size)
-    before = starts[number - 1] + size - starts[number] if number > 0 else 0
-    after = starts[number] + size - starts[number + 1] if number < len(starts) - 1 else 0
+    before, after = _overlaps(size, starts, number)
     if before:
         inside = np.minimum(inside, place / before)
     if after:
         inside = np.minimum(inside, (size - place) / after)
     return inside
+
+
+def _overlaps(size: int, starts: Sequence[int], number: int) -> tuple[int, int]:
+    """How many elements a window shares with the one before, and with the next."""
+    before = starts[number - 1] + size - starts[number] if number > 0 else 0
+    after = starts[number] + size - starts[number + 1] if number < len(starts) - 1 else 0
+    return before, after
+
+
+def _rise(overlap: int) -> Float[np.ndarray, "{overlap}"]:
+    """From 0 to 1 over an overlap; flat over a quarter of it at each end, at least one element."""
+    flat = 0 if overlap < 2 else max(overlap // 4, 1)
+    places = np.arange(overlap) + 1 - flat
+    return np.clip(places / (overlap + 1 - 2 * flat), 0.0, 1.0)
 
 
 def windowed(

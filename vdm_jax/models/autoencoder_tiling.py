@@ -88,7 +88,8 @@ def in_chunks(
 
     Neighbouring chunks share `overlap` frames. If that is at least twice `reach`, every frame is
     taken from a chunk that has all frames on which it depends, and the result is that of the whole.
-    If it is less, the results fade linearly from one chunk to the next.
+    If it is less, the results fade linearly from one chunk to the next, in the middle of what they
+    share: a chunk's first and last frames lack their neighbours.
 
     Args:
       function: with as many frames in its result.
@@ -100,7 +101,7 @@ def in_chunks(
     """
     length = video.shape[1]
     starts = windows.window_starts(length, at_once, overlap)
-    weights = "core" if overlap >= 2 * reach else "fade"
+    weights = "core" if overlap >= 2 * reach else "inner"
     cut = _cut(1, min(at_once, length), starts, length, weights)
     return _assembled(function, video, [cut])
 

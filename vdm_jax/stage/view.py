@@ -42,7 +42,9 @@ class View:
         if self.part:
             self._check_part()
         else:
-            resize.ratios(self.data_shape, self.shape)
+            # With strides the frames are drawn, and their number need not divide the data's.
+            frames = self.shape[0] if self.frame_strides else self.data_shape[0]
+            resize.ratios((frames, *self.data_shape[1:]), self.shape)
         for stride in self.frame_strides:
             span = (self.shape[0] - 1) * stride + 1
             if span > self.data_shape[0]:

@@ -63,12 +63,8 @@ def build(config: ConfigDict) -> Stage:
     model, data, schedule = config.model, config.data, make_scheduler(config)
     autoencoder = make_autoencoder(config)
     network = make_network(config)
-    shape = (
-        data.num_frames,
-        data.image_size,
-        data.image_width or data.image_size,
-        autoencoder.in_channels,
-    )
+    size = (data.image_size, data.image_width or data.image_size, autoencoder.in_channels)
+    shape = (model.frames or data.num_frames, *size)
     overlap = min(model.decode_overlap, model.decode_frames - 1) if autoencoder.frame_reach else 0
     space = LatentSpace(
         data_shape=shape,
@@ -86,11 +82,27 @@ def build(config: ConfigDict) -> Stage:
             training_schedule=LogNormal(P_mean=config.process.P_mean, P_std=config.process.P_std),
         ),
         space=space,
-        view=View(shape=shape, data_fps=frame_rate.playback(config)),
+        view=View(
+            shape=shape,
+            data_shape=(data.num_frames, *size),
+            data_fps=frame_rate.playback(config),
+            frame_strides=_frame_strides(config),
+        ),
         conditions=_conditions(config, network, space),
         new=NEW if model.temporal else "",
         wider=WIDER if model.still else "",
     )
+
+
+def _frame_strides(config: ConfigDict) -> tuple[int, ...]:
+    """`model.frame_strides`. Raises ValueError where they do not fit `model.frames`."""
+    frames, strides = config.model.frames, tuple(config.model.frame_strides)
+    if bool(frames) != bool(strides) or (strides and strides[0] != 1):
+        raise ValueError(
+            f"model.frames = {frames}, model.frame_strides = {strides}: set both or neither; the "
+            "first stride must be 1"
+        )
+    return strides
 
 
 def make_network(config: ConfigDict) -> LatentUNet:
@@ -210,6 +222,10 @@ def default_config() -> ConfigDict:
                 # embedding of that frame.
                 "still": True,
                 "context": "still",
+                # Frames of a clip, data.num_frames if 0, and the steps in time of which one is
+                # drawn for each clip in training: so many frame rates does the model learn.
+                "frames": 0,
+                "frame_strides": (),
                 # Frames that are decoded at once, and those that neighbouring parts share.
                 "decode_frames": 8,
                 "decode_overlap": 4,

@@ -30,6 +30,7 @@ def with_text(config: ConfigDict) -> ConfigDict:
     config.model.still = False
     config.model.context = "text"
     config.model.unet.in_channels = 4
+    config.sample.augmentation = 0.0
     config.text.encoder = "clip_h"
     config.text.max_length = 77
     return config

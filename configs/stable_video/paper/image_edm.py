@@ -17,6 +17,7 @@ recipe = load_recipe(__file__, "_recipe.py")
 def get_config():
     config = recipe.with_text(recipe.paper_config(256, 384, frames=1))
     config.model.temporal = False
+    config.sample.update({"fps": 0.0, "motion_bucket": 0.0})
     config.process.P_mean = -1.2
     config.process.P_std = 1.2
     config.train.steps = 31_000

@@ -11,10 +11,9 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = recipe.tiny_config(frames=1)
-    config.model.temporal = False
+    config = recipe.tiny_config()
     config.process.P_mean = 0.0
     config.process.P_std = 1.2
-    config.train.steps = 2000
-    config.train.batch_size = 32
+    config.train.steps = 300
+    config.train.batch_size = 16
     return config

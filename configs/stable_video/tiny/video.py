@@ -1,4 +1,4 @@
-"""Stable Video Diffusion on scenes, stage 2: layers over frames, clips of 8 x 64 x 64.
+"""Stable Video Diffusion on scenes, stage 2: layers over frames, clips of 6 x 64 x 64.
 
 Command: vdm train --config=stable_video/tiny/video --workdir=DIR/video \\
     --config.train.init_from=DIR/image_edm
@@ -13,8 +13,8 @@ recipe = load_recipe(__file__, "_recipe.py")
 
 
 def get_config():
-    config = recipe.tiny_config(frames=8)
+    config = recipe.clip_config()
     config.process.P_mean = 0.5
     config.process.P_std = 1.4
-    config.train.steps = 3000
+    config.train.steps = 320
     return config

@@ -151,7 +151,9 @@ class Micro(Base):
     Attributes:
       fps: of samples, unless the setting `fps` says otherwise.
       full_motion: the mean change from frame to frame, of pixels from -1 to 1, that is bucket 255
-        in training (`measure_motion`).
+        in training (`measure_motion`) at `fps` frames a second. At another rate the change is
+        scaled to that one, so the bucket is an amount of motion a second, and the frame rate
+        decides how much of it lies between two frames.
       augmentation: whether the entry of that name is made here.
     """
 
@@ -175,7 +177,8 @@ class Micro(Base):
         return {name: shape(n, dtype=jnp.float32) for name in names}
 
     def example(self, example: Example, key: Key[Array, ""]) -> dict[str, Array]:
-        motion = measure_motion(example.clip) / self.full_motion
+        rate = example.fps / self.fps
+        motion = rate * measure_motion(example.clip) / self.full_motion
         bucket = jnp.round(LARGEST_BUCKET * jnp.minimum(motion, 1.0))
         return self._entries(example.fps, bucket)
 
