@@ -22,8 +22,9 @@ def draw(
 ) -> Float[Array, "n f h w 1"]:
     """n masks of videos of `shape` (f, h, w), 1 where the video is known, their kinds drawn evenly.
 
-    none: nothing. first_frame, first_two_frames, first_and_last: whole frames. inpaint: all but a box, the same in
-    all frames. outpaint: that box only. cinemagraph: all but the box, and the first frame whole.
+    none: nothing. first_frame, first_two_frames, first_and_last: whole frames. inpaint: all but a
+    box, the same in all frames. outpaint: that box only. cinemagraph: all but the box, and the
+    first frame whole.
     key_frames: every s-th frame, the first and the last among them, s drawn from the divisors above
     1 of f - 1. beginning, end: a drawn number of frames there, at least one, and not all
     (Make-A-Video, Singer et al. 2022, section 3.3). ends: as many at both.
