@@ -1,6 +1,7 @@
 """Video LDM starts as its image model, training changes only the layers over frames and what takes
 known frames, and known frames guide samples."""
 
+import argparse
 import re
 
 import jax
@@ -11,6 +12,7 @@ from flax import traverse_util
 
 from tests.systems import test_latent_image
 from vdm_jax import systems
+from vdm_jax.cli import edit_inputs
 from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.parallel import sharding
 from vdm_jax.pipelines import editing
@@ -162,7 +164,7 @@ def test_guidance_leads_towards_known_frames_where_training_lacked_them(started)
     np.testing.assert_array_equal(between.null(cond)["mask"], cond["mask"])
 
 
-def test_videos_go_on_and_get_frames_between_twice(started, tmp_path):
+def test_videos_go_on_and_get_frames_between_twice(started, folder, tmp_path):
     config, stage, _, params = started
     rng = np.random.default_rng(0)
     drawn = {
@@ -186,3 +188,8 @@ def test_videos_go_on_and_get_frames_between_twice(started, tmp_path):
     assert np.any(twice[0][:, 1] != twice[1][:, 1])
     with pytest.raises(ValueError, match="fps = 2: this model was trained with 4, 8 frames"):
         model.sampler(fps=2.0)
+    flags = {"motion_bucket": None, "augmentation": None, "decode_frames": None}
+    options = argparse.Namespace(job="interpolate", fps=8.0, **flags)
+    assert edit_inputs.fitted(options, model) is model
+    with pytest.raises(ValueError, match="--fps: this model has no such setting; it has: none"):
+        edit_inputs.fitted(options, pretrained.load(folder))

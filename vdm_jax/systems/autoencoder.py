@@ -133,7 +133,10 @@ def write_published(folder: Path, config: ConfigDict, params: PyTree, dtype: str
 def is_published(folder: Path) -> bool:
     """Whether a folder holds a published autoencoder."""
     path = folder / _CONFIG
-    return path.is_file() and published.read_json(path).get("_class_name") in CLASSES
+    # A run has a file of that name too, which is not read for this.
+    if not (any(folder.glob(f"{published.DIFFUSERS}*")) and path.is_file()):
+        return False
+    return published.read_json(path).get("_class_name") in CLASSES
 
 
 def read_published(folder: Path) -> ConfigDict:
