@@ -40,6 +40,14 @@ def test_errors_where_pixels_change_are_those_of_the_object(clip):
     assert benchmark.psnr_of_changes(blended, clip)[0] < overall
 
 
+def test_only_errors_that_change_are_flicker(clip):
+    wrong = np.clip(clip, 0, 245) + np.uint8(10)
+    truth = np.clip(clip, 0, 245)
+    assert benchmark.flicker(wrong, truth)[0] == 0
+    wrong[:, ::2] -= 10  # every other frame is right
+    assert benchmark.flicker(wrong, truth)[0] == pytest.approx(10)
+
+
 def test_differences_are_clip_by_clip():
     rng = np.random.default_rng(0)
     base = rng.normal(size=20)
