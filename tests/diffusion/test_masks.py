@@ -13,7 +13,13 @@ def of(*kinds, n=64):
 
 
 @pytest.mark.parametrize(
-    "kind,known", [("none", []), ("first_frame", [0]), ("first_and_last", [0, 3])]
+    "kind,known",
+    [
+        ("none", []),
+        ("first_frame", [0]),
+        ("first_two_frames", [0, 1]),
+        ("first_and_last", [0, 3]),
+    ],
 )
 def test_whole_frames(kind, known):
     expected = np.isin(np.arange(4), known)[None, :, None, None]

@@ -82,6 +82,7 @@ _FLAGS = {
     "strength": ("restyle",),
     "then": ("extend", "restyle", "loop", "invert"),
     **dict.fromkeys(edit_inputs.STILL_FLAGS, ("animate",)),
+    "fps": ("animate", "extend", "interpolate"),
     **dict.fromkeys(("method", "weight"), _KNOWING),
     **dict.fromkeys(("input", "prompt", *common.SAMPLER_FLAGS), _SAMPLING),
     **{flag: (job,) for job, module in _MODULES.items() for flag in module.FLAGS},

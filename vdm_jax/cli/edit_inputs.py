@@ -55,7 +55,7 @@ def add_still_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("animate, with a model that takes an image as a condition")
     for name, text in (
-        ("fps", "frames a second (Stable Video Diffusion: 7)"),
+        ("fps", "frames a second, of models that take them (Stable Video Diffusion: 7)"),
         ("motion_bucket", "how much moves, 0 to 255 (127)"),
         ("augmentation", "noise on the picture (0.02)"),
     ):
@@ -81,10 +81,15 @@ def fitted(options: argparse.Namespace, model: "Model") -> "Model":
     Raises FileNotFoundError; ValueError for flags that the model does not have, and for a size that
     its layers cannot have.
     """
+    from vdm_jax.stage.conditions.scalar import FrameRate
+
     if options.job != "animate" or not takes_still(model.stage):
+        rate = model.stage.find(FrameRate)
+        taken = () if rate is None else rate.settings
         for name in STILL_FLAGS:
-            if getattr(options, name) is not None:
-                raise ValueError(f"--{name}: this model takes no image as a condition")
+            if getattr(options, name) is not None and name not in taken:
+                has = ", ".join(taken) or "none"
+                raise ValueError(f"--{name}: this model has no such setting; it has: {has}")
         return model
     if not options.input:
         raise ValueError("animate needs --input: this model makes clips of an image")
@@ -119,7 +124,7 @@ def read(options: argparse.Namespace, model: "Model", sampler: "Sampler") -> Inp
     """The inputs of a job. Raises FileNotFoundError and ValueError, naming the flag."""
     if options.job == "refine":
         return _to_refine(options, model)
-    return _to_edit(options, sampler, model.fps)
+    return _to_edit(options, sampler, options.fps or model.fps)
 
 
 def _to_edit(options: argparse.Namespace, sampler: "Sampler", fps: float) -> Inputs:

@@ -9,9 +9,10 @@ The third prepares the data set that a configuration trains on.
 moving_shapes is rendered here, in seconds to minutes by size. Its variants are named by height,
 width and frames: 16, 32 or 64 pixels, 8, 16 or 32 frames, for example 64x64x16, and with two shapes
 64x64x16_two. scenes is rendered too, in one to two minutes: 64x64x16, and with two objects
-64x64x16_two; 256x256x16 is for super-resolution. The other TFDS data sets (ucf101, moving_mnist,
-bair_robot_pushing_small, robonet, starcraft_video, davis) are downloaded from where their authors
-keep them. Folders of video files need no preparation (data.name = "video_folder").
+64x64x16_two; 256x256x16 is for super-resolution, 64x64x65 for frame interpolation. The other TFDS
+data sets (ucf101, moving_mnist, bair_robot_pushing_small, robonet, starcraft_video, davis) are
+downloaded from where their authors keep them. Folders of video files need no preparation (data.name
+= "video_folder").
 """
 
 import time

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 KINDS = (
     *("none", "first_frame", "first_and_last", "inpaint", "outpaint", "cinemagraph"),
-    *("key_frames", "beginning", "end", "ends"),
+    *("key_frames", "beginning", "end", "ends", "first_two_frames"),
 )
 _SIDES = (0.25, 0.75)  # of a box, least and greatest, in shares of the frame's
 
@@ -22,8 +22,9 @@ def draw(
 ) -> Float[Array, "n f h w 1"]:
     """n masks of videos of `shape` (f, h, w), 1 where the video is known, their kinds drawn evenly.
 
-    none: nothing. first_frame, first_and_last: whole frames. inpaint: all but a box, the same in
-    all frames. outpaint: that box only. cinemagraph: all but the box, and the first frame whole.
+    none: nothing. first_frame, first_two_frames, first_and_last: whole frames. inpaint: all but a
+    box, the same in all frames. outpaint: that box only. cinemagraph: all but the box, and the
+    first frame whole.
     key_frames: every s-th frame, the first and the last among them, s drawn from the divisors above
     1 of f - 1. beginning, end: a drawn number of frames there, at least one, and not all
     (Make-A-Video, Singer et al. 2022, section 3.3). ends: as many at both.
@@ -47,6 +48,7 @@ def draw(
         "beginning": beginning,
         "end": beginning[:, ::-1],
         "ends": both | both[:, ::-1],
+        "first_two_frames": (frame < 2)[:, None, None],
     }
     all_kinds = jnp.stack([jnp.broadcast_to(of_kind[kind], (n, *shape)) for kind in kinds])
     chosen = jax.random.randint(kind_key, (n,), 0, len(kinds))

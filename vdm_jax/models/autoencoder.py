@@ -6,7 +6,7 @@ of the network itself: what a diffusion model is trained on is (latents − shif
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -19,6 +19,10 @@ from jaxtyping import Array, Float, Key, PyTree
 from vdm_jax.models import layers
 from vdm_jax.models.blocks import autoencoding as blocks
 from vdm_jax.models.blocks.resample import Upsample
+
+OverFrames = Callable[..., nn.Module]
+"""`(name=...)` makes a layer that is called with features, frames folded into the batch, and the
+number of frames of a clip."""
 
 
 class Posterior(NamedTuple):
@@ -110,6 +114,7 @@ class AutoencoderKL(Autoencoder):
         common = {"groups": self.norm_groups, "attention": self.attention, "dtype": self.dtype}
         features = 2 * self.latent_channels
         self.encoder = Encoder(features, self.channels, self.layers_per_level, **common)
+        common["over_frames"] = self.over_frames()
         self.decoder = Decoder(self.out_channels, self.channels, self.layers_per_level, **common)
         if self.use_quant_conv:
             self.quant_conv = layers.dense(features, dtype=jnp.float32)
@@ -125,11 +130,44 @@ class AutoencoderKL(Autoencoder):
         self, latents: Float[Array, "n h w c"], frames: int = 1
     ) -> Float[Array, "n h2 w2 c2"]:
         """Images. The network decodes each frame alone, whatever `frames` is."""
-        return self.decoder(self.post_quant_conv(latents) if self.use_post_quant_conv else latents)
+        latents = self.post_quant_conv(latents) if self.use_post_quant_conv else latents
+        return self.decoder(latents, frames)
+
+    @nn.nowrap
+    def over_frames(self) -> OverFrames | None:
+        """What makes the decoder's layers over frames; None = it has none."""
+        return None
 
     @property
     def factor(self) -> int:
         return 2 ** (len(self.channels) - 1)
+
+
+class AutoencoderKLFrameDecoder(AutoencoderKL):
+    """`AutoencoderKL` whose decoder has a residual block over frames after each residual block
+    (Video LDM, Blattmann et al. 2023, section 3.1.1). With the parameters of an `AutoencoderKL`
+    beside these layers as they are initialised, it decodes each frame as that does.
+
+    The attributes are those of `AutoencoderKL`. No published class is equal to it.
+    """
+
+    def decode(
+        self, latents: Float[Array, "bf h w c"], frames: int = 1
+    ) -> Float[Array, "bf h2 w2 c2"]:
+        """The frames of clips of `frames` frames, batch and frames folded.
+
+        Raises ValueError where `frames` does not divide their number.
+        """
+        _check_frames(latents, frames)
+        return super().decode(latents, frames)
+
+    @nn.nowrap
+    def over_frames(self) -> OverFrames:
+        return functools.partial(blocks.FrameBlending, self.norm_groups, self.dtype)
+
+    @property
+    def frame_reach(self) -> int:
+        return 2 * (2 + len(self.channels) * (self.layers_per_level + 1))
 
 
 class AutoencoderKLTemporalDecoder(Autoencoder):
@@ -170,10 +208,7 @@ class AutoencoderKLTemporalDecoder(Autoencoder):
 
         Raises ValueError where `frames` does not divide their number.
         """
-        if len(latents) % frames:
-            raise ValueError(
-                f"frames = {frames}: does not divide {len(latents)}, all clips' frames"
-            )
+        _check_frames(latents, frames)
         return self.decoder(latents, frames)
 
     @property
@@ -229,6 +264,11 @@ class AutoencoderTiny(Autoencoder):
         return 2 ** (len(self.encoder_blocks) - 1)
 
 
+def _check_frames(latents: Float[Array, "bf h w c"], frames: int) -> None:
+    if len(latents) % frames:
+        raise ValueError(f"frames = {frames}: does not divide {len(latents)}, all clips' frames")
+
+
 def _posterior(moments: Float[Array, "n h w c"]) -> Posterior:
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return Posterior(mean, jnp.clip(log_variance, -30.0, 20.0))
@@ -261,7 +301,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to images of `features` channels. The attributes are those of `AutoencoderKL`."""
+    """Latents to images of `features` channels. The attributes are those of `AutoencoderKL`, and
+
+    over_frames: makes a layer over frames by its name, after each residual block; None = none.
+    """
 
     features: int
     channels: Sequence[int]
@@ -269,18 +312,28 @@ class Decoder(nn.Module):
     groups: int
     attention: bool = True
     dtype: DTypeLike = jnp.float32
+    over_frames: OverFrames | None = None
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 _"]:
+    def __call__(
+        self, latents: Float[Array, "bf h w c"], frames: int
+    ) -> Float[Array, "bf h2 w2 _"]:
         channels, groups, dtype = self.channels[::-1], self.groups, self.dtype
+
+        def residual(x: Float[Array, "bf h w c"], width: int, name: str) -> Array:
+            x = blocks.Residual(width, groups, dtype, name=name)(x)
+            if self.over_frames is None:
+                return x
+            return self.over_frames(name=f"{name}_temporal")(x, frames)
+
         x = layers.conv(channels[0], dtype=dtype, name="conv_in")(latents)
-        x = blocks.Residual(channels[0], groups, dtype, name="mid_residual_0")(x)
+        x = residual(x, channels[0], "mid_residual_0")
         if self.attention:
             x = blocks.Attention(groups, dtype, name="mid_attention")(x)
-        x = blocks.Residual(channels[0], groups, dtype, name="mid_residual_1")(x)
+        x = residual(x, channels[0], "mid_residual_1")
         for level, width in enumerate(channels):
             for number in range(self.layers_per_level + 1):
-                x = blocks.Residual(width, groups, dtype, name=f"up_{level}_residual_{number}")(x)
+                x = residual(x, width, f"up_{level}_residual_{number}")
             if level < len(channels) - 1:
                 x = Upsample(width, dtype, name=f"up_{level}_upsample")(x)
         return _output(x, self.features, groups)

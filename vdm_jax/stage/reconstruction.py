@@ -149,14 +149,25 @@ class Reconstruction(Direct):
         """The training loss, averaged over the batch, and scalar metrics: each term, the PSNR in dB
         of the decoded images, and the latents' mean and deviation."""
         del frozen
+        return self.measured(*self.seen(params, batch, key))
+
+    def seen(
+        self, params: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Reconstructed, Float[Array, "*n h2 w2 c2"]]:
+        """A batch encoded and decoded, and the latents that were drawn."""
         images, posterior = self._images(batch["video"]), self.posterior(params, batch["video"])
         latents = posterior.sample(key)
         decoded = self._apply(params, latents, method="decode").astype(jnp.float32)
-        seen = Reconstructed(images, posterior, decoded, self._weights(batch))
+        return Reconstructed(images, posterior, decoded, self._weights(batch)), latents
+
+    def measured(
+        self, seen: Reconstructed, latents: Float[Array, "*n h2 w2 c2"]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """What `loss` returns."""
         values = {term.name: term.function(seen) for term in self.terms}
         loss = sum(term.weight * values[term.name] for term in self.terms)
         # Of an error of all values together; a peak of 2, from -1 to 1.
-        squares = jnp.square(decoded - images).mean()
+        squares = jnp.square(seen.decoded - seen.images).mean()
         psnr = 10 * jnp.log10(4.0 / jnp.maximum(squares, 1e-10))
         moments = {"latent_mean": latents.mean(), "latent_std": latents.std()}
         return loss, {**values, "psnr": psnr, **moments}

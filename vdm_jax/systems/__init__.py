@@ -194,8 +194,8 @@ def scheduler(config) -> Scheduler | FlowScheduler | None:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder holds a published pipeline."""
-    return (folder / published.PIPELINE).is_file()
+    """Whether a folder holds a published pipeline or autoencoder."""
+    return (folder / published.PIPELINE).is_file() or autoencoder.is_published(folder)
 
 
 def read_published(folder: Path):
@@ -258,6 +258,8 @@ def published_digest(folder: Path) -> str:
 
 
 def _pipeline(folder: Path):
+    if autoencoder.is_published(folder):
+        return autoencoder
     path = folder / published.PIPELINE
     index = published.read_json(path)
     return _PIPELINES[published.config_value(index, path, "_class_name", _PIPELINES)]

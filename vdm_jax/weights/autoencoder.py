@@ -15,7 +15,13 @@ from vdm_jax.models import autoencoder as networks
 from vdm_jax.models import layers
 from vdm_jax.weights import published
 
-_CLASSES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder", "AutoencoderTiny")
+# The last one is ours; no published library reads it.
+CLASSES = (
+    "AutoencoderKL",
+    "AutoencoderKLTemporalDecoder",
+    "AutoencoderTiny",
+    "AutoencoderKLFrameDecoder",
+)
 # Neither encode nor decode depends on these: the size of tiles, whether a pipeline computes in
 # float32 whatever it is asked for, and how TAESD's latents become bytes.
 _IGNORED = {"sample_size", "force_upcast", "latent_magnitude", "latent_shift", "block_out_channels"}
@@ -94,8 +100,8 @@ def from_config(found: Mapping[str, Any], path: Path) -> networks.Autoencoder:
     """The network that a config.json, read from `path`, describes, computing in float32. Raises
     ValueError naming the class or the value that is not understood."""
     values = _Values(found, path)
-    kind = published.config_value(values.config, values.path, "_class_name", _CLASSES)
-    network = {"AutoencoderKL": _kl, "AutoencoderTiny": _tiny}.get(kind, _temporal)(values)
+    kind = published.config_value(values.config, values.path, "_class_name", CLASSES)
+    network = _READ[kind](values)
     values.check_unread(kind)
     return network
 
@@ -153,12 +159,14 @@ def _common(value: _Values, groups: int, blocks: Mapping[str, str]) -> dict[str,
     }
 
 
-def _kl(value: _Values) -> networks.AutoencoderKL:
+def _kl(
+    value: _Values, kind: type[networks.AutoencoderKL] = networks.AutoencoderKL
+) -> networks.AutoencoderKL:
     value("act_fn", "silu", ["silu"])
     value("latents_mean", None, [None])
     value("latents_std", None, [None])
     groups = value("norm_num_groups", 32)
-    return networks.AutoencoderKL(
+    return kind(
         **_common(value, groups, {"down_block_types": _DOWN, "up_block_types": _UP}),
         layers_per_level=value("layers_per_block", 1),
         norm_groups=groups,
@@ -205,6 +213,18 @@ def _tiny(value: _Values) -> networks.AutoencoderTiny:
         scaling_factor=value("scaling_factor", 1.0),
         shift_factor=value("shift_factor", 0.0),
     )
+
+
+def _frame_decoder(value: _Values) -> networks.AutoencoderKL:
+    return _kl(value, networks.AutoencoderKLFrameDecoder)
+
+
+_READ: Mapping[str, Callable[[_Values], networks.Autoencoder]] = {
+    "AutoencoderKL": _kl,
+    "AutoencoderKLTemporalDecoder": _temporal,
+    "AutoencoderTiny": _tiny,
+    "AutoencoderKLFrameDecoder": _frame_decoder,
+}
 
 
 def _common_config(
@@ -255,6 +275,7 @@ _CONFIGS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "AutoencoderKL": _kl_config,
     "AutoencoderKLTemporalDecoder": _common_config,
     "AutoencoderTiny": _tiny_config,
+    "AutoencoderKLFrameDecoder": _kl_config,
 }
 
 
@@ -279,8 +300,10 @@ _OUTSIDE = {"norm_out": "conv_norm_out", "frame_conv_out": "time_conv_out"}
 # Our names of blocks and of a tiny network's layers as regular expressions, and the published ones.
 _BLOCKS = (
     (r"mid_residual_(\d+)", r"mid_block.resnets.\1"),
+    (r"mid_residual_(\d+)_temporal", r"mid_block.temporal_resnets.\1"),
     (r"mid_attention", r"mid_block.attentions.0"),
     (r"(down|up)_(\d+)_residual_(\d+)", r"\1_blocks.\2.resnets.\3"),
+    (r"up_(\d+)_residual_(\d+)_temporal", r"up_blocks.\1.temporal_resnets.\2"),
     (r"(down|up)_(\d+)_(downsample|upsample)", r"\1_blocks.\2.\3rs.0"),
     (r"layer_(\d+)", r"layers.\1"),
     (r"conv_(\d)", lambda found: f"conv.{2 * int(found[1])}"),

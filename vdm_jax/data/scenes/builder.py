@@ -23,10 +23,12 @@ SIZE, FRAMES = 64, 16
 
 @dataclasses.dataclass(kw_only=True)  # TFDS's own class is not frozen, so this cannot be
 class ScenesConfig(tfds.core.BuilderConfig):
-    """How many objects a scene shows, of how many pixels, and how many clips there are."""
+    """How many objects a scene shows, of how many pixels and frames, and how many clips there
+    are."""
 
     num_objects: int = 1
     size: int = SIZE
+    frames: int = FRAMES
     train_clips: int = 10_000
     held_out_clips: int = 1_000
     seed: int = 0
@@ -37,7 +39,8 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
     def scene(self, split: str, index: int) -> Scene:
         """Scene `index` of a split, not drawn yet."""
-        return draw_scene(self.seed, split, index, num_objects=self.num_objects, num_frames=FRAMES)
+        sizes = {"num_objects": self.num_objects, "num_frames": self.frames}
+        return draw_scene(self.seed, split, index, **sizes)
 
 
 def clips(
@@ -74,6 +77,13 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             train_clips=200,
             held_out_clips=100,
         ),
+        ScenesConfig(
+            name="64x64x65",
+            description="65 frames of 64 by 64 pixels, one object, for frame interpolation.",
+            frames=65,
+            train_clips=1_000,
+            held_out_clips=100,
+        ),
     ]
     builder_config: ScenesConfig
 
@@ -94,7 +104,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     def rendered_frames(self, split: str, count: int | None) -> Iterator[tuple[np.ndarray, str]]:
         """One frame, as a clip of one, and its caption of each of the first `count` clips."""
         for index, (scene, clip) in enumerate(clips(self.builder_config, split, count)):
-            frame = index * 7 % FRAMES
+            frame = index * 7 % self.builder_config.frames
             yield clip.video[frame : frame + 1], scene.frame_captions[frame]
 
     def _scenes(self, split: str) -> Iterator[Scene]:
@@ -106,7 +116,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
         def pixels(channels):
             return tfds.features.Tensor(
-                shape=(FRAMES, config.size, config.size, channels),
+                shape=(config.frames, config.size, config.size, channels),
                 dtype=np.uint8,
                 encoding=tfds.features.Encoding.ZLIB,
             )
@@ -122,12 +132,14 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                 {
                     "video": pixels(3),
                     "caption": tfds.features.Text(),
-                    "frame_captions": tfds.features.Sequence(tfds.features.Text(), length=FRAMES),
+                    "frame_captions": tfds.features.Sequence(
+                        tfds.features.Text(), length=config.frames
+                    ),
                     "mask": pixels(1),
                     "depth": pixels(1),
                     "edges": pixels(1),
                     "boxes": tfds.features.Tensor(
-                        shape=(FRAMES, config.num_objects, 4), dtype=np.float32
+                        shape=(config.frames, config.num_objects, 4), dtype=np.float32
                     ),
                     "object": labels((*SPRITES, *SHAPES)),
                     "color": labels(("none", *COLORS)),

@@ -1,6 +1,7 @@
 """The blocks of the autoencoders of latent diffusion (Rombach et al. 2022, appendix G).
 
-They take no condition. Frames are folded into the batch; only `FrameMixing` mixes them.
+They take no condition. Frames are folded into the batch; only `FrameMixing` and `FrameBlending` mix
+them.
 """
 
 import flax.linen as nn
@@ -124,24 +125,47 @@ class FrameMixing(layers.GivenParams, nn.Module):
     def __call__(self, x: Float[Array, "bf h w c"], frames: int) -> Float[Array, "bf h w _"]:
         """`x` has batch and frames folded."""
         x = Residual(self.features, self.groups, self.dtype, name="spatial")(x)
-        clip = rearrange(x, "(b f) h w c -> b f h w c", f=frames)
-        temporal = _TemporalResidual(self.groups, self.dtype, name="temporal")(clip)
-        mix = self.param("mix", layers.named(nn.initializers.zeros, None), (1,))
-        share = jax.nn.sigmoid(mix.astype(jnp.float32)).astype(self.dtype)
-        blended = (1 - share) * clip + share * temporal
-        return rearrange(blended, "b f h w c -> (b f) h w c")
+        return _blended(
+            self, x, frames, _TemporalResidual(self.groups, self.dtype, name="temporal")
+        )
+
+
+class FrameBlending(layers.GivenParams, nn.Module):
+    """A residual block over frames whose result is blended with its input, as in `FrameMixing`. Its
+    last convolution starts at zero, so it starts as the identity."""
+
+    groups: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "bf h w c"], frames: int) -> Float[Array, "bf h w c"]:
+        """`x` has batch and frames folded."""
+        temporal = _TemporalResidual(self.groups, self.dtype, zero=True, name="temporal")
+        return _blended(self, x, frames, temporal)
+
+
+def _blended(
+    module: nn.Module, x: Float[Array, "bf h w c"], frames: int, temporal: nn.Module
+) -> Float[Array, "bf h w c"]:
+    """(1 − σ(mix)) x + σ(mix) temporal(x) with the parameter `mix` of the module."""
+    clip = rearrange(x, "(b f) h w c -> b f h w c", f=frames)
+    mix = module.param("mix", layers.named(nn.initializers.zeros, None), (1,))
+    share = jax.nn.sigmoid(mix.astype(jnp.float32)).astype(module.dtype)
+    blended = (1 - share) * clip + share * temporal(clip)
+    return rearrange(blended, "b f h w c -> (b f) h w c")
 
 
 class _TemporalResidual(nn.Module):
     groups: int
     dtype: DTypeLike
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
         h = self._norm(x, "norm_in")
         h = FrameConvolution(x.shape[-1], self.dtype, name="conv_in")(h)
         h = self._norm(h, "norm_out")
-        return x + FrameConvolution(x.shape[-1], self.dtype, name="conv_out")(h)
+        return x + FrameConvolution(x.shape[-1], self.dtype, self.zero, name="conv_out")(h)
 
     def _norm(self, x: Float[Array, "b f h w c"], name: str) -> Float[Array, "b f h w c"]:
         norm = layers.group_norm(x.shape[-1], self.groups, name, epsilon=TEMPORAL_EPSILON)

@@ -232,6 +232,17 @@ class MaskedVideo(Base):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ContextFrames(MaskedVideo):
+    """Known frames that guidance leads towards (context guidance; Video LDM, Blattmann et al. 2023,
+    section 3.2). The null is that nothing is known, where training draws that: the kind "none"."""
+
+    def null(self, cond: Cond) -> Cond:
+        if "mask" not in cond or "none" not in self.kinds:
+            return cond
+        return {**cond, **{name: jnp.zeros_like(cond[name]) for name in self.like_z}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class KeyFrames(MaskedVideo):
     """Known frames, between and beyond which the others are made (Make-A-Video, Singer et al. 2022,
     section 3.3). Sampling takes every `skip`-th frame of the clip, uint8 (n, given, h, w, c).
