@@ -93,7 +93,7 @@ def smoother(options, model) -> list[dict]:
     from vdm_jax.systems.controlvideo import Smoother
 
     task, errors = make_task(options, options.frames), {}
-    for name, part, file in (("on", Smoother(), "all"), ("off", None, "without_smoother")):
+    for name, part, file in (("on", Smoother(), "smoother"), ("off", None, "all")):
         adapted = _adapted(options, model, options.frames, smoother=part)
         videos, _ = _sampled(options, adapted, task, file)
         errors[name] = 1e3 * fidelity.warp_error(videos).clips

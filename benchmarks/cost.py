@@ -233,7 +233,7 @@ def _devices() -> list[Point]:
     stage, batch = _stage("vdm/moving_shapes", {"train.batch_size": 16})
     arguments, points = _arguments(stage, batch), []
     for count in (1, 2, DEVICES):
-        mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
+        mesh = jax.sharding.Mesh(jax.devices()[:count], ("data",))
         whole = NamedSharding(mesh, PartitionSpec())
         cut = NamedSharding(mesh, PartitionSpec("data"))
         placed = (jax.device_put(arguments[0], whole), *jax.device_put(arguments[1:], cut))
