@@ -2,8 +2,9 @@
 
 XLA's CPU backend writes out the weights of all sequences, several times, and keeps them for the
 gradient: four times 1 GB for 64 frames of 32 x 32 pixels with four heads. Here the weights of a few
-sequences and heads are computed at a time, in matrices that stay in the cache, and the gradient
-computes them again. That is up to nine times as fast, in a hundredth of the memory.
+sequences and heads, or of a part of one's queries, are computed at a time, in matrices that stay in
+the cache, and the gradient computes them again. That is up to nine times as fast, in a hundredth of
+the memory.
 """
 
 import math
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 # Weights in memory at a time, 4 MiB. With fewer, the loop over short sequences costs more than its
 # products. With more, the weights do not fit the cache.
 _WEIGHTS = 2**20
+_FEWEST = 64  # queries of a part: products of fewer rows are slow
 
 _Attended = Float[Array, "n p heads d"]
 _Attending = Float[Array, "n l heads d"]
@@ -40,21 +42,28 @@ def _attend(q: _Sequences, k: _Keys, v: _Keys) -> _Sequences:
 
 
 def _forward(q: _Sequences, k: _Keys, v: _Keys) -> tuple[_Sequences, tuple[Array, ...]]:
-    def one(sequence: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        q, k, v = sequence
+    def some(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         logits = q @ k.T
         highest = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - highest)
         total = weights.sum(-1, keepdims=True)
         return (weights @ v) / total, highest + jnp.log(total)
 
+    def one(sequence: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        q, k, v = sequence
+        parts = _parts(len(q), len(k))
+        if parts == 1:
+            return some(q, k, v)
+        found = jax.lax.map(lambda part: some(part, k, v), _cut(q, parts))
+        return jax.tree.map(jnp.concatenate, found)
+
     out, normaliser = _in_parts(one, (q, k, v))
     return out, (q, k, v, out, normaliser)
 
 
 def _backward(saved: tuple[Array, ...], gradient: _Sequences) -> tuple[_Sequences, _Keys, _Keys]:
-    def one(sequence: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-        q, k, v, out, normaliser, gradient = sequence
+    def some(k: Array, v: Array, rows: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        q, out, normaliser, gradient = rows
         weights = jnp.exp(q @ k.T - normaliser)
         # The softmax's own term: Σ_j weights grad_weights.
         common = (gradient * out).sum(-1, keepdims=True)
@@ -63,10 +72,37 @@ def _backward(saved: tuple[Array, ...], gradient: _Sequences) -> tuple[_Sequence
         transposed = jax.lax.optimization_barrier((grad_logits.T, weights.T))
         return grad_logits @ k, transposed[0] @ q, transposed[1] @ gradient
 
+    def one(sequence: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        q, k, v, *rest = sequence
+        rows = (q, *rest)
+        parts = _parts(len(q), len(k))
+        if parts == 1:
+            return some(k, v, rows)
+
+        def add(sums: tuple[Array, Array], rows: tuple[Array, ...]) -> tuple[Any, Array]:
+            grad_q, *grads = some(k, v, rows)
+            return jax.tree.map(jnp.add, sums, tuple(grads)), grad_q
+
+        zeros = (jnp.zeros_like(k), jnp.zeros_like(v))
+        sums, grad_q = jax.lax.scan(add, zeros, jax.tree.map(lambda x: _cut(x, parts), rows))
+        return (jnp.concatenate(grad_q), *sums)
+
     return _in_parts(one, (*saved, gradient))
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _parts(queries: int, keys: int) -> int:
+    """Into how many equal parts the queries of a sequence are cut, for `_WEIGHTS` weights or fewer
+    in each; 1 where they cannot be."""
+    wanted = -(-queries * keys // _WEIGHTS)
+    allowed = range(wanted, queries // _FEWEST + 1)
+    return next((parts for parts in allowed if queries % parts == 0), 1)
+
+
+def _cut(rows: Array, parts: int) -> Array:
+    return rows.reshape(parts, -1, *rows.shape[1:])
 
 
 def _in_parts(one: Callable[[tuple[Array, ...]], Any], arrays: tuple[Array, ...]) -> Any:
