@@ -90,7 +90,9 @@ def test_an_input_is_made_upright_and_only_its_first_frame_is_read_for_a_still(
         ("a.mp4", "animate", 1),
         ("a.jpg", "animate", 1),
     ):
-        options = SimpleNamespace(job=job, input=[str(tmp_path / name)], prompt=["x"], factor=None)
+        options = SimpleNamespace(
+            job=job, input=[str(tmp_path / name)], prompt=["x"], factor=None, fps=None
+        )
         pictures.clear()
         found = edit_inputs.read(options, SimpleNamespace(fps=30.0), sampler)
         given = found.videos

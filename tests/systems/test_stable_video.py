@@ -217,7 +217,7 @@ def test_what_is_not_possible_is_said(model, tmp_path):
     wide = model.changed({"data.image_width": 32})
     assert fitted(wide, f"--input={photo}").stage.video_shape == (FRAMES, 32, 16, 3)
     other = types.SimpleNamespace(stage=dataclasses.replace(model.stage, conditions=()))
-    with pytest.raises(ValueError, match="--motion_bucket: this model takes no image"):
+    with pytest.raises(ValueError, match="--motion_bucket: this model has no such setting"):
         fitted(other, f"--input={photo}", "--motion_bucket=3")
     with pytest.raises(ValueError, match="use vdm edit animate --input=IMAGE"):
         model.stage.encode([""])
