@@ -335,17 +335,25 @@ def make_stage(pair: Pair, config):
 
 def _with_latent_unet(stage, pair: Pair):
     """The stage with a published U-Net as its network, and latents in the place of pixels."""
+    from vdm_jax.stage.conditions.still import Micro
     from vdm_jax.stage.space import PixelSpace
     from vdm_jax.stage.view import View
-    from vdm_jax.weights import latent_unet
+    from vdm_jax.weights import latent_unet, stable_video
 
-    network = latent_unet.from_config(pair.network, Path(pair.name))
+    conditions = stage.conditions
+    if pair.network["_class_name"] == stable_video.CLASS:
+        network = stable_video.from_config(pair.network, Path(pair.name))
+        network = network.clone(text="text_embeddings", videos=())
+        conditions += (Micro(fps=7.0, full_motion=0.1, augmentation=True),)
+    else:
+        network = latent_unet.from_config(pair.network, Path(pair.name))
     shape = (pair.frames, pair.size, pair.size, pair.channels)
     return dataclasses.replace(
         stage,
         network=network.clone(dtype=stage.network.dtype),
         space=PixelSpace(data_shape=shape),
         view=View(shape=shape),
+        conditions=conditions,
     )
 
 

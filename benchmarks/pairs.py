@@ -75,6 +75,25 @@ _LATENT = {
     "attention_head_dim": 8,
     "cross_attention_dim": 384,
 }
+_STABLE_VIDEO = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": (
+        "CrossAttnDownBlockSpatioTemporal",
+        "CrossAttnDownBlockSpatioTemporal",
+        "DownBlockSpatioTemporal",
+    ),
+    "up_block_types": (
+        "UpBlockSpatioTemporal",
+        "CrossAttnUpBlockSpatioTemporal",
+        "CrossAttnUpBlockSpatioTemporal",
+    ),
+    "block_out_channels": (32, 64, 128),
+    "num_attention_heads": (2, 4, 8),
+    "cross_attention_dim": 384,
+    "addition_time_embed_dim": 32,
+    "projection_class_embeddings_input_dim": 96,
+}
 _STABLE_DIFFUSION = {
     "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
     "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
@@ -228,6 +247,21 @@ PAIRS: dict[str, Pair] = {
             peer_steps=50,
             large=True,
             difference="nothing: the U-Net of Stable Diffusion 1.5",
+        ),
+        Pair(
+            name="stable-video",
+            adapter="stable_video",
+            options=_STABLE_VIDEO,
+            frames=16,
+            size=32,
+            channels=4,
+            network={**_STABLE_VIDEO, "_class_name": "UNetSpatioTemporalConditionModel"},
+            text_length=1,
+            text_dim=384,
+            peer_sampler="DDIM, without guidance",
+            peer_steps=50,
+            difference="nothing: the U-Net of Stable Video Diffusion with fewer channels, without "
+            "the image's latents; ours derives the motion's number from the clip in training",
         ),
         Pair(
             name="autoencoder",

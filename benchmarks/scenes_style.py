@@ -1,6 +1,6 @@
 """A style that the latent image model of scenes learns from few frames, as a LoRA.
 
-    python -m benchmarks.scenes_style --model=scenes_image --out=OUT [--frames=20] [--updates=600]
+    python -m benchmarks.scenes_style --model=scenes_image --out=OUT [--frames=20] [--updates=300]
 
 OUT/data receives frames of the data's split `train` in pastel (`benchmarks.pastel`) with their
 captions. `vdm train` trains a LoRA of the model on them, in OUT/run, and `vdm convert` writes it as
@@ -18,6 +18,7 @@ LoRA, images without.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -26,12 +27,14 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+_DRAWN = 10  # times as many frames as are chosen
 _FILE_SIZE = 256  # of the files: a video's colours have half of its resolution
 _TRAINING = {
     "data.name": "video_folder",
     "train.lora.rank": 8,
     "train.optimizer": "adamw",
-    "train.learning_rate": 2e-3,
+    "train.batch_size": 16,
+    "train.learning_rate": 1e-3,
     "train.ema_decay": 0.98,
     "train.log_every": 20,
 }
@@ -46,7 +49,7 @@ def main() -> None:
     parser.add_argument("--model", default="scenes_image", metavar="MODEL", help="a name or folder")
     parser.add_argument("--out", default="samples/scenes_style", metavar="OUT")
     parser.add_argument("--frames", type=int, default=20, metavar="N", help="default 20")
-    parser.add_argument("--updates", type=int, default=600, metavar="N", help="default 600")
+    parser.add_argument("--updates", type=int, default=300, metavar="N", help="default 300")
     parser.add_argument("--images", type=int, default=128, metavar="N", help="default 128")
     parser.add_argument("--steps", type=int, metavar="N", help="default: the model's")
     parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="of the LoRA; 1")
@@ -67,14 +70,21 @@ def main() -> None:
 
 
 def write_frames(folder: Path, count: int) -> None:
-    """Frames in pastel, as files of one frame, and their captions."""
+    """Frames in pastel, as files of one frame, and their captions. Backgrounds take turns: one that
+    no frame shows would keep its colours."""
     from benchmarks.pastel import pastel
     from vdm_jax.data import video_io
     from vdm_jax.evaluation import clips
 
     folder.mkdir(parents=True, exist_ok=True)
-    found = clips.from_rendered("scenes", "64x64x16", "train", count, frames=True)
-    for number, (video, caption) in enumerate(zip(found.videos, found.captions, strict=True)):
+    found = clips.from_rendered("scenes", "64x64x16", "train", _DRAWN * count, frames=True)
+    by_background: dict[str, list[int]] = {}
+    for index, caption in enumerate(found.captions):
+        by_background.setdefault(caption.rpartition(" of a ")[2], []).append(index)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_background.values()))
+    chosen = [index for index in turns if index is not None][:count]
+    for number, index in enumerate(chosen):
+        video, caption = found.videos[index], found.captions[index]
         path = folder / f"frame_{number:04d}.mp4"
         video_io.write_mp4(path, pastel(video), fps=8, min_size=_FILE_SIZE)
         path.with_suffix(".txt").write_text(caption + "\n")
