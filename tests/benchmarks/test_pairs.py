@@ -11,6 +11,7 @@ PEERS = {
     "lumiere": (33.13e9, 27_734_042),
     "latent-unet": (1.62e9, 18_462_148),
     "latent-unet-sd15": (803.3e9, 859_520_964),
+    "stable-video": (50.4e9, 8_001_536),  # with attention, which torch leaves out
 }
 
 
