@@ -42,16 +42,16 @@ def main() -> None:
     print(f"{len(found.videos)} clips in {out}")
 
 
-def pastel(video: np.ndarray) -> np.ndarray:
-    """Every pixel half-way to the grey that is as bright: black stays black."""
-    grey = video.max(axis=-1, keepdims=True)
-    return np.rint((video.astype(np.float32) + grey) / 2).astype(np.uint8)
+def pastel(video: np.ndarray, amount: float = 0.5) -> np.ndarray:
+    """Every pixel by `amount` of the way to the grey that is as bright: black stays black."""
+    grey = video.max(axis=-1, keepdims=True).astype(np.float32)
+    return np.rint(video + amount * (grey - video)).astype(np.uint8)
 
 
-def vivid(video: np.ndarray) -> np.ndarray:
+def vivid(video: np.ndarray, amount: float = 0.5) -> np.ndarray:
     """`pastel` taken back. Colours that no frame in pastel has become the nearest ones that are."""
     grey = video.max(axis=-1, keepdims=True).astype(np.float32)
-    return np.clip(np.rint(2 * video.astype(np.float32) - grey), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(grey + (video - grey) / (1 - amount)), 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

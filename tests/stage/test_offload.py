@@ -92,7 +92,15 @@ def test_a_device_that_cannot_reach_it_is_named():
     memories = [types.SimpleNamespace(kind="device")]
     lone = types.SimpleNamespace(device_kind="abacus", addressable_memories=lambda: memories)
     with pytest.raises(ValueError, match="mesh.offload = True: abacus has no memory of the host"):
-        host_memory.kind(lone)
+        host_memory.kind([lone])
+
+
+def test_devices_of_other_processes_take_it_for_granted():
+    elsewhere = types.SimpleNamespace(device_kind="abacus", addressable_memories=list)
+    assert host_memory.kind([elsewhere]) == "pinned_host"
+    memories = [types.SimpleNamespace(kind="unpinned_host")]
+    here = types.SimpleNamespace(device_kind="abacus", addressable_memories=lambda: memories)
+    assert host_memory.kind([elsewhere, here]) == "unpinned_host"
 
 
 def test_it_is_a_field_of_the_mesh_and_no_axis():

@@ -5,7 +5,7 @@ A copy on the device lives from before its first use to its last one in that pro
 device's memory holds the networks that are in use, not all that there are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,22 +14,23 @@ from jaxtyping import PyTree
 KINDS = ("pinned_host", "unpinned_host")
 
 
-def kind(device: jax.Device) -> str:
-    """The name of the host's memory as `device` reaches it. Raises ValueError where it cannot."""
-    kinds = [memory.kind for memory in device.addressable_memories()]
+def kind(devices: Collection[jax.Device]) -> str:
+    """The name of the host's memory as `devices` reach it. Raises ValueError where they cannot."""
+    # Devices of other processes, and those of a topology that is compiled for, tell nothing.
+    kinds = {memory.kind for device in devices for memory in device.addressable_memories()}
     for name in KINDS:
-        if name in kinds:
+        if name in kinds or not kinds:
             return name
     raise ValueError(
-        f"mesh.offload = True: {device.device_kind} has no memory of the host, only "
-        f"{', '.join(kinds)}"
+        f"mesh.offload = True: {next(iter(devices)).device_kind} has no memory of the host, only "
+        f"{', '.join(sorted(kinds))}"
     )
 
 
 def places(tree: PyTree) -> PyTree:
     """Shardings with the host's memory in the place of the devices'. Raises ValueError."""
     return jax.tree.map(
-        lambda place: place.with_memory_kind(kind(next(iter(place.device_set)))), tree
+        lambda place: place.with_memory_kind(kind(place.device_set)), tree
     )
 
 
