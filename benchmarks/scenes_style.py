@@ -1,6 +1,6 @@
 """A style that the latent image model of scenes learns from few frames, as a LoRA.
 
-    python -m benchmarks.scenes_style --model=scenes_image --out=OUT [--frames=20] [--updates=900]
+    python -m benchmarks.scenes_style --model=scenes_image --out=OUT [--frames=20] [--updates=300]
 
 OUT/data receives frames of the data's split `train` in pastel (`benchmarks.pastel`) with their
 captions. `vdm train` trains a LoRA of the model on them, in OUT/run, and `vdm convert` writes it as
@@ -38,7 +38,7 @@ _TRAINING = {
     "train.lora.rank": 8,
     "train.optimizer": "adamw",
     "train.batch_size": 16,
-    "train.learning_rate": 2e-3,
+    "train.learning_rate": 1e-3,
     "train.ema_decay": 0.98,
     "train.log_every": 20,
 }
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--model", default="scenes_image", metavar="MODEL", help="a name or folder")
     parser.add_argument("--out", default="samples/scenes_style", metavar="OUT")
     parser.add_argument("--frames", type=int, default=20, metavar="N", help="default 20")
-    parser.add_argument("--updates", type=int, default=900, metavar="N", help="default 900")
+    parser.add_argument("--updates", type=int, default=300, metavar="N", help="default 300")
     parser.add_argument("--images", type=int, default=128, metavar="N", help="default 128")
     parser.add_argument("--steps", type=int, metavar="N", help="default: the model's")
     parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="of the LoRA; 1")

@@ -21,6 +21,8 @@ IMAGEN_VIDEO = ("base_40x24", "tsr_6fps", "ssr_80x48", "ssr_320x192", "tsr_12fps
 IMAGEN_VIDEO += ("ssr_1280x768",)
 LUMIERE = ("t2i_base", "base_80f_128", "t2i_ssr", "ssr_1024")
 LATENT = ("latent_image/sd15", "stable_video/paper/image_to_video_576x1024")
+# Inflated image models, on chips that have the memory for their clips.
+INFLATED = ("stable_video/paper/video_256x384", "video_ldm/paper", "make_a_video/paper/decoder")
 # One host. Batch, tile and window of each stage's sampler are its configuration's.
 SAMPLING = "v5p:2x2x1"
 
@@ -93,8 +95,9 @@ def requests(effort: str) -> dict[str, list[compiling.Request]]:
         "Training, one slice of 64 chips": training,
         "Imagen Video, each stage on one slice of 64 chips": imagen_video,
         "Lumiere, each model on one slice of 64 chips": lumiere,
-        "Stable Diffusion 1.5 and Stable Video Diffusion, one slice of 64 chips": [
-            make(config=name, topology=topology) for name in LATENT for topology in TOPOLOGIES[:2]
+        "Image models and image models over clips, one slice of 64 chips": [
+            *(make(config=name, topology=at) for name in LATENT for at in TOPOLOGIES[:2]),
+            *(make(config=name, topology=TOPOLOGIES[1]) for name in INFLATED),
         ],
         "The large model, parameters cut over 16 chips only; with all activations kept": [
             make(config=LARGE, topology="v5e:8x8", overrides=cut_by_16),
@@ -149,7 +152,9 @@ def _fits(reports: list[dict]) -> list[str]:
         f"|---|---:|---|---:|---:|---:|---:|---:|---:|---|---:|---:|{more[1]}",
     ]
     for report in reports:
-        name = Path(report["config"]).stem + _changes(report["overrides"])
+        path = Path(report["config"])
+        name = path.parent.name if path.stem == "paper" else path.stem
+        name += _changes(report["overrides"])
         start = f"| {name} | {report['parameters'] / 1e9:.2f} B | {report['topology']} "
         if not report["fits"]:
             fitting = [attempt for attempt in report["suggestions"] if attempt["fits"]]
