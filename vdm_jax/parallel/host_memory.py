@@ -29,9 +29,7 @@ def kind(devices: Collection[jax.Device]) -> str:
 
 def places(tree: PyTree) -> PyTree:
     """Shardings with the host's memory in the place of the devices'. Raises ValueError."""
-    return jax.tree.map(
-        lambda place: place.with_memory_kind(kind(place.device_set)), tree
-    )
+    return jax.tree.map(lambda place: place.with_memory_kind(kind(place.device_set)), tree)
 
 
 def is_stored(tree: PyTree) -> bool:
