@@ -89,6 +89,14 @@ def test_changes_save_memory_and_keep_the_batch_first(config_file):
     assert changes[-1] == {"train.batch_size": "4", "train.accumulate": "1"}
 
 
+def test_every_device_has_whole_clips_in_each_microbatch(config_file):
+    overrides = {"train.batch_size": "48", "mesh.data": "-1", "train.accumulate": "2"}
+    request = compiling.Request(config=str(config_file), topology="v5e:2x2", overrides=overrides)
+    changes = compiling.memory_changes(request, devices=4)
+    parts = [change["train.accumulate"] for change in changes if [*change] == ["train.accumulate"]]
+    assert parts == ["4", "6", "12"]
+
+
 @needs_libtpu
 @pytest.mark.parametrize(
     ("arguments", "message"),

@@ -20,7 +20,7 @@ LARGE, LARGER = "vdm/t2v_large", "vdm/t2v_5b"
 IMAGEN_VIDEO = ("base_40x24", "tsr_6fps", "ssr_80x48", "ssr_320x192", "tsr_12fps", "tsr_24fps")
 IMAGEN_VIDEO += ("ssr_1280x768",)
 LUMIERE = ("t2i_base", "base_80f_128", "t2i_ssr", "ssr_1024")
-LATENT = ("latent_image/sd15", "stable_video/paper/image_to_video_576x1024")
+IMAGE, ANIMATION = "latent_image/sd15", "stable_video/paper/image_to_video_576x1024"
 # Inflated image models, on chips that have the memory for their clips.
 INFLATED = ("stable_video/paper/video_256x384", "video_ldm/paper", "make_a_video/paper/decoder")
 # One host. Batch, tile and window of each stage's sampler are its configuration's.
@@ -96,7 +96,9 @@ def requests(effort: str) -> dict[str, list[compiling.Request]]:
         "Imagen Video, each stage on one slice of 64 chips": imagen_video,
         "Lumiere, each model on one slice of 64 chips": lumiere,
         "Image models and image models over clips, one slice of 64 chips": [
-            *(make(config=name, topology=at) for name in LATENT for at in TOPOLOGIES[:2]),
+            *(make(config=IMAGE, topology=topology) for topology in TOPOLOGIES[:2]),
+            make(config=ANIMATION, topology=TOPOLOGIES[0], overrides={"train.accumulate": "12"}),
+            make(config=ANIMATION, topology=TOPOLOGIES[1], overrides={"train.accumulate": "6"}),
             *(make(config=name, topology=TOPOLOGIES[1]) for name in INFLATED),
         ],
         "The large model, parameters cut over 16 chips only; with all activations kept": [
@@ -161,7 +163,8 @@ def _fits(reports: list[dict]) -> list[str]:
             advice = f"; with{_changes(fitting[0]['changes'])} see below" if fitting else ""
             empty = " |" * (11 if trains else 7)
             lines.append(f"{start}| {report['batch']} | {report['error']}{advice} |{empty}")
-            lines += _fits([report | attempt for attempt in fitting])[2:-1]
+            if fitting:
+                lines += _fits([report | attempt for attempt in fitting])[2:-1]
             continue
         found = report["estimate"]
         least = 3 * 2 * report["parameters"] * (found["devices"] - 1) / found["devices"]
