@@ -26,3 +26,15 @@ def two_cores(config: ConfigDict) -> ConfigDict:
     config.sample.threshold = "static"
     config.sample.batch_size = 32
     return config
+
+
+def few_updates(config: ConfigDict) -> ConfigDict:
+    """Sets how a model that starts from an image model is trained for some hundred updates."""
+    config.train.learning_rate = 1e-3
+    config.train.schedule = "cosine"
+    config.train.warmup_steps = 50
+    config.train.ema_decay = 0.99
+    config.train.log_every = 25
+    config.train.sample_every = 0
+    config.checkpoint.every = 100
+    return config

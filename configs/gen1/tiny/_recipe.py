@@ -11,6 +11,7 @@ from vdm_jax.config import load_recipe
 from vdm_jax.systems import gen1
 
 image_model = load_recipe(__file__, "../../latent_image/scenes.py")
+few_updates = load_recipe(__file__, "../../_two_cores.py").few_updates
 BASE = "scenes_image"
 TRAINED = "temporal|^condition/embedding_|attention_text|^input_conv/|^(down|up)_0_block"
 
@@ -40,12 +41,7 @@ def tiny_config(frames: int, *, temporal: bool = True) -> ConfigDict:
     config.data.num_frames = frames
     config.data.image_width = image.data.image_size
     config.train.cond_dropout = 0.15
-    config.train.learning_rate = 1e-3
-    config.train.schedule = "cosine"
-    config.train.warmup_steps = 50
-    config.train.ema_decay = 0.99
-    config.train.log_every = 25
-    config.train.sample_every = 0
+    few_updates(config)
     config.checkpoint.every = 250
     config.sample.steps = 25
     config.sample.guidance = 3.0

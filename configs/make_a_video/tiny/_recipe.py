@@ -6,7 +6,7 @@ from vdm_jax.config import load_recipe
 from vdm_jax.systems import make_a_video
 
 image_model = load_recipe(__file__, "../../latent_image/scenes.py")
-two_cores = load_recipe(__file__, "../../_two_cores.py").two_cores
+budgets = load_recipe(__file__, "../../_two_cores.py")
 about_bilinear = load_recipe(__file__, "../../imagen_video/tiny/_recipe.py").about_bilinear
 
 PAIR = "scenes_image/image_text"
@@ -59,7 +59,7 @@ def super_resolution(size: int, *, temporal: bool) -> ConfigDict:
     """16 frames of `size` pixels from half as many, trained on crops."""
     frames = (GIVEN - 1) * SKIP + 1
     config = make_a_video.default_config(make_a_video.SUPER_RESOLUTION, (frames, size, size))
-    two_cores(config)
+    budgets.two_cores(config)
     _common(config)
     config.stage.low_res = (frames, size // 2, size // 2)
     config.stage.crop = (8 if temporal else 1, 64, 64)
@@ -93,10 +93,4 @@ def _common(config: ConfigDict) -> None:
     config.data.name = "scenes"
     config.data.config = "64x64x16"
     config.data.workers = 0
-    config.train.learning_rate = 1e-3
-    config.train.schedule = "cosine"
-    config.train.warmup_steps = 50
-    config.train.ema_decay = 0.99
-    config.train.log_every = 25
-    config.train.sample_every = 0
-    config.checkpoint.every = 100
+    budgets.few_updates(config)

@@ -6,6 +6,7 @@ from vdm_jax.config import load_recipe
 from vdm_jax.systems import video_ldm
 
 image_model = load_recipe(__file__, "../../latent_image/scenes.py")
+few_updates = load_recipe(__file__, "../../_two_cores.py").few_updates
 
 DATA = "64x64x65"
 FPS = 30.0  # so that the paper's 1.875, 7.5 and 30 frames a second are every 16th, 4th and 1st
@@ -27,12 +28,6 @@ def clips(strides: tuple[int, ...]) -> ConfigDict:
     config.data.update({"name": "scenes", "config": DATA, "num_frames": 65, "workers": 0})
     config.data.update({"image_size": 64, "image_width": 64})
     config.train.batch_size = 8
-    config.train.learning_rate = 1e-3
-    config.train.schedule = "cosine"
-    config.train.warmup_steps = 50
-    config.train.ema_decay = 0.99
-    config.train.log_every = 25
-    config.train.sample_every = 0
-    config.checkpoint.every = 100
+    few_updates(config)
     config.sample.batch_size = 16
     return config
