@@ -77,10 +77,12 @@ def memory_changes(request: Request, devices: int) -> list[dict[str, str]]:
     if request.what != "sample" and config.model.remat != "full":
         changes.append({"model.remat": "full"})
     if request.what == "train":
-        # Every device has whole clips in each microbatch.
-        of_one, now = shards // devices, config.train.accumulate
-        parts = [n for n in range(2 * now, of_one + 1, now) if of_one % n == 0]
-        changes += [{"train.accumulate": str(n)} for n in parts]
+        accumulate, clips_a_device = config.train.accumulate, shards // devices
+        changes += [
+            {"train.accumulate": str(microbatches)}
+            for microbatches in range(2 * accumulate, clips_a_device + 1, accumulate)
+            if clips_a_device % microbatches == 0  # whole clips on every device
+        ]
         changes.append({"train.moment_dtype": "bfloat16"})
     while shards // 2 >= devices and shards % 2 == 0:
         shards //= 2
